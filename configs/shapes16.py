@@ -1,0 +1,85 @@
+"""The demo's base stage: text to 16x16 pictures of captioned_shapes.
+
+The layout of App. F.1 in small. Unlike the paper's base stage it predicts v
+and trains its text encoder along: there is no web text to learn English
+from here, so this stage teaches the small T5 the language of the captions,
+and the stages after it use that T5 frozen, as the paper does.
+
+  python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
+"""
+
+from ml_collections import ConfigDict
+
+
+def text() -> ConfigDict:
+  """The small T5 that all stages of the demo share."""
+  return ConfigDict(
+    dict(
+      encoder=dict(
+        vocab_size=256,
+        emb_dim=128,
+        num_heads=4,
+        num_encoder_layers=3,
+        head_dim=32,
+        mlp_dim=256,
+      ),
+      vocabulary="weights/shapes.model",
+      length=32,
+      weights="",
+      trainable=True,
+    )
+  )
+
+
+def get_config() -> ConfigDict:
+  """The config of the stage."""
+  config = ConfigDict()
+  config.text = text()
+  config.stage = dict(
+    size=16,
+    schedule=dict(kind="cosine"),
+    prediction="v",
+    loss_space="v",
+    text_drop=0.1,
+    net=dict(
+      kind="UNet",
+      image_size=16,
+      embed_dim=32,
+      channel_mult=(1, 2, 4),
+      num_res_blocks=2,
+      attn_resolutions=(8, 4),
+      text_cross_attn_res=(8, 4),
+      per_head_channels=32,
+      feature_pooling_type="attention",
+      text_width=128,
+      norm_groups=8,
+    ),
+  )
+  config.data = dict(
+    name="captioned_shapes",
+    data_dir="~/tensorflow_datasets",
+    batch_size=64,
+    cache=True,
+  )
+  config.optimizer = dict(
+    kind="adam",
+    learning_rate=1e-3,
+    warmup_steps=200,
+    decay_steps=4_500,
+    clip_norm=1.0,
+  )
+  config.train = dict(
+    steps=4_500,
+    ema_decay=0.998,
+    log_every=25,
+    sample_every=500,
+    checkpoint_every=250,
+  )
+  config.sampling = dict(
+    steps=64,
+    guidance=2.0,
+    step=dict(kind="ancestral", gamma=0.0),
+    threshold=dict(kind="dynamic", p=99.5),
+  )
+  config.weights = "weights/shapes16.safetensors"
+  return config

@@ -1,0 +1,38 @@
+"""The demo's last stage: 64x64 to 256x256 pictures, trained on crops.
+
+An Efficient U-Net after App. F.3 in small: no self-attention, a
+cross-attention to the text alone in the last block, the linear schedule. It
+trains on 64x64 crops of the 256x256 picture and enlarges whole pictures, as
+the paper's last stage does (Sec. 2.5). Unlike the paper's it predicts v.
+
+  python -m imagen_jax.train --config=configs/shapes256.py --workdir=DIR
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes64
+
+
+def get_config() -> ConfigDict:
+  """The config of the stage."""
+  config = shapes64.get_config()
+  config.stage.size = 256
+  config.stage.lowres_size = 64
+  config.stage.crop_size = 64
+  config.stage.schedule.kind = "linear"
+  config.stage.net.blocks = (
+    dict(channels=24, num_res_blocks=1),
+    dict(channels=48, num_res_blocks=1),
+    dict(
+      channels=96,
+      num_res_blocks=1,
+      text_cross_attention=True,
+      num_attention_heads=8,
+    ),
+  )
+  config.data.cache = False
+  config.optimizer.decay_steps = 3_000
+  config.train.steps = 3_000
+  config.sampling.steps = 16
+  config.weights = "weights/shapes256.safetensors"
+  return config

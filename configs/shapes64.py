@@ -1,0 +1,57 @@
+"""The demo's first super-resolution stage: 16x16 to 64x64 pictures.
+
+An Efficient U-Net after App. F.2 in small: self-attention with the text's
+keys and values in the last block. The text encoder is shapes16's, frozen.
+Unlike the paper's it predicts v.
+
+  python -m imagen_jax.train --config=configs/shapes64.py --workdir=DIR
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes16
+
+
+def get_config() -> ConfigDict:
+  """The config of the stage."""
+  config = shapes16.get_config()
+  config.text.weights = "weights/shapes_t5.safetensors"
+  config.text.trainable = False
+  config.stage = dict(
+    size=64,
+    lowres_size=16,
+    schedule=dict(kind="cosine"),
+    prediction="v",
+    loss_space="v",
+    text_drop=0.1,
+    net=dict(
+      kind="EfficientUNet",
+      blocks=(
+        dict(channels=32, num_res_blocks=1),
+        dict(channels=64, num_res_blocks=1),
+        dict(
+          channels=128,
+          num_res_blocks=2,
+          self_attention=True,
+          text_cross_attention=True,
+          num_attention_heads=8,
+        ),
+      ),
+      embed_dim=64,
+      feature_pooling_type="attention",
+      text_width=128,
+      norm_groups=8,
+    ),
+  )
+  config.data.batch_size = 32
+  config.optimizer.decay_steps = 4_000
+  config.train.steps = 4_000
+  config.sampling = dict(
+    steps=32,
+    guidance=1.0,
+    step=dict(kind="ddim"),
+    threshold=dict(kind="static"),
+    aug_level=0.1,
+  )
+  config.weights = "weights/shapes64.safetensors"
+  return config

@@ -1,0 +1,1 @@
+"""Imagen (Saharia et al. 2022) in JAX: text in, images out."""

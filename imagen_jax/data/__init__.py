@@ -1,0 +1,1 @@
+"""The numpy and grain side: datasets, resizing and per-host batches."""

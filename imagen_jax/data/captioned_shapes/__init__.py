@@ -1,0 +1,1 @@
+"""captioned_shapes: drawn pictures whose captions state all that is in them."""

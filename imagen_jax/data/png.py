@@ -1,0 +1,47 @@
+"""PNG files: pictures with a note of how they were made, and grids of them."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+
+def write_png(
+  path: str | os.PathLike,
+  picture: np.ndarray,
+  text: Mapping[str, str] | None = None,
+) -> None:
+  """Writes uint8 [H, W, 3], whole or not at all; text goes in as metadata."""
+  path = pathlib.Path(path)
+  info = PngImagePlugin.PngInfo()
+  for key, value in (text or {}).items():
+    info.add_itxt(key, value)
+  part = path.with_name(path.name + ".part")
+  try:
+    Image.fromarray(picture).save(part, format="PNG", pnginfo=info)
+    part.replace(path)
+  except OSError as error:
+    raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
+  """uint8 [H, W, 3] -> [size, size, 3] in plain squares, to be looked at."""
+  image = Image.fromarray(picture)
+  return np.asarray(image.resize((size, size), Image.Resampling.NEAREST))
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+  """Equally sized uint8 [H, W, 3], row by row, with a thin gap of grey."""
+  height, width, _ = pictures[0].shape
+  rows = -(-len(pictures) // columns)
+  gap = 2
+  shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+  sheet = np.full(shape, 128, np.uint8)
+  for i, picture in enumerate(pictures):
+    y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
+    sheet[y : y + height, x : x + width] = picture
+  return sheet

@@ -1,0 +1,1 @@
+"""Diffusion mathematics: arrays in, arrays out, always float32."""

@@ -1,0 +1,63 @@
+"""Classifier-free guidance and thresholding (Secs. 2.2-2.3, Fig. A.31)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.diffusion.gaussian import per_example
+
+
+def guide(cond: jax.Array, uncond: jax.Array, w: jax.Array) -> jax.Array:
+  """w cond + (1 - w) uncond (Eq. 2); w scalar or [B], w = 1 is no guidance.
+
+  The paper guides eps. For one z_t every prediction is affine in eps and the
+  weights sum to one, so guiding x_hat or v is the same thing.
+  """
+  w = per_example(w, cond)
+  return w * cond + (1 - w) * uncond
+
+
+def no_threshold(x: jax.Array) -> jax.Array:
+  """x as it is."""
+  return jnp.asarray(x, jnp.float32)
+
+
+def static_threshold(x: jax.Array) -> jax.Array:
+  """clip(x, -1, 1)."""
+  return jnp.clip(jnp.asarray(x, jnp.float32), -1.0, 1.0)
+
+
+def dynamic_threshold(x: jax.Array, p: float = 99.5) -> jax.Array:
+  """clip(x, -s, s) / s, s = max(1, p-th percentile of |x|) of each example.
+
+  x [B, ...]; p on the scale 0..100. Apply after guidance, before the sampler.
+  """
+  _check_percentile(p)
+  x = jnp.asarray(x, jnp.float32)
+  axes = tuple(range(1, x.ndim))
+  # keepdims: a bare [B] would broadcast over the channels where B equals them.
+  s = jnp.percentile(jnp.abs(x), p, axis=axes, keepdims=True)
+  s = jnp.maximum(s, 1.0)
+  return jnp.clip(x, -s, s) / s
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicThreshold:
+  """dynamic_threshold with a fixed p: hashable, so it can be a setting."""
+
+  p: float = 99.5
+
+  def __post_init__(self):
+    _check_percentile(self.p)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x [B, ...] -> thresholded x in [-1, 1]."""
+    return dynamic_threshold(x, self.p)
+
+
+def _check_percentile(p: float) -> None:
+  if not 0 <= p <= 100:
+    raise ValueError(
+      f"The percentile p={p} of the dynamic threshold must be in 0..100."
+    )

@@ -1,0 +1,100 @@
+"""Noise schedules: time t in [0, 1] (1 is noise) <-> log-SNR.
+
+Every formula downstream takes logsnr = log(alpha^2 / sigma^2), never t, so a
+schedule is two inverse functions. The paper names the schedules (App. F); the
+clips that keep alpha and sigma off zero are ours, for the paper is silent.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+class Schedule(Protocol):
+  """A decreasing map of time to log-SNR, with its inverse."""
+
+  def __call__(self, t: jax.Array) -> jax.Array:
+    """t in [0, 1] -> logsnr, any shape."""
+
+  def inverse(self, logsnr: jax.Array) -> jax.Array:
+    """logsnr -> t in [0, 1], any shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineSchedule:
+  """logsnr(t) = -2 log tan(pi t / 2): alpha = cos(pi t / 2). Stages 1 and 2.
+
+  The clip to [-20, 20] is our default.
+  """
+
+  logsnr_min: float = -20.0
+  logsnr_max: float = 20.0
+
+  def __post_init__(self):
+    if not self.logsnr_min < self.logsnr_max:
+      raise ValueError(
+        f"logsnr_min={self.logsnr_min} of the cosine schedule must be less "
+        f"than logsnr_max={self.logsnr_max}."
+      )
+
+  def __call__(self, t: jax.Array) -> jax.Array:
+    """2 log(alpha / sigma), clipped; t in [0, 1]."""
+    t = jnp.asarray(t, jnp.float32)
+    # Not tan: in float32 tan(pi / 2) is negative, and its logarithm NaN.
+    log_alpha = jnp.log(jnp.sin(jnp.pi / 2 * (1 - t)))
+    log_sigma = jnp.log(jnp.sin(jnp.pi / 2 * t))
+    logsnr = 2 * (log_alpha - log_sigma)
+    return jnp.clip(logsnr, self.logsnr_min, self.logsnr_max)
+
+  def inverse(self, logsnr: jax.Array) -> jax.Array:
+    """t = (2 / pi) atan(exp(-logsnr / 2))."""
+    logsnr = jnp.asarray(logsnr, jnp.float32)
+    return 2 / jnp.pi * jnp.arctan(jnp.exp(-logsnr / 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSchedule:
+  """logsnr(t) = -log expm1(B(t)), B(t) = integral of beta from 0 to t. Stage 3.
+
+  beta rises linearly from beta_min to beta_max. The defaults are the limit in
+  continuous time of the paper's 1000 steps of 1e-4 -> 0.02; t_min is ours.
+  """
+
+  beta_min: float = 0.1
+  beta_max: float = 20.0
+  t_min: float = 1e-3
+
+  def __post_init__(self):
+    if not 0 < self.beta_min <= self.beta_max:
+      raise ValueError(
+        f"beta_min={self.beta_min} of the linear schedule must be positive "
+        f"and at most beta_max={self.beta_max}."
+      )
+    if not 0 < self.t_min < 1:
+      raise ValueError(
+        f"t_min={self.t_min} of the linear schedule must lie between 0 and 1."
+      )
+
+  def __call__(self, t: jax.Array) -> jax.Array:
+    """-log expm1(beta_min t + (beta_max - beta_min) / 2 t^2), t >= t_min."""
+    t = jnp.clip(jnp.asarray(t, jnp.float32), self.t_min, 1.0)
+    integral = self.beta_min * t + (self.beta_max - self.beta_min) / 2 * t**2
+    # log expm1(B) without overflow for a large B.
+    return -(integral + jnp.log(-jnp.expm1(-integral)))
+
+  def inverse(self, logsnr: jax.Array) -> jax.Array:
+    """The positive root t of B(t) = log(1 + exp(-logsnr)), at most 1."""
+    integral = jax.nn.softplus(-jnp.asarray(logsnr, jnp.float32))
+    slope = self.beta_max - self.beta_min
+    root = jnp.sqrt(self.beta_min**2 + 2 * slope * integral)
+    return jnp.minimum(2 * integral / (self.beta_min + root), 1.0)
+
+
+def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr); they sum to one."""
+  logsnr = jnp.asarray(logsnr, jnp.float32)
+  alpha = jnp.sqrt(jax.nn.sigmoid(logsnr))
+  sigma = jnp.sqrt(jax.nn.sigmoid(-logsnr))
+  return alpha, sigma

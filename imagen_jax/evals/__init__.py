@@ -1,0 +1,1 @@
+"""How good generated pictures are: the judge of captioned_shapes."""

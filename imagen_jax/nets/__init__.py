@@ -1,0 +1,1 @@
+"""Linen modules; they know no diffusion, no config and no mesh."""

@@ -1,0 +1,125 @@
+"""Leaves that both U-Nets share: norms, attention, resampling, features."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.types import TextEmbedding
+
+zeros = nn.initializers.zeros_init()
+
+
+def once_per_prompt(module: nn.Module, name: str, fn: Callable[[], Any]):
+  """The value of fn(), which depends on the text alone, kept if asked to.
+
+  `net.apply(variables, ..., mutable=["text"])` fills the collection "text";
+  an apply that is given that collection reads it in place of the text, so a
+  sampling loop computes its text keys, values and pooling once.
+  """
+  if module.has_variable("text", name):
+    return module.get_variable("text", name)
+  value = fn()
+  if module.is_mutable_collection("text") and not module.is_initializing():
+    module.put_variable("text", name, value)
+  return value
+
+
+def group_norm(groups: int, name: str | None = None) -> nn.GroupNorm:
+  """GroupNorm with float32 statistics and a float32 result."""
+  return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, name=name)
+
+
+def layer_norm(name: str | None = None) -> nn.LayerNorm:
+  """LayerNorm over features with float32 statistics and result."""
+  return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)
+
+
+def sinusoid(level: jax.Array, dim: int, max_period: float = 1e4) -> jax.Array:
+  """[cos, sin] features [B, dim] of level [B], which spans [0, 1000]."""
+  half = dim // 2
+  frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
+  angle = level.astype(jnp.float32)[:, None] * frequency
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def downsample(x: jax.Array) -> jax.Array:
+  """Mean over 2x2 windows of x [B, H, W, C]."""
+  return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+def upsample(x: jax.Array, factor: tuple[int, int] = (2, 2)) -> jax.Array:
+  """Nearest-neighbour enlargement of x [B, H, W, C]."""
+  return jnp.repeat(jnp.repeat(x, factor[0], axis=1), factor[1], axis=2)
+
+
+def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """Softmax over the last axis in float32; a row with no key gives zeros."""
+  lowest = jnp.finfo(jnp.float32).min
+  logits = jnp.where(mask, logits.astype(jnp.float32), lowest)
+  return jax.nn.softmax(logits, axis=-1) * mask
+
+
+def attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """softmax(query key^T / sqrt(d)) value.
+
+  query [B, N, heads, d]; key, value [B, M, heads, d]; mask [B, M] bool.
+  """
+  query = query * query.shape[-1] ** -0.5
+  logits = jnp.einsum(
+    "bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32
+  )
+  weights = masked_softmax(logits, mask[:, None, None, :]).astype(value.dtype)
+  return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
+
+
+class Attention(nn.Module):
+  """Attention of every pixel to the picture, to the text, or to both at once.
+
+  Both at once is stages 1 and 2 (App. D.3.1: text keys and values are
+  concatenated to those of self-attention); text alone is stage 3's explicit
+  cross-attention. The text passes a LayerNorm first (Sec. 2.5).
+  """
+
+  num_heads: int
+  head_dim: int
+  groups: int
+  self_attention: bool = True
+  dtype: Any = jnp.float32
+
+  def heads(self, name: str) -> nn.DenseGeneral:
+    shape = (self.num_heads, self.head_dim)
+    return nn.DenseGeneral(shape, dtype=self.dtype, name=name)
+
+  def text_key_value(self, text: TextEmbedding):
+    tokens = layer_norm("norm_text")(text.tokens)
+    return self.heads("text_key")(tokens), self.heads("text_value")(tokens)
+
+  @nn.compact
+  def __call__(self, x: jax.Array, text: TextEmbedding | None) -> jax.Array:
+    """x [B, H, W, C] -> x + attention, same shape."""
+    batch, height, width, channels = x.shape
+    pixels = x.reshape(batch, height * width, channels)
+    h = group_norm(self.groups, "norm")(pixels)
+    query = self.heads("query")(h)
+    sources = []
+    if self.self_attention:
+      everywhere = jnp.ones(pixels.shape[:2], bool)
+      sources.append((self.heads("key")(h), self.heads("value")(h), everywhere))
+    if text is not None:
+      key_value = once_per_prompt(
+        self, "key_value", lambda: self.text_key_value(text)
+      )
+      sources.append((*key_value, text.mask))
+    key, value, mask = (
+      jnp.concatenate(s, axis=1) for s in zip(*sources, strict=True)
+    )
+    h = attend(query, key, value, mask)
+    out = nn.DenseGeneral(
+      channels, axis=(-2, -1), dtype=self.dtype, kernel_init=zeros, name="out"
+    )
+    return x + out(h).reshape(x.shape)

@@ -1,0 +1,1 @@
+"""The machine side: devices, files, progress. Knows no model."""

@@ -1,0 +1,90 @@
+"""Weights as one safetensors file: parameters named by path, as stored."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import safetensors
+import safetensors.flax
+
+from imagen_jax.runtime.checkpoints import restore_ema
+
+
+def load(path: str | os.PathLike, part: str, like: Any) -> Any:
+  """Weights from a .safetensors file, or a training run's directory.
+
+  part is "net" or "text": which of a run's averaged weights. ValueError as
+  load_weights and restore_ema.
+  """
+  if pathlib.Path(path).suffix == ".safetensors":
+    return load_weights(path, like)
+  _, ema = restore_ema(str(path), {part: like})
+  return ema[part]
+
+
+def save_weights(
+  path: str | os.PathLike,
+  params: Any,
+  *,
+  dtype: Any = jnp.bfloat16,
+  metadata: Mapping[str, str] | None = None,
+) -> int:
+  """Writes a tree of parameters, whole or not at all; returns its bytes."""
+  path = pathlib.Path(path)
+  flat = flax.traverse_util.flatten_dict(params, sep="/")
+  flat = {name: jnp.asarray(value, dtype) for name, value in flat.items()}
+  data = safetensors.flax.save(flat, dict(metadata or {}))
+  part = path.with_name(path.name + ".part")
+  try:
+    part.write_bytes(data)
+    part.replace(path)
+  except OSError as error:
+    raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+  finally:
+    part.unlink(missing_ok=True)
+  return len(data)
+
+
+def load_weights(path: str | os.PathLike, like: Any) -> Any:
+  """A file's parameters in the tree and the dtypes of `like` (shapes).
+
+  ValueError, naming the file, if it is missing or damaged, or if a parameter
+  is missing, unknown or of another shape.
+  """
+  flat = _read(pathlib.Path(path))
+  wanted = flax.traverse_util.flatten_dict(like, sep="/")
+  for name in sorted(wanted.keys() ^ flat.keys()):
+    lack = "has no" if name in wanted else "has an unknown"
+    raise ValueError(f"{path} {lack} parameter {name}")
+  for name, leaf in wanted.items():
+    if flat[name].shape != leaf.shape:
+      raise ValueError(
+        f"{path} has {name} of shape {flat[name].shape}, expected {leaf.shape}"
+      )
+  cast = {n: jnp.asarray(flat[n], leaf.dtype) for n, leaf in wanted.items()}
+  return flax.traverse_util.unflatten_dict(cast, sep="/")
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+  """What save_weights was told of the weights' making."""
+  with open(path, "rb") as file:
+    size = int.from_bytes(file.read(8), "little")
+    return json.loads(file.read(size)).get("__metadata__", {})
+
+
+def _read(path: pathlib.Path) -> dict[str, jax.Array]:
+  try:
+    return safetensors.flax.load(path.read_bytes())
+  except OSError as error:
+    raise ValueError(
+      f"weights {path} cannot be read: {error.strerror}"
+    ) from error
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f"weights {path} are damaged or not safetensors: {error}"
+    ) from error

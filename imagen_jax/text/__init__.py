@@ -1,0 +1,1 @@
+"""Prompts to embeddings: vocabulary, tokenizer and text encoder."""

@@ -1,0 +1,80 @@
+"""Training of a vocabulary with T5's conventions on one's own captions."""
+
+import io
+import os
+import pathlib
+import string
+from collections.abc import Iterable
+
+import sentencepiece
+
+# The captions are case-folded before the pieces are learnt, and so is every
+# prompt, so upper-case letters need no pieces of their own.
+_REQUIRED = "".join(
+  sorted(set(string.digits + string.ascii_lowercase + string.punctuation))
+)
+_SMALLEST = len(_REQUIRED) + 4  # pad, </s>, unk and the space
+
+
+def train_vocabulary(
+  captions: Iterable[str], path: str | os.PathLike, *, vocab_size: int
+) -> int:
+  """Writes a SentencePiece model: pad 0, </s> 1, unk 2, no BOS, case-folded.
+
+  Returns the number of pieces: vocab_size, or fewer where the captions have no
+  use for so many. The same captions in the same order give the same file.
+  Every printable ASCII character has a piece, whether or not the captions use
+  it. ValueError for no captions and for a vocab_size without room for that.
+  """
+  captions = [caption for caption in captions if caption.strip()]
+  if not captions:
+    raise ValueError("there are no captions to train a vocabulary on")
+  if vocab_size < _SMALLEST:
+    raise ValueError(
+      f"vocab_size is {vocab_size}, expected at least {_SMALLEST}"
+    )
+  try:
+    model = _train(captions, vocab_size)
+  except RuntimeError as error:
+    reason = str(error).rpartition("] ")[2].partition(". ")[0]
+    raise ValueError(
+      f"no vocabulary of {vocab_size} pieces can be learnt from these "
+      f"{len(captions)} captions: {reason}"
+    ) from error
+  _write(pathlib.Path(path), model)
+  return sentencepiece.SentencePieceProcessor(model_proto=model).piece_size()
+
+
+def _train(captions: list[str], vocab_size: int) -> bytes:
+  """The trained model, serialised."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(captions),
+    model_writer=model,
+    # T5's own is a unigram model. That trainer takes its candidates from what
+    # different words have in common, so it spells out the words of a small
+    # world; merging pairs learns them whole. A tokenizer reads either.
+    model_type="bpe",
+    vocab_size=vocab_size,
+    hard_vocab_limit=False,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    normalization_rule_name="nmt_nfkc_cf",
+    required_chars=_REQUIRED,
+    num_threads=1,
+    shuffle_input_sentence=False,
+    minloglevel=2,
+  )
+  return model.getvalue()
+
+
+def _write(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file whole or not at all."""
+  part = path.with_name(path.name + ".part")
+  try:
+    part.write_bytes(data)
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)

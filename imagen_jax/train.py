@@ -1,0 +1,211 @@
+"""Trains one stage of the cascade.
+
+  python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
+
+Called again with the same workdir it goes on from the newest checkpoint.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from clu import metric_writers
+from ml_collections import config_flags
+
+from imagen_jax import build
+from imagen_jax.data.images import to_uint8
+from imagen_jax.data.pipeline import make_batches
+from imagen_jax.data.png import enlarge, grid, write_png
+from imagen_jax.data.source import load_source
+from imagen_jax.runtime import checkpoints, mesh, program, weights
+from imagen_jax.runtime.progress import Progress
+from imagen_jax.stage import Sampling, Stage, sample_stage
+from imagen_jax.text.tokenizer import Tokenizer
+from imagen_jax.training.step import init_state, make_train_step
+from imagen_jax.types import TextEmbedding
+
+CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where checkpoints, metrics and sample grids go."
+)
+
+Weights = dict[str, Any]
+
+
+def initial_weights(
+  stage: Stage, text: build.Text, seed: int
+) -> tuple[Weights, Weights]:
+  """(trained, frozen) parts of {"net", "text"} at the start of a run."""
+  net_key, text_key = jax.random.split(jax.random.key(seed))
+  net = jax.jit(lambda key: build.init_net(stage, text, key))(net_key)
+  encoder = jax.jit(lambda key: build.init_text(text, key))(text_key)
+  if text.weights:
+    path = build.packaged(text.weights)
+    encoder = weights.load(path, "text", encoder)
+  elif not text.trainable:
+    raise ValueError("text.weights is empty, and a frozen encoder needs them")
+  if text.trainable:
+    return {"net": net, "text": encoder}, {}
+  return {"net": net}, {"text": encoder}
+
+
+def open_batches(
+  stage: Stage,
+  data: build.Data,
+  tokenizer: Tokenizer,
+  *,
+  split: str,
+  batch_size: int,
+  start_step: int = 0,
+  shard: tuple[int, int] = (0, 1),
+) -> Iterator[dict[str, np.ndarray]]:
+  """Batches of a split for a stage; shard is (index, count) of this host's."""
+  return make_batches(
+    load_source(data.name, split, data.data_dir),
+    size=stage.size,
+    lowres_size=stage.lowres_size,
+    crop=stage.crop_size,
+    tokenize=tokenizer,
+    global_batch=batch_size,
+    seed=data.seed,
+    start_step=start_step,
+    shard_index=shard[0],
+    shard_count=shard[1],
+    cache=data.cache and split == data.split,
+  )
+
+
+def sample_grid(
+  stage: Stage,
+  sampling: Sampling,
+  text: build.Text,
+  params: Weights,
+  batch: dict[str, np.ndarray],
+) -> np.ndarray:
+  """One row per example: low-res picture (if any), sample, truth.
+
+  From fixed noise, and of the size that is trained on.
+  """
+  count, side = batch["image"].shape[:2]
+  lowres = batch.get("lowres")
+  small = dataclasses.replace(
+    stage,
+    size=side,
+    crop_size=None,
+    lowres_size=None if lowres is None else lowres.shape[1],
+  )
+  tokens = jax.jit(text.encoder.apply)(
+    {"params": params["text"]}, batch["tokens"], batch["mask"]
+  )
+  samples = sample_stage(
+    small,
+    params["net"],
+    jax.random.split(jax.random.key(0), count),
+    TextEmbedding(tokens, batch["mask"]),
+    lowres,
+    sampling=sampling,
+  )
+  columns = [np.asarray(samples), batch["image"]]
+  columns = columns if lowres is None else [lowres, *columns]
+  shown = max(side, 64)
+  cells = [
+    enlarge(to_uint8(column[i]), shown)
+    for i in range(count)
+    for column in columns
+  ]
+  return grid(cells, columns=len(columns) * max(1, round(math.sqrt(count) / 2)))
+
+
+def main() -> None:
+  config, workdir = CONFIG.value, WORKDIR.value
+  if config is None or not workdir:
+    raise ValueError("--config and --workdir are needed, see --help")
+  build.check_keys(config)
+  stage, text = build.stage(config.stage), build.text(config.text)
+  data, run = build.data(config.data), build.training(config.train)
+  sampling = build.sampling(config.sampling)
+  optimizer = build.optimizer(config.optimizer)
+  tokenizer = build.tokenizer(text)
+
+  # The state, alike on every device; a batch, spread over them.
+  devices = mesh.make_mesh()
+  spread = mesh.batch_sharding(devices, data.batch_size)
+  everywhere = mesh.replicated(devices)
+  trained, frozen = jax.device_put(
+    initial_weights(stage, text, run.seed), everywhere
+  )
+  state = jax.jit(
+    lambda params: init_state(params, optimizer), out_shardings=everywhere
+  )(trained)
+  manager = checkpoints.open_checkpoints(workdir, keep=run.keep_checkpoints)
+  state = checkpoints.restore(manager, state) or state
+  first = int(state.step)
+
+  source = open_batches(
+    stage, data, tokenizer,
+    split=data.split, batch_size=data.batch_size, start_step=first,
+    shard=mesh.host_rows(spread, data.batch_size),
+  )  # fmt: skip
+  shown = next(open_batches(
+    stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
+  ))  # fmt: skip
+
+  def next_batch():
+    return mesh.to_global(next(source), spread, data.batch_size)
+
+  # One program; its compilation is no part of any step's time.
+  step_fn = make_train_step(
+    stage, text.encoder, optimizer, decay=run.ema_decay, seed=run.seed
+  )
+  step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=everywhere)
+  progress = Progress("train", run.steps)
+  if first < run.steps:
+    count = sum(x.size for x in jax.tree.leaves(trained))
+    progress.say(f"{count:,} parameters on {devices.size} device(s); compiling")
+    begun, batch = time.monotonic(), next_batch()
+    step_fn = step_fn.lower(state, frozen, batch).compile()
+    progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
+
+  writer = metric_writers.create_default_writer(
+    workdir, just_logging=jax.process_index() > 0
+  )
+  text_config = json.loads(config.to_json_best_effort())
+  progress.start(first)
+  for step in range(first + 1, run.steps + 1):
+    state, metrics = step_fn(state, frozen, batch)
+    batch = next_batch()
+    last = step == run.steps
+    if step % run.log_every == 0 or last:
+      metrics = {k: float(v) for k, v in metrics.items()}
+      pace = progress.seconds_per_step(step)
+      progress.show(step, f"loss {metrics['loss']:.4f}")
+      metrics |= {
+        "step_seconds": pace,
+        "images_per_second": data.batch_size / pace,
+      }
+      writer.write_scalars(step, metrics)
+    progress.pause()
+    if step % run.checkpoint_every == 0 or last:
+      checkpoints.save(manager, step, state, text_config)
+    if step % run.sample_every == 0 or last:
+      averaged = {**state.ema, **frozen}
+      picture = sample_grid(stage, sampling, text, averaged, shown)
+      path = pathlib.Path(workdir) / "samples" / f"{step:08}.png"
+      path.parent.mkdir(exist_ok=True)
+      write_png(path, picture)
+      writer.write_images(step, {"samples": picture[None]})
+    progress.resume()
+  writer.close()
+  manager.close()
+  progress.say(f"trained to step {int(state.step)}: {workdir}")
+
+
+if __name__ == "__main__":
+  program.run(main)

@@ -1,0 +1,1 @@
+"""Training: the state, the optimizer and one pure step."""

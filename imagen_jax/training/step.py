@@ -1,0 +1,98 @@
+"""One training step, pure: (state, frozen, batch) -> (state, metrics)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from imagen_jax.stage import Stage
+from imagen_jax.types import TextEmbedding
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a step changes. params and ema are alike: {"net": ..., ...}.
+
+  There is no random key: a step's randomness is fold_in(seed, step), so a
+  resumed run repeats an undisturbed one.
+  """
+
+  step: jax.Array
+  params: Any
+  ema: Any
+  opt_state: Any
+
+
+def init_state(
+  params: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """The state before the first step; ema starts as params."""
+  ema = jax.tree.map(jnp.copy, params)
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, ema, optimizer.init(params))
+
+
+def batch_loss(
+  stage: Stage, encoder: nn.Module, weights: Any, key: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+  """Per-example loss and logsnr [B] of a batch of pictures and token ids.
+
+  weights {"net": ..., "text": ...}. batch: image [B, H, W, 3], tokens and
+  mask [B, L], and lowres [B, h, w, 3] for a super-resolution stage.
+  """
+  ids, mask = batch["tokens"], batch["mask"]
+  tokens = encoder.apply({"params": weights["text"]}, ids, mask)
+  text = TextEmbedding(tokens, mask)
+  lowres = batch.get("lowres")
+  return stage.loss(weights["net"], key, batch["image"], text, lowres)
+
+
+def ema_decay(step: jax.Array, decay: float) -> jax.Array:
+  """min(decay, (1 + n) / (10 + n)): early on, the average is a short one."""
+  n = step.astype(jnp.float32)
+  return jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+
+
+def make_train_step(
+  stage: Stage,
+  encoder: nn.Module,
+  optimizer: optax.GradientTransformation,
+  *,
+  decay: float,
+  seed: int,
+) -> Callable[
+  [TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]
+]:
+  """step(state, frozen, batch) -> (state, metrics).
+
+  frozen holds the weights that are not trained, {"text": ...} as in the
+  paper; with {} the text encoder is among state.params and learns too.
+  """
+
+  def mean_loss(params, frozen, key, batch):
+    losses, _ = batch_loss(stage, encoder, {**params, **frozen}, key, batch)
+    return losses.mean()
+
+  def step(state, frozen, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    loss, grads = jax.value_and_grad(mean_loss)(
+      state.params, frozen, key, batch
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    d = ema_decay(state.step, decay)
+    ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, state.ema, params)
+    metrics = {
+      "loss": loss,
+      "grad_norm": optax.global_norm(grads),
+      "param_norm": optax.global_norm(params),
+    }
+    return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+  return step

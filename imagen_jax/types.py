@@ -1,0 +1,46 @@
+"""The pytrees that cross layers: text embeddings and a net's conditioning."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class TextEmbedding:
+  """A batch of encoded prompts.
+
+  tokens [B, L, D] float, the encoder's outputs; mask [B, L] bool, True where
+  a token is real and False where it is padding.
+  """
+
+  tokens: jax.Array
+  mask: jax.Array
+
+  def drop(self, dropped: jax.Array) -> "TextEmbedding":
+    """Replaces the prompts where dropped [B] is True by the null prompt.
+
+    The null prompt is the paper's (Sec. 4.1): embeddings of zeros. How many
+    of its tokens count as real is ours, one, so that it has one meaning
+    whatever prompt it stands in for and no softmax is left without a key.
+    """
+    first = jnp.arange(self.mask.shape[1])[None, :] == 0
+    tokens = jnp.where(dropped[:, None, None], 0.0, self.tokens)
+    return TextEmbedding(tokens, jnp.where(dropped[:, None], first, self.mask))
+
+  def null(self) -> "TextEmbedding":
+    """The null prompt for every example, shaped like this batch."""
+    return self.drop(jnp.ones(self.mask.shape[0], bool))
+
+
+@flax.struct.dataclass
+class Conditioning:
+  """What a net is told besides z_t and its noise level.
+
+  text: the prompts, or None for a net without text. lowres [B, h, w, C] in
+  [-1, 1]: the previous stage's picture, at its own resolution and already
+  augmented. aug_level [B] in [0, 1]: how much noise lowres received.
+  """
+
+  text: TextEmbedding | None = None
+  lowres: jax.Array | None = None
+  aug_level: jax.Array | None = None

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Checks style and runs the tests, on the CPU:
+#   launch/test.sh [--oracles | --all] [arguments of pytest]
+# --oracles: the tests against torch and transformers, which it installs.
+# --all: every test, the slow ones and those against the oracles too.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+launch/environment.sh
+export JAX_PLATFORMS=cpu
+
+select='not slow and not oracles'
+case ${1-} in
+  --oracles) select=oracles ;;
+  --all) select= ;;
+esac
+if [ "$select" != 'not slow and not oracles' ]; then
+  shift
+  # From the usual index, torch on Linux brings gigabytes of CUDA; to spare
+  # them, name PyTorch's index of CPU builds in PIP_EXTRA_INDEX_URL beforehand.
+  echo 'installing torch and transformers ...'
+  .venv/bin/python -m pip --disable-pip-version-check install -qq \
+    --no-build-isolation -c requirements-lock.txt -e '.[oracles]'
+fi
+
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+.venv/bin/python -m pytest -m "$select" "$@"

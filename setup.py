@@ -1,0 +1,59 @@
+"""Installs imagen_jax; requirements-lock.txt holds exact, tested versions."""
+
+from setuptools import find_packages, setup
+
+X86_LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
+ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
+
+setup(
+  name="imagen_jax",
+  version="0.1.0",
+  description="Imagen (text to image by a diffusion cascade) in JAX",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
+  package_data={
+    "imagen_jax": [
+      "weights/*.json",
+      "weights/*.md",
+      "weights/*.model",
+      "weights/*.safetensors",
+      "data/*/*.md",
+      "data/*/*.txt",
+    ]
+  },
+  install_requires=[
+    "absl-py>=2.1",
+    "array_record>=0.8",
+    "clu>=0.0.12",
+    "etils[epath]>=1.10",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    # clu imports tensorboard and tensorflow-datasets importlib_resources, but
+    # neither declares it.
+    "importlib_resources>=6.0",
+    "jax>=0.10",
+    "matplotlib>=3.9",
+    "ml_collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12",
+    "pillow>=11.0",
+    "safetensors>=0.5",
+    "scipy>=1.14",
+    "sentencepiece>=0.2",
+    "tensorboard>=2.20",
+    # The same library; only x86 Linux has the smaller build without CUDA.
+    f"tensorflow-cpu>=2.21; {X86_LINUX}",
+    f"tensorflow>=2.21; {ELSEWHERE}",
+    "tensorflow-datasets>=4.9.10",
+  ],
+  extras_require={
+    "test": ["jaxtyping>=0.3", "pytest>=8.0", "ruff>=0.17"],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    # The outside implementations that tests/oracles compares with, pinned:
+    # a new one is a new oracle. A CPU build of torch satisfies the pin too.
+    "oracles": ["torch==2.13.0", "transformers==5.23.0"],
+  },
+)

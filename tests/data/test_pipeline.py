@@ -1,0 +1,171 @@
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.data import images, pipeline
+
+LENGTH = 4
+
+
+def tokenize(captions):
+  """Writes the number in "number 7" into the first token."""
+  ids = np.zeros((len(captions), LENGTH), np.int32)
+  ids[:, 0] = [int(c.split()[1]) for c in captions]
+  return ids, ids > 0
+
+
+def make_source(n=10, side=32, encode=False):
+  rng = np.random.default_rng(0)
+  records = []
+  for i in range(n):
+    image = rng.integers(0, 256, (side, side, 3), np.uint8)
+    caption = f"number {i}"
+    if encode:
+      file = io.BytesIO()
+      Image.fromarray(image).save(file, "png")
+      image, caption = file.getvalue(), caption.encode()
+    records.append({"image": image, "caption": caption})
+  return records
+
+
+def take(n, source=None, **options):
+  defaults = dict(size=16, tokenize=tokenize, global_batch=8, seed=3)
+  batches = pipeline.make_batches(
+    source or make_source(), **(defaults | options)
+  )
+  return list(itertools.islice(batches, n))
+
+
+def assert_same(a, b):
+  assert len(a) == len(b)
+  for x, y in zip(a, b, strict=True):
+    assert x.keys() == y.keys()
+    for key in x:
+      np.testing.assert_array_equal(x[key], y[key], err_msg=key)
+
+
+CROPS = dict(size=32, lowres_size=8, crop=16)
+
+
+def test_shapes_types_and_ranges():
+  (batch,) = take(1, **CROPS)
+  shapes = {k: (v.shape, v.dtype) for k, v in batch.items()}
+  assert shapes == {
+    "image": ((8, 16, 16, 3), np.float32),
+    "lowres": ((8, 4, 4, 3), np.float32),
+    "tokens": ((8, LENGTH), np.int32),
+    "mask": ((8, LENGTH), bool),
+  }
+  assert -1 <= batch["image"].min() < -0.9 < 0.9 < batch["image"].max() <= 1
+  (base,) = take(1)
+  assert base["image"].shape == (8, 16, 16, 3) and "lowres" not in base
+
+
+@pytest.mark.parametrize("shard_count", [2, 4])
+@pytest.mark.parametrize("options", [{}, CROPS], ids=["whole", "crops"])
+def test_shards_are_blocks_of_one_global_batch(shard_count, options):
+  whole = take(4, **options)
+  shards = [
+    take(4, shard_index=i, shard_count=shard_count, **options)
+    for i in range(shard_count)
+  ]
+  union = [
+    {k: np.concatenate([b[k] for b in parts]) for k in parts[0]}
+    for parts in zip(*shards, strict=True)
+  ]
+  assert_same(union, whole)
+
+
+@pytest.mark.parametrize("options", [{}, CROPS], ids=["whole", "crops"])
+def test_resuming_gives_the_same_batches(options):
+  assert_same(take(3, start_step=4, **options), take(7, **options)[4:])
+
+
+def test_cache_changes_nothing():
+  # Five passes over the source, so that the cache is in use.
+  assert_same(take(7, **CROPS, cache=True), take(7, **CROPS))
+  assert_same(take(7, cache=True), take(7))
+
+
+def test_encoded_and_plain_records_are_the_same():
+  assert_same(take(2, make_source(encode=True)), take(2, make_source()))
+
+
+def test_seeds_differ():
+  a, b = take(1, **CROPS), take(1, **CROPS, seed=4)
+  assert (a[0]["tokens"] != b[0]["tokens"]).any()
+
+
+def test_every_epoch_has_every_record_in_a_new_order():
+  order = np.concatenate([b["tokens"][:, 0] for b in take(10)])
+  epochs = order.reshape(8, 10)
+  assert (np.sort(epochs, 1) == np.arange(10)).all()
+  assert len({tuple(e) for e in epochs}) == 8
+
+
+def test_pictures_and_captions_stay_together():
+  source = make_source()
+  for batch in take(3, source, size=32):
+    for image, tokens in zip(batch["image"], batch["tokens"], strict=True):
+      expected = images.to_float(source[tokens[0]]["image"])
+      np.testing.assert_array_equal(image, expected)
+
+
+def test_lowres_is_the_crop_shrunk():
+  source = make_source(2)
+  corners = set()
+  for batch in take(4, source, **CROPS):
+    for image, lowres, tokens in zip(
+      batch["image"], batch["lowres"], batch["tokens"], strict=True
+    ):
+      np.testing.assert_array_equal(lowres, images.resize(image, 4))
+      full = images.to_float(source[tokens[0]]["image"])
+      windows = np.lib.stride_tricks.sliding_window_view(full, (16, 16), (0, 1))
+      same = (windows == image.transpose(2, 0, 1)).all((2, 3, 4))
+      (corner,) = np.argwhere(same)
+      corners.add(tuple(corner))
+  assert len(corners) > 20  # random positions, new ones every epoch
+
+
+def test_pictures_are_cut_square_and_resized():
+  image = np.zeros((64, 96, 3), np.uint8)
+  image[:, 16:80] = 200
+  source = [{"image": image, "caption": "number 0"}]
+  (batch,) = take(1, source, global_batch=1)
+  np.testing.assert_array_equal(
+    batch["image"], images.to_float(np.full((1, 16, 16, 3), 200, np.uint8))
+  )
+
+
+def test_a_broken_picture_is_named():
+  source = make_source(encode=True)
+  source[7]["image"] = source[7]["image"][:100]
+  with pytest.raises(ValueError, match="record 7: image bytes cannot be"):
+    take(2, source)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (dict(shard_count=3), "global_batch must be a positive multiple of 3"),
+    (dict(global_batch=0), "global_batch must be a positive multiple of 1"),
+    (dict(shard_index=2, shard_count=2), r"shard_index must be in 0\.\.1"),
+    (dict(crop=17), r"crop must be in 1\.\.16, the size, got 17"),
+    (dict(crop=0), r"crop must be in 1\.\.16, the size, got 0"),
+    (dict(lowres_size=5), "lowres_size must divide 16, got 5"),
+    (dict(lowres_size=4, crop=6), "crop must be a multiple of 4, got 6"),
+  ],
+)
+def test_settings_that_cannot_be(options, message):
+  with pytest.raises(ValueError, match=message):
+    take(1, **options)
+
+
+def test_an_empty_source_is_refused():
+  with pytest.raises(ValueError, match="source has no records"):
+    pipeline.make_batches(
+      [], size=16, tokenize=tokenize, global_batch=8, seed=3
+    )

@@ -1,0 +1,122 @@
+"""Guidance and thresholds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion import gaussian, guidance
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_weights_one_and_zero():
+  cond, uncond = normal(2, 3, 4, 4, 3)
+  np.testing.assert_array_equal(guidance.guide(cond, uncond, 1.0), cond)
+  np.testing.assert_array_equal(guidance.guide(cond, uncond, 0.0), uncond)
+
+
+def test_weight_extrapolates():
+  cond, uncond = jnp.full((1, 2), 3.0), jnp.full((1, 2), 2.0)
+  np.testing.assert_allclose(guidance.guide(cond, uncond, 5.0), [[7.0, 7.0]])
+
+
+def test_weight_per_example_where_batch_equals_channels():
+  cond, uncond = normal(2, 3, 2, 2, 3)
+  w = jnp.array([0.0, 1.0, 7.5])
+  guided = guidance.guide(cond, uncond, w)
+  for i in range(3):
+    alone = guidance.guide(cond[i : i + 1], uncond[i : i + 1], w[i])
+    np.testing.assert_array_equal(guided[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("prediction", [gaussian.EPS, gaussian.V])
+def test_guiding_x_hat_is_guiding_the_output(prediction):
+  z, cond, uncond = normal(3, 5, 4, 3)
+  logsnr = jnp.linspace(-4.0, 8.0, 5)
+  to_x = prediction.to_x
+  guided_x = guidance.guide(to_x(cond, z, logsnr), to_x(uncond, z, logsnr), 7.0)
+  guided_out = guidance.guide(cond, uncond, 7.0)
+  expected = to_x(guided_out, z, logsnr)
+  np.testing.assert_allclose(guided_x, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_none_and_static():
+  x = jnp.array([[-3.0, -0.5, 0.0, 1.0, 1.5]])
+  np.testing.assert_array_equal(guidance.no_threshold(x), x)
+  np.testing.assert_array_equal(
+    guidance.static_threshold(x), [[-1.0, -0.5, 0.0, 1.0, 1.0]]
+  )
+
+
+def test_dynamic_is_static_where_the_percentile_is_within_one():
+  x = np.clip(normal(2, 16, 16, 3), -0.9, 0.9)
+  x[:, 0, :3] = 4.0  # Outliers, fewer than 5 %: the clip must still bind.
+  dynamic = guidance.dynamic_threshold(x, 95.0)
+  np.testing.assert_array_equal(dynamic, guidance.static_threshold(x))
+  assert np.max(dynamic) == 1
+
+
+def test_dynamic_against_numpy_per_example_for_batch_three():
+  """B == C == 3: a bare [B] threshold would broadcast over the channels."""
+  x = normal(3, 8, 8, 3) * np.float32([0.1, 2, 9])[:, None, None, None]
+  x *= np.float32([1, 2, 4])
+  thresholded = guidance.dynamic_threshold(x, 99.5)
+  for i in range(3):
+    s = max(1.0, np.percentile(np.abs(np.float64(x[i])), 99.5))
+    expected = np.clip(x[i], -s, s) / s
+    np.testing.assert_allclose(thresholded[i], expected, rtol=1e-5, atol=1e-7)
+    alone = guidance.dynamic_threshold(x[i : i + 1], 99.5)
+    np.testing.assert_allclose(thresholded[i : i + 1], alone, rtol=1e-6)
+  assert np.max(np.abs(thresholded)) <= 1
+
+
+def test_percentile_is_on_the_scale_of_a_hundred():
+  x = jnp.arange(1.0, 1001.0)[None]
+  assert guidance.dynamic_threshold(x, 100.0)[0, -1] == 1
+  # The median is about 500, not the half of one percent.
+  np.testing.assert_allclose(
+    guidance.dynamic_threshold(x, 50.0)[0, 99], 100 / 500.5, rtol=1e-6
+  )
+
+
+def test_default_percentile_is_the_papers():
+  x = 3 * normal(2, 16, 16, 3)
+  np.testing.assert_array_equal(
+    guidance.dynamic_threshold(x), guidance.dynamic_threshold(x, 99.5)
+  )
+  assert guidance.DynamicThreshold().p == 99.5
+
+
+@pytest.mark.parametrize("p", [-0.1, 100.5, float("nan")])
+def test_percentile_out_of_range(p):
+  with pytest.raises(ValueError, match=r"percentile p=.* in 0\.\.100"):
+    guidance.dynamic_threshold(jnp.ones((1, 2)), p)
+  with pytest.raises(ValueError, match=r"percentile p=.* in 0\.\.100"):
+    guidance.DynamicThreshold(p)
+
+
+def test_dynamic_threshold_is_a_static_setting():
+  apply = jax.jit(lambda x, threshold: threshold(x), static_argnums=1)
+  x = 3 * normal(2, 4, 4, 3)
+  np.testing.assert_allclose(
+    apply(x, guidance.DynamicThreshold(90.0)),
+    guidance.dynamic_threshold(x, 90.0),
+    rtol=1e-6,
+  )
+  assert hash(guidance.DynamicThreshold(90)) == hash(
+    guidance.DynamicThreshold(90)
+  )
+
+
+def test_half_precision_goes_in_float32_comes_out():
+  x = jnp.ones((2, 4), jnp.bfloat16)
+  results = [
+    guidance.guide(x, x, 3.0),
+    guidance.no_threshold(x),
+    guidance.static_threshold(x),
+    guidance.dynamic_threshold(x),
+  ]
+  assert {result.dtype for result in results} == {jnp.dtype("float32")}

@@ -1,0 +1,154 @@
+"""launch/ with a pretended Python: what it makes, reuses, passes on, says."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PYTHONS = ("python3", "python3.11", "python3.12", "python3.13")
+# Makes .venv, logs every other call, and fails at pip if a file says so.
+PRETENDED = """#!/bin/sh
+case "$*" in
+  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  "-c "*) exit 0 ;;
+  "-V") echo Python 3.11 ;;
+  *) echo "$*" >> calls; case "$*" in *" pip "*) [ ! -e no_network ] ;; esac ;;
+esac
+"""
+
+
+class Project:
+  """A copy of launch/ below a path with spaces, and a pretended Python."""
+
+  def __init__(self, tmp_path: pathlib.Path):
+    self.root = tmp_path / "a project"
+    self.bin = tmp_path / "bin"
+    self.bin.mkdir()
+    shutil.copytree(ROOT / "launch", self.root / "launch")
+    for name in ("setup.py", "requirements-lock.txt"):
+      shutil.copy(ROOT / name, self.root)
+    self.set_python(PRETENDED)
+
+  def set_python(self, text: str):
+    """Makes every Python on the path this program."""
+    for name in PYTHONS:
+      (self.bin / name).write_text(text)
+      (self.bin / name).chmod(0o755)
+
+  def run(self, script: str, *args: str) -> subprocess.CompletedProcess:
+    """Runs a script of launch/ from another folder."""
+    return subprocess.run(
+      [self.root / "launch" / script, *args],
+      cwd=self.bin,
+      env={**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"},
+      capture_output=True,
+      text=True,
+    )
+
+  def calls(self) -> list[str]:
+    """What Python was asked to do since the last time, .venv's making aside."""
+    path = self.root / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+@pytest.fixture
+def project(tmp_path):
+  return Project(tmp_path)
+
+
+def test_environment_is_made_once(project):
+  assert project.run("environment.sh").returncode == 0
+  assert "-r requirements-lock.txt" in project.calls()[0]
+  again = project.run("environment.sh")
+  assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+  assert project.calls() == []
+
+
+@pytest.mark.parametrize("change", ["lock", "setup", "folder", "python"])
+def test_environment_is_made_anew_after_a_change(project, change):
+  project.run("environment.sh")
+  (project.root / ".venv" / "leftover").touch()
+  if change == "folder":
+    project.root = project.root.rename(project.root.with_name("moved"))
+  elif change == "python":
+    (project.root / ".venv" / "bin" / "python").unlink()
+  else:
+    name = {"lock": "requirements-lock.txt", "setup": "setup.py"}[change]
+    with (project.root / name).open("a") as file:
+      file.write("# changed\n")
+  project.calls()
+  assert project.run("environment.sh").returncode == 0
+  assert len(project.calls()) == 2
+  assert not (project.root / ".venv" / "leftover").exists()
+
+
+def test_environment_cut_short_is_made_anew(project):
+  (project.root / "no_network").touch()
+  run = project.run("environment.sh")
+  assert run.returncode == 1
+  assert "could not install requirements-lock.txt" in run.stderr
+  (project.root / ".venv" / "leftover").touch()
+  (project.root / "no_network").unlink()
+  assert project.run("environment.sh").returncode == 0
+  assert not (project.root / ".venv" / "leftover").exists()
+
+
+def test_environment_of_somebody_else_is_not_removed(project):
+  (project.root / ".venv").mkdir()
+  (project.root / ".venv" / "theirs").touch()
+  for change in ("# one\n", "# two\n"):
+    (project.root / "setup.py").write_text(change)
+    assert project.run("environment.sh").returncode == 0
+    assert len(project.calls()) == 2
+    assert (project.root / ".venv" / "theirs").exists()
+
+
+def test_no_python_is_one_sentence(project):
+  project.set_python("#!/bin/sh\nexit 1\n")
+  run = project.run("environment.sh")
+  assert run.returncode == 1
+  assert run.stderr.count("\n") == 1
+  assert "needs Python 3.11 or newer" in run.stderr
+  assert not (project.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("args", [(), ("",), ("--help",)])
+def test_quickstart_without_prompt_is_usage(project, args):
+  run = project.run("quickstart.sh", *args)
+  assert run.returncode == 2
+  assert run.stderr.startswith("usage: ")
+  assert run.stderr.count("\n") == 1
+  assert not (project.root / ".venv").exists()
+
+
+def test_quickstart_passes_prompt_and_flags(project):
+  run = project.run("quickstart.sh", "a red * circle", "--seed=1")
+  assert project.calls()[-1] == (
+    "-m imagen_jax.sample --config=configs/shapes.py --prompt=a red * circle"
+    " --outdir=samples --seed=1"
+  )
+  assert run.stdout.endswith(f"The picture is in {project.root}/samples\n")
+
+
+def test_test_passes_arguments_to_pytest(project):
+  project.run("test.sh", "-k", "launch")
+  assert project.calls()[2:] == [
+    "-m ruff check .",
+    "-m ruff format --check .",
+    "-m pytest -m not slow and not oracles -k launch",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("flag", "selected"), [("--oracles", "oracles"), ("--all", "")]
+)
+def test_test_installs_the_oracles(project, flag, selected):
+  project.run("test.sh", flag, "-x")
+  calls = project.calls()
+  assert calls[2].endswith("-e .[oracles]")
+  assert calls[-1] == f"-m pytest -m {selected} -x"

@@ -1,0 +1,115 @@
+"""Who may import whom: every file imports from lower rows of RANKS only."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "imagen_jax"
+ROWS = (
+  ("__init__",),  # of the package itself: imports nothing of ours
+  ("types",),
+  ("diffusion", "nets", "data", "runtime"),
+  ("stage", "text", "interop"),
+  ("cascade", "training", "evals"),
+  ("build",),
+)
+RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
+VERB = len(ROWS)  # every other name at the top: train, sample, ...
+
+
+def imported_names(path: pathlib.Path, package: pathlib.Path) -> set[str]:
+  """Dotted names that a file imports anywhere in it, relative ones resolved."""
+  home = path.relative_to(package.parent).parent.parts
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      base = home[: len(home) - node.level + 1] if node.level else ()
+      base = [*base, node.module] if node.module else base
+      names |= {".".join([*base, alias.name]) for alias in node.names}
+  return names
+
+
+def layer_violations(package: pathlib.Path) -> list[str]:
+  """One line for every import that does not point to a lower row."""
+  found = []
+  for path in sorted(package.rglob("*.py")):
+    here = path.relative_to(package).with_suffix("").parts[0]
+    for name in sorted(imported_names(path, package)):
+      top, _, rest = name.partition(".")
+      there = rest.split(".")[0]
+      ours = top == package.name and there not in ("", here, "__version__")
+      if ours and RANKS.get(there, VERB) >= RANKS.get(here, VERB):
+        found.append(f"{path.relative_to(package)} imports {name}")
+  return found
+
+
+def outside_imports(folder: pathlib.Path, package: pathlib.Path) -> set[str]:
+  """Top-level names that a folder imports beside ours and Python's own."""
+  names = set().union(
+    *(imported_names(path, package) for path in folder.rglob("*.py"))
+  )
+  tops = {name.split(".")[0] for name in names}
+  return tops - sys.stdlib_module_names - {package.name}
+
+
+def test_every_import_points_down():
+  assert (PACKAGE / "types.py").exists()
+  assert layer_violations(PACKAGE) == []
+
+
+def test_diffusion_imports_jax_only():
+  assert outside_imports(PACKAGE / "diffusion", PACKAGE) == {"jax"}
+
+
+@pytest.mark.parametrize(
+  ("path", "line", "allowed"),
+  [
+    ("diffusion/a.py", "from imagen_jax.types import Conditioning", True),
+    ("diffusion/a.py", "from imagen_jax import diffusion", True),
+    ("diffusion/a.py", "from . import schedules", True),
+    ("stage.py", "from imagen_jax import diffusion, nets, types", True),
+    ("train.py", "import imagen_jax.build", True),
+    ("train.py", "import imagen_jaxlike.sample", True),
+    ("types.py", "from imagen_jax import nets", False),
+    ("__init__.py", "from imagen_jax import types", False),
+    ("diffusion/a.py", "from imagen_jax.nets import unet", False),
+    ("data/x/a.py", "from imagen_jax import runtime", False),
+    ("data/x/a.py", "from ...text import tokenizer", False),
+    ("nets/a.py", "def f():\n  import imagen_jax.build as b", False),
+    ("nets/__init__.py", "from ..stage import Stage", False),
+    ("text/a.py", "import jax, imagen_jax.stage", False),
+    ("evals/a.py", "from .. import sample", False),
+    ("build.py", "from imagen_jax import train", False),
+    ("train.py", "from imagen_jax import sample", False),
+  ],
+)
+def test_planted_imports_are_judged_rightly(tmp_path, path, line, allowed):
+  bad = tmp_path / "imagen_jax" / path
+  bad.parent.mkdir(parents=True)
+  bad.write_text(line + "\n")
+  assert (layer_violations(tmp_path / "imagen_jax") == []) == allowed
+
+
+def test_planted_outside_import_is_found(tmp_path):
+  (tmp_path / "a.py").write_text("import math\nfrom numpy.random import rand\n")
+  assert outside_imports(tmp_path, tmp_path) == {"numpy"}
+
+
+def test_sampling_does_not_import_tensorflow():
+  code = (
+    "import imagen_jax.sample, sys; "
+    "print(*{'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
+  )
+  run = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=PACKAGE.parent,
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == 0, run.stderr
+  assert run.stdout.strip() == ""

@@ -1,0 +1,86 @@
+"""TextEncoder: order, independence of the batch, shapes, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizer import Tokenizer
+
+PROMPTS = [
+  "two red circles above a blue square",
+  "a star",
+  "three green triangles",
+  "a yellow square below a purple star on a red background",
+  "a blue circle",
+]
+
+
+def make_encoder(vocabulary):
+  module = T5Encoder(
+    vocab_size=192,
+    emb_dim=24,
+    num_heads=2,
+    num_encoder_layers=1,
+    head_dim=8,
+    mlp_dim=32,
+  )
+  ids = jnp.zeros((1, 4), jnp.int32)
+  params = jax.jit(module.init)(jax.random.key(0), ids, ids)["params"]
+  tokenizer = Tokenizer(vocabulary, 24)
+  return TextEncoder(module, params, tokenizer, 3), module, params, tokenizer
+
+
+@pytest.fixture(scope="module")
+def made(vocabulary):
+  return make_encoder(vocabulary)
+
+
+def test_prompts_come_back_in_order(made):
+  encoder, module, params, tokenizer = made
+  text = encoder(PROMPTS)
+  ids, mask = tokenizer(PROMPTS)
+  expected = jax.jit(module.apply)({"params": params}, ids, mask)
+  assert text.tokens.shape == (5, encoder.length, encoder.dim) == (5, 24, 24)
+  assert text.tokens.dtype == jnp.float32 and text.mask.dtype == jnp.bool_
+  np.testing.assert_allclose(text.tokens, expected, rtol=0, atol=1e-5)
+  np.testing.assert_array_equal(text.mask, mask)
+
+
+def test_a_prompt_does_not_depend_on_the_others(made):
+  encoder = made[0]
+  together = encoder(PROMPTS).tokens
+  alone = jnp.concatenate([encoder([prompt]).tokens for prompt in PROMPTS])
+  np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+
+
+def test_one_program_serves_every_number_of_prompts(made):
+  encoder = made[0]
+  for n in (1, 2, 3, 4):
+    encoder(PROMPTS[:n])
+  assert encoder._apply._cache_size() == 1
+
+
+def test_unusable_prompts_are_refused(made):
+  encoder = made[0]
+  with pytest.raises(ValueError, match="there are no prompts"):
+    encoder([])
+  with pytest.raises(ValueError, match="prompt 1 is empty"):
+    encoder(["a star", ""])
+  with pytest.raises(ValueError, match="one text, expected a list"):
+    encoder("a star")
+
+
+def test_vocabulary_larger_than_the_encoders_is_refused(made):
+  _, module, params, tokenizer = made
+  small = module.clone(vocab_size=100)
+  with pytest.raises(ValueError, match=r"160 pieces, .* embeds only 100"):
+    TextEncoder(small, params, tokenizer, 3)
+
+
+def test_batch_size_zero_is_refused(made):
+  _, module, params, tokenizer = made
+  with pytest.raises(ValueError, match="text batch size is 0"):
+    TextEncoder(module, params, tokenizer, 0)

@@ -1,0 +1,147 @@
+"""Tokenizer: T5's conventions, truncation, threads, bad input."""
+
+import concurrent.futures
+import pickle
+
+import numpy as np
+import pytest
+import sentencepiece
+from absl import logging
+
+from imagen_jax.text.tokenizer import Tokenizer
+
+PROMPT = "two red circles above a blue square"
+
+
+@pytest.fixture
+def tokenizer(vocabulary):
+  return Tokenizer(vocabulary, 32)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  lines = []
+  monkeypatch.setattr(
+    logging, "warning", lambda message, *args: lines.append(message % args)
+  )
+  return lines
+
+
+def test_ids_end_in_eos_and_are_padded_with_zeros(tokenizer, vocabulary):
+  model = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary))
+  ids, mask = tokenizer([PROMPT, "a star"])
+  assert ids.shape == mask.shape == (2, 32)
+  assert ids.dtype == np.int32 and mask.dtype == np.bool_
+  for row, real, prompt in zip(ids, mask, [PROMPT, "a star"], strict=True):
+    pieces = model.encode(prompt)
+    np.testing.assert_array_equal(row[: len(pieces) + 1], pieces + [1])
+    assert not row[len(pieces) + 1 :].any()
+    np.testing.assert_array_equal(real, np.arange(32) <= len(pieces))
+
+
+def test_text_cannot_write_special_tokens(tokenizer):
+  ids, _ = tokenizer(["a </s> star <pad>"])
+  assert (ids[0] == 1).sum() == 1
+
+
+def test_capitals_and_surrounding_space_do_not_matter(tokenizer):
+  ids, _ = tokenizer([PROMPT, f"  {PROMPT.title()}\n"])
+  np.testing.assert_array_equal(ids[0], ids[1])
+
+
+def test_too_long_is_cut_keeps_eos_and_is_reported(vocabulary, warnings):
+  whole, _ = Tokenizer(vocabulary, 32)([PROMPT])
+  ids, mask = Tokenizer(vocabulary, 5)([PROMPT])
+  np.testing.assert_array_equal(ids[0], [*whole[0, :4], 1])
+  assert mask.all()
+  count = (whole != 0).sum()
+  (line,) = warnings
+  assert line.startswith(
+    f'prompt "{PROMPT}" is {count} tokens long, 5 fit: cut to "two red '
+  )
+  assert "\n" not in line and "square" not in line.partition("cut to")[2]
+
+
+def test_exact_fit_is_not_cut(vocabulary, warnings):
+  count = int(Tokenizer(vocabulary, 32)([PROMPT])[1].sum())
+  ids, _ = Tokenizer(vocabulary, count)([PROMPT])
+  assert ids[0, -1] == 1 and not warnings
+  Tokenizer(vocabulary, count - 1)([PROMPT])
+  assert len(warnings) == 1
+
+
+def test_cuts_are_reported_once_per_text_and_not_without_end(
+  vocabulary, warnings
+):
+  tokenizer = Tokenizer(vocabulary, 4)
+  tokenizer([PROMPT, PROMPT])
+  tokenizer([PROMPT])
+  assert len(warnings) == 1
+  tokenizer([f"{PROMPT} {i}" for i in range(100)])
+  assert len(warnings) == 21
+  assert warnings[-1].startswith("More than 20 prompts are over 4 tokens")
+
+
+def test_same_from_many_threads_and_after_pickling(tokenizer, captions):
+  expected = [tokenizer([caption])[0] for caption in captions]
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    threaded = list(pool.map(lambda c: tokenizer([c])[0], captions))
+  np.testing.assert_array_equal(threaded, expected)
+  copy = pickle.loads(pickle.dumps(tokenizer))
+  np.testing.assert_array_equal(copy(captions)[0], np.concatenate(expected))
+
+
+@pytest.mark.parametrize(
+  "prompts,message",
+  [
+    (["a", "b", 3], "prompt 2 is int, expected text"),
+    ([b"a"], "prompt 0 is bytes, expected text"),
+    ([None], "prompt 0 is NoneType, expected text"),
+    (["", "a"], "prompt 0 is empty"),
+    (["a", " \t\n"], "prompt 1 is empty"),
+    (["a", "\u200b"], "prompt 1 is empty"),
+    (["a \udcff"], "prompt 0 is not valid Unicode text"),
+    ("a star", "prompts is one text, expected a list of texts"),
+  ],
+)
+def test_prompts_that_are_no_text_are_refused(tokenizer, prompts, message):
+  with pytest.raises(ValueError, match=f"^{message}$"):
+    tokenizer(prompts)
+
+
+@pytest.mark.parametrize("data", [b"", b"no model", bytes(1000)])
+def test_file_that_is_no_model_is_refused(tmp_path, data):
+  path = tmp_path / "spiece.model"
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match="is not a SentencePiece model"):
+    Tokenizer(path, 32)
+
+
+def test_missing_or_unreadable_model_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="cannot be read: No such file"):
+    Tokenizer(tmp_path / "none.model", 32)
+  with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+    Tokenizer(tmp_path, 32)
+
+
+def test_truncated_model_is_refused(tmp_path, vocabulary):
+  path = tmp_path / "spiece.model"
+  path.write_bytes(vocabulary.read_bytes()[:-100])
+  with pytest.raises(ValueError, match="is not a SentencePiece model"):
+    Tokenizer(path, 32)
+
+
+def test_foreign_special_ids_are_refused(tmp_path, captions):
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(captions),
+    model_prefix=str(tmp_path / "bos"),
+    hard_vocab_limit=False,
+    minloglevel=2,
+  )
+  with pytest.raises(ValueError, match=r"has the ids .+ expected T5's"):
+    Tokenizer(tmp_path / "bos.model", 32)
+
+
+def test_length_without_room_for_a_word_is_refused(vocabulary):
+  with pytest.raises(ValueError, match="text length is 1, expected at least 2"):
+    Tokenizer(vocabulary, 1)
