@@ -16,8 +16,8 @@ place        the group has objects, and they are in the stated place
 """
 
 import collections
-from collections.abc import Iterable
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 from scipy import optimize

@@ -29,15 +29,15 @@ _FRAME = 6  # no object comes nearer to the border
 _TOLERANCE = 40.0  # half the smallest distance between two palette colours
 _SMALLEST = 200  # area of a component that counts, a third of the least star
 _LARGE_FROM = (SIZES["small"][1] + SIZES["large"][0]) / 2
-_CORE = 80  # area that must stay when a rim is taken off
+_CORE = 80  # area of a solid part: what must stay when a rim is taken off
 _LEAST_IOU = 0.6  # below it a silhouette is none of the four
 _GOOD_IOU = 0.8  # below it a silhouette may be two that touch
 _LONGEST = 1.4  # longer side / shorter side of a box above which it is OTHER
 _LEAST_SHADE = 0.015  # variance along colour..shade below which it is plain
 _LEAST_DOWN = 0.75  # share of the squared slope that is vertical in stripes
-_GRID = 20  # silhouettes are compared on this grid over their box
+_GRID = 32  # silhouettes are compared on this grid over their box
 _TRIMS = (-0.08, -0.04, 0.0, 0.04, 0.08)  # of the box: how a fit may miss it
-_TRIM_COST = 0.05  # in IoU, per unit of trim
+_TRIM_COST = 0.2  # in IoU, per unit of trim
 _CROSS = ndimage.generate_binary_structure(2, 1)
 _FULL = ndimage.generate_binary_structure(2, 2)
 
@@ -88,8 +88,7 @@ def _canvas(picture) -> np.ndarray:
 
 def _background(pixels) -> tuple[str, np.ndarray]:
   """The palette colour most common in all and at the border, and its value."""
-  distance = np.sum(_MAIN**2, -1) - 2 * pixels @ _MAIN.T
-  nearest = np.argmin(distance, -1)
+  nearest = np.argmin(np.sum(_MAIN**2, -1) - 2 * pixels @ _MAIN.T, -1)
   border = np.ones(nearest.shape, bool)
   border[_FRAME:-_FRAME, _FRAME:-_FRAME] = False
   votes = np.bincount(nearest.ravel(), minlength=len(_NAMES)) / nearest.size
@@ -121,35 +120,41 @@ def _by_color(pixels, mask, away, background):
     [_along(pixels, k) for k in range(len(_NAMES))], axis=1
   )
   distances[_NAMES.index(background)] = np.inf
-  nearest = np.argmin(distances, axis=0)
-  inner = _eroded(mask, 2)
-  votes, present = np.zeros(len(_NAMES)), []
-  for k in range(len(_NAMES)):
-    mine = inner & (nearest == k)
-    # Greys are a shade of black and of white: the pure colour decides.
-    pure = mine & (ts[k] < 0.35)
-    votes[k] = pure.sum() + 0.5 * mine.sum()
-    blob = ndimage.binary_opening(pure, _FULL, iterations=2)
-    if blob.sum() >= max(_SMALLEST / 2, 0.1 * mask.sum()):
-      present.append(k)
-  present = present or [int(np.argmax(votes))]
+  present = _present(np.argmin(distances, axis=0), ts, mask)
   # An edge lies where the object's colour and the background are equally far.
   solid = mask & (distances[present].min(axis=0) < away)
-  if len(present) == 1:
-    yield present[0], solid
-    return
   smooth = [ndimage.uniform_filter(distances[k], 5) for k in present]
   owner = np.argmin(smooth, axis=0)
   for i, k in enumerate(present):
     yield k, solid & (owner == i)
 
 
-def _eroded(mask, width):
+def _present(nearest, ts, mask) -> list[int]:
+  """The colours that fill a solid part of a component, or the one voted for."""
+  inner, votes, present = _core(mask, 2), [], []
+  for k, t in enumerate(ts):
+    mine = inner & (nearest == k)
+    # Greys are a shade of black and of white: the pure colour decides.
+    pure = mine & (t < 0.35)
+    votes.append(pure.sum() + 0.5 * mine.sum())
+    if pure.sum() >= _CORE:
+      pure = ndimage.binary_opening(pure, _FULL, iterations=2)
+      if pure.sum() >= _CORE:
+        present.append(k)
+  return present or [int(np.argmax(votes))]
+
+
+def _depth(mask) -> np.ndarray:
+  """Steps to the nearest pixel outside the mask, which the window bounds."""
+  return ndimage.distance_transform_cdt(np.pad(mask, 1), "taxicab")[1:-1, 1:-1]
+
+
+def _core(mask, width):
   """The mask without its rim, a thinner one where too little would stay."""
-  for iterations in range(width, 0, -1):
-    inner = ndimage.binary_erosion(mask, _CROSS, iterations=iterations)
-    if inner.sum() >= _CORE:
-      return inner
+  depth = _depth(mask)
+  for rim in range(width, 0, -1):
+    if (depth > rim).sum() >= _CORE:
+      return depth > rim
   return mask
 
 
@@ -169,7 +174,7 @@ def _split(mask) -> list[np.ndarray]:
   """Cuts a mask that fits no shape well at its neck, if it has one."""
   if _fit(mask)[1] >= _GOOD_IOU:
     return [mask]
-  depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+  depth = _depth(mask)
   for width in range(3, int(depth.max()), 3):
     cores, n = ndimage.label(depth > width, _FULL)
     areas = np.bincount(cores.ravel(), minlength=n + 1)[1:]
@@ -220,8 +225,7 @@ def _templates():
   """Ideal shapes whose box may miss that of a mask a little on each side.
 
   Returns shapes [T] (indices), trims [T, 4] (top, bottom, left, right, as
-  shares of the mask's box), silhouettes [T, grid * grid] over that box and
-  their areas [T].
+  shares of the mask's box) and the silhouettes' bits over that box.
   """
   centres = (np.arange(_GRID) + 0.5) / _GRID
   trims = np.array(list(itertools.product(_TRIMS, repeat=4)))
@@ -231,8 +235,13 @@ def _templates():
   y, x = np.broadcast_arrays(y, x)
   inside = np.concatenate([_silhouette(shape, y, x) for shape in SHAPES])
   shapes = np.repeat(np.arange(len(SHAPES)), len(trims))
-  flat = inside.reshape(len(shapes), -1).astype(np.float32)
-  return shapes, np.tile(trims, (len(SHAPES), 1)), flat, flat.sum(1)
+  return shapes, np.tile(trims, (len(SHAPES), 1)), _bits(inside)
+
+
+def _bits(masks) -> np.ndarray:
+  """Masks [..., grid, grid] as words of 64 pixels, uint64 [..., words]."""
+  flat = masks.reshape(*masks.shape[:-2], -1)
+  return np.packbits(flat, axis=-1).view(np.uint64)
 
 
 def _fit(mask) -> tuple[str, float, list[float]]:
@@ -245,10 +254,10 @@ def _fit(mask) -> tuple[str, float, list[float]]:
     (top + share * height).astype(int),
     (left + share * width).astype(int),
   )
-  sampled = mask[np.ix_(ys, xs)].ravel().astype(np.float32)
-  shapes, trims, ideal, areas = _templates()
-  both = ideal @ sampled
-  iou = both / (areas + sampled.sum() - both)
+  sampled = _bits(mask[np.ix_(ys, xs)])
+  shapes, trims, ideal = _templates()
+  both = np.bitwise_count(ideal & sampled).sum(-1)
+  iou = both / np.bitwise_count(ideal | sampled).sum(-1)
   iou *= max(height, width) <= _LONGEST * min(height, width)
   best = int(np.argmax(iou - _TRIM_COST * np.abs(trims).sum(1)))
   inward = trims[best] * (1, -1, 1, -1) * (height, height, width, width)
@@ -262,7 +271,7 @@ def _fill(distance, t, mask) -> str:
   # Neither a speck of a third colour is a pattern, nor the blurred rim on a
   # background like the shade: keep off both.
   specks = distance > np.median(distance[mask]) + _TOLERANCE
-  inner = _eroded(mask & ~specks, 5)
+  inner = _core(mask & ~specks, 5)
   if t[inner].var() < _LEAST_SHADE:
     return "plain"
   down, across = np.gradient(ndimage.gaussian_filter(t, 1.5))

@@ -1,0 +1,93 @@
+"""PNG files: pixels and notes come back, grids, and what cannot be written."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.data.png import enlarge, grid, write_png
+
+
+def picture(height: int = 6, width: int = 5, seed: int = 0) -> np.ndarray:
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_pixels_and_notes_come_back(tmp_path):
+  note = {
+    "prompt": 'ein "grüner" Stern ★ above\na line',
+    "seed": "3",
+    "config": '{"a": [1, 2]}',
+    "empty": "",
+  }
+  write_png(tmp_path / "a.png", picture(), note)
+  with Image.open(tmp_path / "a.png") as image:
+    np.testing.assert_array_equal(np.asarray(image), picture())
+    assert image.text == note
+
+
+def test_a_picture_without_notes(tmp_path):
+  write_png(tmp_path / "a.png", picture())
+  with Image.open(tmp_path / "a.png") as image:
+    assert image.text == {}
+
+
+def test_folders_are_made_and_nothing_else_is_left(tmp_path):
+  path = tmp_path / "new" / "folder" / "a.png"
+  for seed in (0, 1):
+    write_png(path, picture(seed=seed))
+  assert list(path.parent.iterdir()) == [path]
+  np.testing.assert_array_equal(np.asarray(Image.open(path)), picture(seed=1))
+
+
+@pytest.mark.parametrize("where", ["file/a.png", "taken"])
+def test_a_place_that_cannot_be_written(tmp_path, where):
+  (tmp_path / "file").touch()
+  (tmp_path / "taken" / "full").mkdir(parents=True)
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(
+    ValueError, match=f"^{tmp_path}/{where} cannot be written"
+  ):
+    write_png(tmp_path / where, picture())
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_failure_leaves_the_older_picture(tmp_path, monkeypatch):
+  path = tmp_path / "a.png"
+  write_png(path, picture())
+
+  def fill_disk(self, file, **options):
+    file.write_bytes(b"half a pic")
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(Image.Image, "save", fill_disk)
+  with pytest.raises(
+    ValueError, match="a.png cannot be written: No space left"
+  ):
+    write_png(path, picture(seed=1))
+  np.testing.assert_array_equal(np.asarray(Image.open(path)), picture())
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_enlarged_pixels_are_squares():
+  big = enlarge(picture(4, 4), 12)
+  assert big.dtype == np.uint8
+  expected = picture(4, 4).repeat(3, axis=0).repeat(3, axis=1)
+  np.testing.assert_array_equal(big, expected)
+  np.testing.assert_array_equal(enlarge(picture(4, 4), 4), picture(4, 4))
+
+
+def test_a_grid_is_row_by_row_with_gaps():
+  pictures = [picture(seed=i) for i in range(5)]
+  sheet = grid(pictures, columns=2)
+  assert sheet.shape == (3 * 6 + 2 * 2, 2 * 5 + 2, 3)
+  assert sheet.dtype == np.uint8
+  left = np.ones(sheet.shape[:2], bool)
+  for i, one in enumerate(pictures):
+    y, x = i // 2 * 8, i % 2 * 7
+    np.testing.assert_array_equal(sheet[y : y + 6, x : x + 5], one)
+    left[y : y + 6, x : x + 5] = False
+  assert (sheet[left] == 128).all()
+
+
+def test_a_grid_of_one():
+  np.testing.assert_array_equal(grid([picture()], columns=1), picture())
