@@ -1,9 +1,7 @@
 """The demo's base stage: text to 16x16 pictures of captioned_shapes.
 
 The layout of App. F.1 in small. Unlike the paper's base stage it predicts v
-and trains its text encoder along: there is no web text to learn English
-from here, so this stage teaches the small T5 the language of the captions,
-and the stages after it use that T5 frozen, as the paper does.
+and uses Adam, which a run of an hour needs.
 
   python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
 """
@@ -12,11 +10,14 @@ from ml_collections import ConfigDict
 
 
 def text() -> ConfigDict:
-  """The small T5 that all stages of the demo share."""
+  """The small T5 that all stages of the demo share, frozen.
+
+  It learnt the captions' English from text alone, with imagen_jax.pretrain.
+  """
   return ConfigDict(
     dict(
       encoder=dict(
-        vocab_size=256,
+        vocab_size=264,
         emb_dim=128,
         num_heads=4,
         num_encoder_layers=3,
@@ -25,8 +26,7 @@ def text() -> ConfigDict:
       ),
       vocabulary="weights/shapes.model",
       length=32,
-      weights="",
-      trainable=True,
+      weights="weights/shapes_t5.safetensors",
     )
   )
 

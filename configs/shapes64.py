@@ -1,8 +1,7 @@
 """The demo's first super-resolution stage: 16x16 to 64x64 pictures.
 
 An Efficient U-Net after App. F.2 in small: self-attention with the text's
-keys and values in the last block. The text encoder is shapes16's, frozen.
-Unlike the paper's it predicts v.
+keys and values in the last block. Unlike the paper's it predicts v.
 
   python -m imagen_jax.train --config=configs/shapes64.py --workdir=DIR
 """
@@ -15,8 +14,6 @@ from configs import shapes16
 def get_config() -> ConfigDict:
   """The config of the stage."""
   config = shapes16.get_config()
-  config.text.weights = "weights/shapes_t5.safetensors"
-  config.text.trainable = False
   config.stage = dict(
     size=64,
     lowres_size=16,

@@ -12,6 +12,8 @@ STARTED = time.monotonic()  # before the imports, which take seconds
 
 # ruff: noqa: E402
 import json
+import math
+import os
 import pathlib
 import re
 import tempfile
@@ -22,17 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from imagen_jax import build
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import grid, write_png
 from imagen_jax.runtime import program
-from imagen_jax.runtime.progress import Progress
+from imagen_jax.runtime.progress import Progress, Stopwatch
+from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+read_config = program.define_config("configs/shapes.py")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 PROMPTS_FILE = flags.DEFINE_string(
   "prompts_file", None, "A UTF-8 text file with one prompt per line."
@@ -48,21 +50,26 @@ OUTDIR = flags.DEFINE_string("outdir", "samples", "Where the PNGs go.")
 
 def read_prompts() -> list[str]:
   """The prompts of --prompt and --prompts_file, in this order."""
-  prompts = list(PROMPT.value)
-  if PROMPTS_FILE.value:
+  prompts, name = list(PROMPT.value), PROMPTS_FILE.value
+  if name:
     try:
-      text = pathlib.Path(PROMPTS_FILE.value).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f"prompts_file {PROMPTS_FILE.value} is not UTF-8 text"
-      ) from error
+      text = pathlib.Path(name).read_text(encoding="utf-8-sig")
+      if "\0" in text:
+        raise ValueError
+    except ValueError as error:
+      raise ValueError(f"prompts_file {name} is not UTF-8 text") from error
     except OSError as error:
       raise ValueError(
-        f"prompts_file {PROMPTS_FILE.value} cannot be read: {error.strerror}"
+        f"prompts_file {name} cannot be read: {error.strerror}"
       ) from error
     prompts += [line for line in text.splitlines() if line.strip()]
   if not prompts:
-    raise ValueError("there is no prompt, give --prompt or --prompts_file")
+    raise ValueError(
+      f"prompts_file {name} has no prompt in it, expected one per line"
+      if name
+      else "there is no prompt, give --prompt or --prompts_file"
+    )
+  check_prompts(prompts)
   return prompts
 
 
@@ -73,26 +80,30 @@ def check_flags() -> None:
       raise ValueError(
         f"--{flag.name} is {flag.value}, expected at least {lowest}"
       )
+  if SEED.value >= 2**32:
+    raise ValueError(f"--seed is {SEED.value}, expected less than 2**32")
+  if GUIDANCE.value is not None and not math.isfinite(GUIDANCE.value):
+    raise ValueError(f"--guidance is {GUIDANCE.value}, expected a number")
 
 
-def writable(outdir: str) -> pathlib.Path:
-  """The directory, made if needed; ValueError if no file can be made in it."""
-  path = pathlib.Path(outdir).expanduser()
+def check_writable(outdir: pathlib.Path) -> None:
+  """ValueError if outdir cannot be made or written; makes nothing yet."""
+  path = outdir.absolute()
+  while not os.path.lexists(path):
+    path = path.parent
   try:
-    path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
-      return path
+      pass
   except OSError as error:
     raise ValueError(
       f"outdir {outdir} cannot be written: {error.strerror}"
     ) from error
 
 
-def overridden(cascade: Cascade) -> Cascade:
-  """The cascade with --guidance and --steps, where they are given."""
-  changes = {"guidance": GUIDANCE.value, "steps": STEPS.value}
-  given = {key: v for key, v in changes.items() if v is not None}
-  return cascade.with_sampling(**given)
+def changes() -> dict[str, Any]:
+  """The sampling settings that --guidance and --steps change."""
+  given = {"guidance": GUIDANCE.value, "steps": STEPS.value}
+  return {key: value for key, value in given.items() if value is not None}
 
 
 def sample_batch(
@@ -101,61 +112,69 @@ def sample_batch(
   keys: jax.Array,
   text: TextEmbedding,
   progress: Progress,
+  watch: Stopwatch,
 ) -> np.ndarray:
-  """Pictures of the last stage, uint8 [B, size, size, 3]; tells of each stage."""
-  begun = time.monotonic()
+  """The last stage's pictures, uint8 [B, size, size, 3]; tells of each."""
+  progress.say(f"  {' -> '.join(cascade.names)} ...")
   for name, pictures in cascade.sample(params, keys, text):
     pictures = np.asarray(pictures)
-    now = time.monotonic()
     size = pictures.shape[1]
-    progress.say(f"  {name}: {size}x{size} in {now - begun:.1f} s")
-    begun = now
+    progress.say(f"  {name}: {size}x{size} in {watch.lap()}")
   return to_uint8(pictures)
 
 
-def file_name(prompt: str, seed: int, index: int) -> str:
-  """ "a_red_star-s0-0.png": the prompt's first words, the seed, the index."""
-  words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
-  return f"{words or 'prompt'}-s{seed}-{index}.png"
+def file_stems(prompts: Sequence[str]) -> list[str]:
+  """A prompt's first words, "a_red_star"; different prompts' differ."""
+  stems = {}
+  for prompt in dict.fromkeys(prompts):
+    words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
+    words = words or "prompt"
+    taken, count, stem = set(stems.values()), 2, words
+    while stem in taken:
+      stem, count = f"{words}_{count}", count + 1
+    stems[prompt] = stem
+  return [stems[prompt] for prompt in prompts]
 
 
 def main() -> None:
   check_flags()
   prompts = read_prompts()
-  if CONFIG.value is None:
-    raise ValueError("--config is needed, such as configs/shapes.py")
-  config = CONFIG.value
-  cascade = overridden(build.cascade(config))
-  outdir = writable(OUTDIR.value)
-  progress = Progress("sample", len(prompts))
+  config = read_config()
+  cascade = build.cascade(config).with_sampling(**changes())
+  outdir = pathlib.Path(OUTDIR.value).expanduser()
+  check_writable(outdir)
+  rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]
+  progress = Progress("sample", len(rows), unit="picture")
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
 
-  begun = time.monotonic()
+  watch = Stopwatch()
   encode, params = build.load(config, cascade)
-  text = encode(prompts)
-  progress.say(
-    f"text: {len(prompts)} prompt(s) in {time.monotonic() - begun:.1f} s"
-  )
+  text = jax.block_until_ready(encode(prompts))
+  progress.say(f"  text: {len(prompts)} prompt(s) in {watch.lap()}")
 
   # One row per picture. Every batch is of one size, the last one filled up,
   # and a picture's key is of its seed and index: neighbours change nothing.
-  rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]
   size = min(len(rows), config.batch_size)
   base = jax.random.key(SEED.value)
   pictures = []
+  progress.start(0)
   for start in range(0, len(rows), size):
     batch = rows[start : start + size]
     batch += batch[-1:] * (size - len(batch))
     which, index = (jnp.asarray(column) for column in zip(*batch, strict=True))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base, index)
     drawn = TextEmbedding(text.tokens[which], text.mask[which])
-    pictures += list(sample_batch(cascade, params, keys, drawn, progress))
+    pictures += list(
+      sample_batch(cascade, params, keys, drawn, progress, watch)
+    )
     progress.show(min(start + size, len(rows)))
   pictures = pictures[: len(rows)]
 
   note = {"config": config.to_json_best_effort(), "seed": str(SEED.value)}
+  note |= {key: str(value) for key, value in changes().items()}
+  stems = file_stems(prompts)
   for (p, index), picture in zip(rows, pictures, strict=True):
-    path = outdir / file_name(prompts[p], SEED.value, index)
+    path = outdir / f"{stems[p]}-s{SEED.value}-{index}.png"
     write_png(
       path, picture, {"prompt": prompts[p], "index": str(index), **note}
     )

@@ -5,6 +5,10 @@
 Called again with the same workdir it goes on from the newest checkpoint.
 """
 
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read at its import
+
 import dataclasses
 import json
 import math
@@ -17,43 +21,23 @@ import jax
 import numpy as np
 from absl import flags
 from clu import metric_writers
-from ml_collections import config_flags
 
 from imagen_jax import build
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.data.png import enlarge, grid, write_png
 from imagen_jax.data.source import load_source
-from imagen_jax.runtime import checkpoints, mesh, program, weights
+from imagen_jax.runtime import checkpoints, mesh, program
 from imagen_jax.runtime.progress import Progress
 from imagen_jax.stage import Sampling, Stage, sample_stage
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.step import init_state, make_train_step
 from imagen_jax.types import TextEmbedding
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+read_config = program.define_config("configs/shapes16.py")
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, metrics and sample grids go."
 )
-
-Weights = dict[str, Any]
-
-
-def initial_weights(
-  stage: Stage, text: build.Text, seed: int
-) -> tuple[Weights, Weights]:
-  """(trained, frozen) parts of {"net", "text"} at the start of a run."""
-  net_key, text_key = jax.random.split(jax.random.key(seed))
-  net = jax.jit(lambda key: build.init_net(stage, text, key))(net_key)
-  encoder = jax.jit(lambda key: build.init_text(text, key))(text_key)
-  if text.weights:
-    path = build.packaged(text.weights)
-    encoder = weights.load(path, "text", encoder)
-  elif not text.trainable:
-    raise ValueError("text.weights is empty, and a frozen encoder needs them")
-  if text.trainable:
-    return {"net": net, "text": encoder}, {}
-  return {"net": net}, {"text": encoder}
 
 
 def open_batches(
@@ -85,8 +69,8 @@ def open_batches(
 def sample_grid(
   stage: Stage,
   sampling: Sampling,
-  text: build.Text,
-  params: Weights,
+  params: Any,
+  text: TextEmbedding,
   batch: dict[str, np.ndarray],
 ) -> np.ndarray:
   """One row per example: low-res picture (if any), sample, truth.
@@ -101,14 +85,11 @@ def sample_grid(
     crop_size=None,
     lowres_size=None if lowres is None else lowres.shape[1],
   )
-  tokens = jax.jit(text.encoder.apply)(
-    {"params": params["text"]}, batch["tokens"], batch["mask"]
-  )
   samples = sample_stage(
     small,
-    params["net"],
+    params,
     jax.random.split(jax.random.key(0), count),
-    TextEmbedding(tokens, batch["mask"]),
+    text,
     lowres,
     sampling=sampling,
   )
@@ -124,26 +105,31 @@ def sample_grid(
 
 
 def main() -> None:
-  config, workdir = CONFIG.value, WORKDIR.value
-  if config is None or not workdir:
-    raise ValueError("--config and --workdir are needed, see --help")
+  config, workdir = read_config(), WORKDIR.value
+  if not workdir:
+    raise ValueError("--workdir is needed: where checkpoints and metrics go")
   build.check_keys(config)
   stage, text = build.stage(config.stage), build.text(config.text)
   data, run = build.data(config.data), build.training(config.train)
   sampling = build.sampling(config.sampling)
   optimizer = build.optimizer(config.optimizer)
   tokenizer = build.tokenizer(text)
-
   # The state, alike on every device; a batch, spread over them.
   devices = mesh.make_mesh()
   spread = mesh.batch_sharding(devices, data.batch_size)
   everywhere = mesh.replicated(devices)
-  trained, frozen = jax.device_put(
-    initial_weights(stage, text, run.seed), everywhere
-  )
+  text_params = jax.device_put(build.load_text(text), everywhere)
+  key = jax.random.key(run.seed)
   state = jax.jit(
-    lambda params: init_state(params, optimizer), out_shardings=everywhere
-  )(trained)
+    lambda: init_state(build.init_net(stage, text, key), optimizer),
+    out_shardings=everywhere,
+  )()
+  shown = next(open_batches(
+    stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
+  ))  # fmt: skip
+  captions = build.text_encoder(text, text_params).from_ids(
+    shown["tokens"], shown["mask"]
+  )
   manager = checkpoints.open_checkpoints(workdir, keep=run.keep_checkpoints)
   state = checkpoints.restore(manager, state) or state
   first = int(state.step)
@@ -153,9 +139,6 @@ def main() -> None:
     split=data.split, batch_size=data.batch_size, start_step=first,
     shard=mesh.host_rows(spread, data.batch_size),
   )  # fmt: skip
-  shown = next(open_batches(
-    stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
-  ))  # fmt: skip
 
   def next_batch():
     return mesh.to_global(next(source), spread, data.batch_size)
@@ -166,11 +149,13 @@ def main() -> None:
   )
   step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=everywhere)
   progress = Progress("train", run.steps)
+  if first:
+    progress.say(f"resumed from step {first}")
   if first < run.steps:
-    count = sum(x.size for x in jax.tree.leaves(trained))
+    count = sum(x.size for x in jax.tree.leaves(state.params))
     progress.say(f"{count:,} parameters on {devices.size} device(s); compiling")
     begun, batch = time.monotonic(), next_batch()
-    step_fn = step_fn.lower(state, frozen, batch).compile()
+    step_fn = step_fn.lower(state, text_params, batch).compile()
     progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
 
   writer = metric_writers.create_default_writer(
@@ -179,7 +164,7 @@ def main() -> None:
   text_config = json.loads(config.to_json_best_effort())
   progress.start(first)
   for step in range(first + 1, run.steps + 1):
-    state, metrics = step_fn(state, frozen, batch)
+    state, metrics = step_fn(state, text_params, batch)
     batch = next_batch()
     last = step == run.steps
     if step % run.log_every == 0 or last:
@@ -191,14 +176,16 @@ def main() -> None:
         "images_per_second": data.batch_size / pace,
       }
       writer.write_scalars(step, metrics)
+    keep = step % run.checkpoint_every == 0 or last
+    draw = step % run.sample_every == 0 or last
+    if keep or draw:
+      jax.block_until_ready(state)  # this step is work, what follows is not
     progress.pause()
-    if step % run.checkpoint_every == 0 or last:
+    if keep:
       checkpoints.save(manager, step, state, text_config)
-    if step % run.sample_every == 0 or last:
-      averaged = {**state.ema, **frozen}
-      picture = sample_grid(stage, sampling, text, averaged, shown)
+    if draw:
+      picture = sample_grid(stage, sampling, state.ema, captions, shown)
       path = pathlib.Path(workdir) / "samples" / f"{step:08}.png"
-      path.parent.mkdir(exist_ok=True)
       write_png(path, picture)
       writer.write_images(step, {"samples": picture[None]})
     progress.resume()

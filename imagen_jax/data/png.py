@@ -1,5 +1,6 @@
 """PNG files: pictures with a note of how they were made, and grids of them."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,19 +14,26 @@ def write_png(
   picture: np.ndarray,
   text: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes uint8 [H, W, 3], whole or not at all; text goes in as metadata."""
+  """Writes uint8 [H, W, 3], whole or not at all; text goes in as metadata.
+
+  Folders that lack are made. ValueError if it cannot be written.
+  """
   path = pathlib.Path(path)
   info = PngImagePlugin.PngInfo()
   for key, value in (text or {}).items():
     info.add_itxt(key, value)
   part = path.with_name(path.name + ".part")
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(part, format="PNG", pnginfo=info)
     part.replace(path)
   except OSError as error:
-    raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+    raise ValueError(
+      f"{path} cannot be written: {error.strerror or error}"
+    ) from error
   finally:
-    part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      part.unlink()
 
 
 def enlarge(picture: np.ndarray, size: int) -> np.ndarray:

@@ -51,18 +51,22 @@ def save(
 
 
 def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
-  """The newest state, with the shardings of `like`; None if there is none."""
+  """The newest state, with the shardings of `like`; None if there is none.
+
+  ValueError, naming the checkpoint, if it is damaged or its arrays are not
+  those of `like`.
+  """
   step = manager.latest_step()
   if step is None:
     return None
-  args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-  return _checked(lambda: manager.restore(step, args=args), manager, step)
+  _check_arrays(manager.directory / str(step), like)
+  return _read(manager, step, ocp.args.StandardRestore(like))
 
 
 def restore_ema(workdir: str, like: Any) -> tuple[int, Any]:
   """(step, ema) of the newest checkpoint; `like` is the ema's tree of shapes.
 
-  ValueError, naming the directory, if there is no readable checkpoint.
+  ValueError as restore, and if there is no checkpoint.
   """
   path = directory(workdir)
   if not path.is_dir():
@@ -77,26 +81,56 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any]:
     restore_args=ocp.checkpoint_utils.construct_restore_args(item),
     partial_restore=True,
   )
-  options = ocp.CheckpointManagerOptions(read_only=True)
+  options = ocp.CheckpointManagerOptions(create=False)
   with ocp.CheckpointManager(path, options=options) as manager:
     step = manager.latest_step()
     if step is None:
       raise ValueError(f"{path} holds no complete checkpoint")
-    args = ocp.args.Composite(state=args)
-    restored = _checked(lambda: manager.restore(step, args=args), manager, step)
-  ema = restored["ema"]
-  if any(not isinstance(x, jax.Array) for x in jax.tree.leaves(ema)):
-    raise ValueError(f"checkpoint {path / str(step)} lacks weights of the net")
-  return step, ema
+    _check_arrays(path / str(step), item, "ema/")
+    return step, _read(manager, step, args)["ema"]
 
 
-def _checked(read, manager: ocp.CheckpointManager, step: int) -> Any:
-  """The state that read() gives; any failure becomes one sentence."""
+def _read(manager: ocp.CheckpointManager, step: int, args: Any) -> Any:
+  """The state of a step; any failure becomes one sentence."""
   try:
-    return read()["state"]
+    return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
   except Exception as error:  # Orbax and its stores raise many kinds.
-    where = pathlib.Path(manager.directory) / str(step)
-    reason = " ".join(str(error).split())[:200]
-    raise ValueError(
-      f"checkpoint {where} is damaged or of another config: {reason}"
-    ) from error
+    raise _damaged(manager.directory / str(step)) from error
+
+
+def _check_arrays(path: pathlib.Path, like: Any, prefix: str = "") -> None:
+  """ValueError unless a checkpoint has the arrays of like, by name and shape.
+
+  Those whose names begin with the prefix, that is; the rest may be others.
+  """
+  try:
+    stored = _shapes(
+      ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
+    )
+  except Exception as error:
+    raise _damaged(path) from error
+  wanted = _shapes(like)
+  for name in sorted(wanted.keys() ^ stored.keys()):
+    if name in wanted or name.startswith(prefix):
+      lack = "has no" if name in wanted else "has an unknown"
+      raise ValueError(f"checkpoint {path} {lack} array {name}")
+  for name, shape in wanted.items():
+    if stored[name] != shape:
+      raise ValueError(
+        f"checkpoint {path} has {name} of shape {stored[name]}, expected "
+        f"{shape}"
+      )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Shapes of a tree's arrays by path."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _damaged(path: pathlib.Path) -> ValueError:
+  return ValueError(
+    f"checkpoint {path} is damaged, remove it to use the one before it"
+  )

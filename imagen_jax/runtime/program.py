@@ -1,15 +1,21 @@
 """What the verbs share as programs: flags, and errors in one sentence."""
 
 import sys
+import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import config_flags
+
+flags.disclaim_key_flags()  # --config is the verb's, in --help
 
 
 def run(main: Callable[[], None]) -> None:
   """Runs main(); a ValueError ends the program with its sentence, exit 1.
 
-  A flag or config override that does not exist ends it likewise, exit 2.
+  So does a file that cannot be read or written, and an interruption. A flag
+  that does not exist or parse ends it likewise, exit 2.
   """
   logging.set_verbosity(logging.WARNING)
 
@@ -20,18 +26,64 @@ def run(main: Callable[[], None]) -> None:
       main()
     except ValueError as error:
       fail(str(error), 1)
+    except OSError as error:
+      if error.filename is None:
+        raise
+      fail(f"{error.filename}: {error.strerror}", 1)
+    except KeyboardInterrupt:
+      fail("interrupted", 130)
 
   app.run(guarded, flags_parser=parse)
+
+
+def define_config(example: str) -> Callable[[], Any]:
+  """Flags --config=FILE and --config.KEY=VALUE; returns what reads them.
+
+  KEY may be one that FILE leaves at its default. Whether there is such a key
+  is for build to say. Reading raises ValueError if there is no config.
+  """
+  flag = config_flags.DEFINE_config_file(
+    "config",
+    help_string=f"A config file, such as {example}.",
+    lock_config=False,
+    accept_new_attributes=True,
+  )
+
+  def read() -> Any:
+    if not flags.FLAGS["config"].present:
+      raise ValueError(f"--config is needed, such as {example}")
+    try:
+      usable = hasattr(flag.value, "items")
+    except OSError as error:  # a file that could not be read is told of here
+      path = flags.FLAGS["config"].config_filename
+      raise ValueError(
+        f"config {path!r} cannot be read, expected a file such as {example}"
+      ) from error
+    if not usable:
+      raise ValueError(
+        f"get_config() returned {flag.value!r}, expected a ConfigDict"
+      )
+    return flag.value
+
+  return read
 
 
 def parse(argv: list[str]) -> list[str]:
   """Flags, among them --config and its overrides; exit 2 on a bad one."""
   try:
     return flags.FLAGS(argv)
-  except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-    fail(str(error).strip("'\""), 2)
   except flags.Error as error:
+    if "whilst parsing config file" in str(error):
+      raise  # the config is a program, and this its traceback
     fail(str(error), 2)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.name == "get_config" for frame in frames):
+      raise
+    part = str([*error.args, ""][0]).split("\n")[0].strip("'")
+    overrides = [arg for arg in argv if "-config." in arg]
+    overrides = [arg for arg in overrides if f".{part}." in arg] or overrides
+    fail(f"the config has no place for {' or '.join(overrides)}", 2)
 
 
 def fail(message: str, code: int) -> None:

@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TextIO
 
+import jax
+
 
 def clock(seconds: float) -> str:
   """3723 -> "1:02:03"."""
@@ -20,11 +22,17 @@ class Progress:
   """
 
   def __init__(
-    self, name: str, total: int, first: int = 0, out: TextIO = sys.stdout
+    self,
+    name: str,
+    total: int,
+    *,
+    unit: str = "step",
+    out: TextIO | None = None,
   ):
-    self._name, self._total, self._out = name, total, out
-    self._live = out.isatty()
-    self.start(first)
+    self._name, self._total, self._unit = name, total, unit
+    self._out = sys.stdout if out is None else out
+    self._live = self._out.isatty()
+    self.start(0)
 
   def start(self, step: int) -> None:
     """Counts time from now on, with `step` steps already done."""
@@ -49,7 +57,7 @@ class Progress:
     line = f"{self._name} {step}/{self._total}"
     if step > self._first:
       left = clock(pace * (self._total - step))
-      line += f"  {pace:.3g} s/step  ETA {left}"
+      line += f"  {pace:.3g} s/{self._unit}  ETA {left}"
     self.say(f"{line}  {note}".rstrip(), last=step >= self._total)
 
   def say(self, line: str, last: bool = True) -> None:
@@ -59,3 +67,24 @@ class Progress:
     else:
       self._out.write(line + "\n")
     self._out.flush()
+
+
+class Stopwatch:
+  """Laps of wall time, and the share of each that JAX spent compiling."""
+
+  def __init__(self):
+    self._compiling, self._since = 0.0, time.monotonic()
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, seconds: float, **_) -> None:
+    if event.endswith("backend_compile_duration"):
+      self._compiling += seconds
+
+  def lap(self) -> str:
+    """The time since the last lap: "9.1 s, 8.0 s of it compiling"."""
+    now = time.monotonic()
+    text = f"{now - self._since:.1f} s"
+    if self._compiling > 0.05:
+      text += f", {self._compiling:.1f} s of it compiling"
+    self._compiling, self._since = 0.0, now
+    return text

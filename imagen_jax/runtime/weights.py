@@ -1,5 +1,6 @@
 """Weights as one safetensors file: parameters named by path, as stored."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,16 +16,15 @@ import safetensors.flax
 from imagen_jax.runtime.checkpoints import restore_ema
 
 
-def load(path: str | os.PathLike, part: str, like: Any) -> Any:
-  """Weights from a .safetensors file, or a training run's directory.
+def load(path: str | os.PathLike, like: Any) -> Any:
+  """Weights from a .safetensors file, or a training run's averaged ones.
 
-  part is "net" or "text": which of a run's averaged weights. ValueError as
-  load_weights and restore_ema.
+  ValueError as load_weights and restore_ema.
   """
   if pathlib.Path(path).suffix == ".safetensors":
     return load_weights(path, like)
-  _, ema = restore_ema(str(path), {part: like})
-  return ema[part]
+  _, ema = restore_ema(str(path), like)
+  return ema
 
 
 def save_weights(
@@ -34,19 +34,24 @@ def save_weights(
   dtype: Any = jnp.bfloat16,
   metadata: Mapping[str, str] | None = None,
 ) -> int:
-  """Writes a tree of parameters, whole or not at all; returns its bytes."""
+  """Writes a tree of parameters, whole or not at all; returns its bytes.
+
+  Folders that lack are made. ValueError if it cannot be written.
+  """
   path = pathlib.Path(path)
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   flat = {name: jnp.asarray(value, dtype) for name, value in flat.items()}
   data = safetensors.flax.save(flat, dict(metadata or {}))
   part = path.with_name(path.name + ".part")
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(data)
     part.replace(path)
   except OSError as error:
     raise ValueError(f"{path} cannot be written: {error.strerror}") from error
   finally:
-    part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      part.unlink()
   return len(data)
 
 
@@ -59,12 +64,13 @@ def load_weights(path: str | os.PathLike, like: Any) -> Any:
   flat = _read(pathlib.Path(path))
   wanted = flax.traverse_util.flatten_dict(like, sep="/")
   for name in sorted(wanted.keys() ^ flat.keys()):
-    lack = "has no" if name in wanted else "has an unknown"
-    raise ValueError(f"{path} {lack} parameter {name}")
+    lack = "have no" if name in wanted else "have an unknown"
+    raise ValueError(f"weights {path} {lack} parameter {name}")
   for name, leaf in wanted.items():
     if flat[name].shape != leaf.shape:
       raise ValueError(
-        f"{path} has {name} of shape {flat[name].shape}, expected {leaf.shape}"
+        f"weights {path} have {name} of shape {flat[name].shape}, expected "
+        f"{leaf.shape}"
       )
   cast = {n: jnp.asarray(flat[n], leaf.dtype) for n, leaf in wanted.items()}
   return flax.traverse_util.unflatten_dict(cast, sep="/")
@@ -79,7 +85,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 def _read(path: pathlib.Path) -> dict[str, jax.Array]:
   try:
-    return safetensors.flax.load(path.read_bytes())
+    path.open("rb").close()
+    return safetensors.flax.load_file(path)  # load() knows no bfloat16
   except OSError as error:
     raise ValueError(
       f"weights {path} cannot be read: {error.strerror}"

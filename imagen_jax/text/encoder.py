@@ -32,7 +32,7 @@ class TextEncoder:
         f"encoder embeds only {module.vocab_size}"
       )
     self._params = params
-    self._tokenizer = tokenizer
+    self.tokenizer = tokenizer
     self._batch_size = batch_size
     self._apply = jax.jit(module.apply)
     self.dim = module.emb_dim
@@ -42,16 +42,16 @@ class TextEncoder:
     """Raises ValueError for no prompts and for those the tokenizer refuses."""
     if not len(prompts):
       raise ValueError("there are no prompts, expected at least one")
-    ids, mask = self._tokenizer(prompts)
+    return self.from_ids(*self.tokenizer(prompts))
+
+  def from_ids(self, ids: np.ndarray, mask: np.ndarray) -> TextEmbedding:
+    """The same for prompts already tokenized: ids, mask [n, L]."""
+    starts = range(0, len(ids), self._batch_size)
     tokens = [
-      self._encode(
-        ids[i : i + self._batch_size], mask[i : i + self._batch_size]
-      )
-      for i in range(0, len(prompts), self._batch_size)
+      self._encode(*(a[i : i + self._batch_size] for a in (ids, mask)))
+      for i in starts
     ]
-    return TextEmbedding(
-      jnp.concatenate(tokens)[: len(prompts)], jnp.asarray(mask)
-    )
+    return TextEmbedding(jnp.concatenate(tokens)[: len(ids)], jnp.asarray(mask))
 
   def _encode(self, ids: np.ndarray, mask: np.ndarray) -> jax.Array:
     fill = [(0, self._batch_size - len(ids)), (0, 0)]

@@ -1,4 +1,4 @@
-"""One training step, pure: (state, frozen, batch) -> (state, metrics)."""
+"""One training step, pure: (state, text_params, batch) -> (state, metrics)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-  """What a step changes. params and ema are alike: {"net": ..., ...}.
+  """What a step changes; params and ema are the net's.
 
   There is no random key: a step's randomness is fold_in(seed, step), so a
   resumed run repeats an undisturbed one.
@@ -39,18 +39,22 @@ def init_state(
 
 
 def batch_loss(
-  stage: Stage, encoder: nn.Module, weights: Any, key: jax.Array, batch: Batch
+  stage: Stage,
+  encoder: nn.Module,
+  params: Any,
+  text_params: Any,
+  key: jax.Array,
+  batch: Batch,
 ) -> tuple[jax.Array, jax.Array]:
   """Per-example loss and logsnr [B] of a batch of pictures and token ids.
 
-  weights {"net": ..., "text": ...}. batch: image [B, H, W, 3], tokens and
-  mask [B, L], and lowres [B, h, w, 3] for a super-resolution stage.
+  params are the net's, text_params the encoder's. batch: image [B, H, W, 3],
+  tokens and mask [B, L], and lowres [B, h, w, 3] for a super-resolution stage.
   """
   ids, mask = batch["tokens"], batch["mask"]
-  tokens = encoder.apply({"params": weights["text"]}, ids, mask)
+  tokens = encoder.apply({"params": text_params}, ids, mask)
   text = TextEmbedding(tokens, mask)
-  lowres = batch.get("lowres")
-  return stage.loss(weights["net"], key, batch["image"], text, lowres)
+  return stage.loss(params, key, batch["image"], text, batch.get("lowres"))
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
@@ -69,20 +73,19 @@ def make_train_step(
 ) -> Callable[
   [TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]
 ]:
-  """step(state, frozen, batch) -> (state, metrics).
+  """step(state, text_params, batch) -> (state, metrics).
 
-  frozen holds the weights that are not trained, {"text": ...} as in the
-  paper; with {} the text encoder is among state.params and learns too.
+  The text encoder, of weights text_params, is frozen (Sec. 2.1).
   """
 
-  def mean_loss(params, frozen, key, batch):
-    losses, _ = batch_loss(stage, encoder, {**params, **frozen}, key, batch)
+  def mean_loss(params, text_params, key, batch):
+    losses, _ = batch_loss(stage, encoder, params, text_params, key, batch)
     return losses.mean()
 
-  def step(state, frozen, batch):
+  def step(state, text_params, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     loss, grads = jax.value_and_grad(mean_loss)(
-      state.params, frozen, key, batch
+      state.params, text_params, key, batch
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -90,8 +93,8 @@ def make_train_step(
     ema = jax.tree.map(lambda e, p: d * e + (1 - d) * p, state.ema, params)
     metrics = {
       "loss": loss,
-      "grad_norm": optax.global_norm(grads),
-      "param_norm": optax.global_norm(params),
+      "grad_norm": optax.tree.norm(grads),
+      "param_norm": optax.tree.norm(params),
     }
     return TrainState(state.step + 1, params, ema, opt_state), metrics
 

@@ -1,0 +1,43 @@
+"""Writes captions of captioned_shapes' pictures as text, a line a picture.
+
+  python -m imagen_jax.data.captioned_shapes.write_captions \\
+    --split=train --pictures=20000 --each=8 --output=captions.txt
+
+With --each above 1 a line holds so many captions of the picture, in different
+words, separated by tabs.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import app, flags
+
+from imagen_jax.data.captioned_shapes import captions, scenes
+
+SPLIT = flags.DEFINE_enum("split", "train", scenes.SPLITS, "Whose scenes.")
+PICTURES = flags.DEFINE_integer("pictures", 20_000, "How many, from the first.")
+EACH = flags.DEFINE_integer("each", 1, "Captions of each picture.")
+LEAVE_OUT = flags.DEFINE_float(
+  "leave_out", 0.1, "Chance that a caption is silent on sizes, fills, ..."
+)
+OUTPUT = flags.DEFINE_string("output", None, "The text file.", required=True)
+
+
+def lines(split: str, pictures: int, each: int, leave_out: float):
+  """Yields tab-separated captions of the split's scene 0, 1, ..."""
+  for i in range(pictures):
+    rng = np.random.default_rng((scenes.SPLITS.index(split), i))
+    scene, _ = scenes.sample_scene(rng, split)
+    yield "\t".join(
+      captions.caption(scene, rng, leave_out) for _ in range(each)
+    )
+
+
+def main(argv) -> None:
+  del argv
+  text = lines(SPLIT.value, PICTURES.value, EACH.value, LEAVE_OUT.value)
+  pathlib.Path(OUTPUT.value).write_text("\n".join(text) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+  app.run(main)

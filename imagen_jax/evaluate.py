@@ -1,0 +1,154 @@
+"""Measures how far a cascade's pictures show what captioned_shapes says.
+
+  python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \\
+    --num_images=200 --outdir=DIR
+
+One picture per caption goes before the judge of evals/, which counts the
+claims that hold: of the caption's own scene, and, for comparison, of another
+caption's scene and of the real picture. Per stage it also compares the loss
+under a picture's own caption with that under another's. Writes
+DIR/SPLIT.json and DIR/SPLIT.png, captions in the PNG's metadata.
+"""
+
+import collections
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from imagen_jax import build
+from imagen_jax.cascade import Cascade
+from imagen_jax.data import images
+from imagen_jax.data.captioned_shapes.scenes import Scene, from_json
+from imagen_jax.data.pipeline import make_batches
+from imagen_jax.data.png import grid, write_png
+from imagen_jax.data.source import load_source
+from imagen_jax.evals.judge import judge, share, tally
+from imagen_jax.evals.text_use import caption_losses
+from imagen_jax.runtime import program
+from imagen_jax.runtime.progress import Progress
+from imagen_jax.text.encoder import TextEncoder
+
+read_config = program.define_config("configs/shapes.py")
+DATASET = flags.DEFINE_string(
+  "dataset", "captioned_shapes", "It, or captioned_shapes/tiny."
+)
+SPLIT = flags.DEFINE_string("split", "test", "Split of the dataset.")
+DATA_DIR = flags.DEFINE_string(
+  "data_dir", "~/tensorflow_datasets", "Where the dataset is prepared."
+)
+NUM_IMAGES = flags.DEFINE_integer("num_images", 200, "Captions to draw.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Pictures at a time.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
+OUTDIR = flags.DEFINE_string("outdir", "evaluation", "Where results go.")
+
+LOSS_BATCHES = 4  # of 64 examples, for the loss under right and wrong captions
+
+
+def draw(
+  cascade: Cascade,
+  params: list[Any],
+  encode: TextEncoder,
+  captions: list[str],
+) -> list[np.ndarray]:
+  """One uint8 picture per caption."""
+  size = min(BATCH_SIZE.value, len(captions))
+  progress = Progress("pictures", len(captions))
+  pictures = []
+  for start in range(0, len(captions), size):
+    rows = range(start, start + size)
+    text = encode([captions[min(i, len(captions) - 1)] for i in rows])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      jax.random.key(SEED.value), np.asarray(rows)
+    )
+    *_, (_, last) = cascade.sample(params, keys, text)
+    pictures += list(images.to_uint8(np.asarray(last)))
+    progress.show(min(len(pictures), len(captions)))
+  return pictures[: len(captions)]
+
+
+def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
+  """The share of claims that hold, by kind and over all."""
+  counts = collections.Counter()
+  for picture, scene in zip(pictures, scenes, strict=True):
+    counts += tally(judge(picture, scene))
+  return {kind: round(value, 4) for kind, value in share(counts).items()}
+
+
+def text_use(
+  cascade: Cascade, params: list[Any], encode: TextEncoder, source: Any
+) -> dict[str, dict[str, float]]:
+  """Per stage: mean loss with the own caption and with another one."""
+  result = {}
+  for name, stage, net in zip(
+    cascade.names, cascade.stages, params, strict=True
+  ):
+    batches = make_batches(
+      source,
+      size=stage.size,
+      lowres_size=stage.lowres_size,
+      crop=stage.crop_size,
+      tokenize=encode.tokenizer,
+      global_batch=64,
+      seed=SEED.value,
+    )
+    loss = jax.jit(caption_losses, static_argnums=0)
+    own, other = [], []
+    for i in range(LOSS_BATCHES):
+      batch = next(batches)
+      text = encode.from_ids(batch["tokens"], batch["mask"])
+      key = jax.random.fold_in(jax.random.key(SEED.value), i)
+      pair = loss(stage, net, key, batch["image"], text, batch.get("lowres"))
+      own.append(pair[0])
+      other.append(pair[1])
+    own, other = np.concatenate(own), np.concatenate(other)
+    result[name] = {
+      "own_caption": float(own.mean()),
+      "other_caption": float(other.mean()),
+      "own_lower": float((own < other).mean()),
+    }
+  return result
+
+
+def main() -> None:
+  config = read_config()
+  if NUM_IMAGES.value < 2:
+    raise ValueError(f"--num_images is {NUM_IMAGES.value}, expected 2 or more")
+  cascade = build.cascade(config)
+  source = load_source(DATASET.value, SPLIT.value, DATA_DIR.value)
+  encode, params = build.load(config, cascade)
+
+  count = min(NUM_IMAGES.value, len(source))
+  records = [source[i] for i in range(count)]
+  captions = [record["caption"] for record in records]
+  scenes = [from_json(record["scene"])[0] for record in records]
+  others = scenes[1:] + scenes[:1]
+  real = [images.decode(record["image"]) for record in records]
+  pictures = draw(cascade, params, encode, captions)
+  report = {
+    "split": SPLIT.value,
+    "num_images": count,
+    "seed": SEED.value,
+    "claims_that_hold": {
+      "generated": shares(pictures, scenes),
+      "generated, other caption": shares(pictures, others),
+      "real": shares(real, scenes),
+    },
+    "loss": text_use(cascade, params, encode, source),
+  }
+  outdir = pathlib.Path(OUTDIR.value)
+  outdir.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(report, indent=2)
+  (outdir / f"{SPLIT.value}.json").write_text(text + "\n")
+  shown = min(count, 32)
+  note = {"captions": json.dumps(captions[:shown])}
+  sheet = grid([picture[::2, ::2] for picture in pictures[:shown]], columns=8)
+  write_png(outdir / f"{SPLIT.value}.png", sheet, note)
+  print(text)
+
+
+if __name__ == "__main__":
+  program.run(main)

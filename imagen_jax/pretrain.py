@@ -1,0 +1,116 @@
+"""Trains a small T5 encoder on captions alone, by masked language modelling.
+
+  python -m imagen_jax.pretrain --config=configs/shapes16.py \\
+    --captions=captions.txt --output=text.safetensors
+
+For worlds of one's own that no published T5 was trained on. Each line of the
+captions holds two or more captions of one picture, separated by tabs; a line
+for every picture. text/masked_lm.py says what is learnt and why it takes two.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+
+from imagen_jax import build
+from imagen_jax.runtime import program
+from imagen_jax.runtime.progress import Progress
+from imagen_jax.runtime.weights import save_weights
+from imagen_jax.text.masked_lm import masked_lm_loss, pair
+
+read_config = program.define_config("configs/shapes16.py")
+CAPTIONS = flags.DEFINE_string(
+  "captions", None, "A UTF-8 text file, tab-separated captions of a picture."
+)
+OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to write.")
+STEPS = flags.DEFINE_integer("steps", 4000, "Steps to train.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Pictures per step.")
+LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate", 1e-3, "Adam's, at its peak."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, order and masks.")
+
+
+def read_captions(path: str) -> list[list[str]]:
+  """The captions of every picture; ValueError if one has fewer than two."""
+  try:
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f"captions {path} cannot be read: {error}") from error
+  lines = [line.split("\t") for line in text.splitlines()]
+  for number, captions in enumerate(lines, 1):
+    if len(captions) < 2:
+      raise ValueError(
+        f"line {number} of {path} has one caption, expected two or more"
+      )
+  if not lines:
+    raise ValueError(f"captions {path} is empty")
+  return lines
+
+
+def main() -> None:
+  if not CAPTIONS.value or not OUTPUT.value:
+    raise ValueError("--captions and --output are needed, see --help")
+  if STEPS.value < 1 or BATCH_SIZE.value < 1:
+    raise ValueError("--steps and --batch_size must be at least 1")
+  text = build.text(read_config().text)
+  tokenizer = build.tokenizer(text)
+  hidden_id = tokenizer.vocab_size
+  if hidden_id >= text.encoder.vocab_size:
+    raise ValueError(
+      f"text.encoder.vocab_size is {text.encoder.vocab_size}, expected more "
+      f"than the tokenizer's {hidden_id} pieces, for the hidden word"
+    )
+  captions = read_captions(CAPTIONS.value)
+
+  key = jax.random.key(SEED.value)
+  params = jax.jit(lambda: build.init_text(text, key))()
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0, LEARNING_RATE.value, min(200, STEPS.value // 2), STEPS.value
+  )
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+  opt_state = optimizer.init(params)
+
+  @jax.jit
+  def train_step(params, opt_state, step, ids, mask):
+    def loss(params):
+      noise = jax.random.fold_in(key, step)
+      return masked_lm_loss(
+        text.encoder, params, noise, ids, mask, hidden_id=hidden_id
+      )
+
+    (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    params = optax.apply_updates(params, updates)
+    return params, opt_state, value, accuracy
+
+  progress = Progress("pretrain", STEPS.value)
+  for step in range(STEPS.value):
+    rng = np.random.default_rng((SEED.value, step))
+    chosen = rng.integers(len(captions), size=BATCH_SIZE.value)
+    ids, mask = pair(tokenizer, [captions[i] for i in chosen], rng)
+    params, opt_state, loss, accuracy = train_step(
+      params, opt_state, step, ids, mask
+    )
+    if step == 0:
+      jax.block_until_ready(loss)
+      progress.start(1)
+    if (step + 1) % 100 == 0 or step + 1 == STEPS.value:
+      progress.show(
+        step + 1, f"loss {float(loss):.3f}  right {float(accuracy):.1%}"
+      )
+  note = {
+    "steps": str(STEPS.value),
+    "batch_size": str(BATCH_SIZE.value),
+    "learning_rate": str(LEARNING_RATE.value),
+    "seed": str(SEED.value),
+  }
+  size = save_weights(OUTPUT.value, params, metadata=note)
+  progress.say(f"{OUTPUT.value}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+  program.run(main)

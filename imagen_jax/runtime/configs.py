@@ -1,0 +1,112 @@
+"""From a config's keys to the settings they describe, mistakes named.
+
+A config is a mapping such as a ConfigDict. Each part of it describes an
+object: the part's keys are the object's settings, which also have the
+defaults. Every mistake is a ValueError with the key's whole name.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+
+def section(value: Any, where: str) -> Mapping[str, Any]:
+  """A (sub-)config; ValueError if it is anything else, such as missing."""
+  if not hasattr(value, "items"):
+    raise ValueError(f"config {where} is {value!r}, expected keys with values")
+  return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+  """Whether a setting is of the kind that its annotation says."""
+  if isinstance(hint, types.UnionType):
+    return any(fits(value, option) for option in hint.__args__)
+  if typing.get_origin(hint) is tuple:
+    inner = hint.__args__[0]
+    return isinstance(value, tuple) and all(fits(v, inner) for v in value)
+  if isinstance(value, bool) or hint is Any:
+    return hint in (bool, Any)
+  if hint is float:
+    return isinstance(value, int | float)
+  return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def fill(
+  build: Callable[..., Any],
+  config: Mapping[str, Any],
+  where: str,
+  hints: Mapping[str, Any],
+  **resolved: Any,
+) -> Any:
+  """build(**config) with the values in `resolved` in place of config's.
+
+  hints are the keys that there are, with the kinds of their values.
+  ValueError for any other key or kind, and for what build does not accept.
+  """
+  plain = {}
+  for key, value in section(config, where).items():
+    if key not in hints:
+      known = ", ".join(hints) or "none"
+      raise ValueError(f"unknown config key {where}.{key}, expected {known}")
+    if key in resolved:
+      continue
+    plain[key] = as_tuple(value)
+    hint = hints[key]
+    if not fits(plain[key], hint):
+      wanted = hint.__name__ if isinstance(hint, type) else hint
+      raise ValueError(f"config {where}.{key} is {value!r}, expected {wanted}")
+  try:
+    return build(**plain, **resolved)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"config {where}: {error}") from error
+
+
+def as_tuple(value: Any) -> Any:
+  """Lists become tuples, which are hashable."""
+  if isinstance(value, list | tuple):
+    return tuple(as_tuple(v) for v in value)
+  return value
+
+
+def fields(cls: type) -> dict[str, Any]:
+  """The settings of a dataclass or linen module, with their annotations."""
+  hidden = {"parent", "name"} if issubclass(cls, nn.Module) else {}
+  return {
+    f.name: f.type for f in dataclasses.fields(cls) if f.name not in hidden
+  }
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+  """The same of a function: those of its keyword-only arguments."""
+  return {n: function.__annotations__[n] for n in function.__kwdefaults__}
+
+
+def kind(
+  config: Mapping[str, Any], where: str, options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+  """A sub-config's `kind` among options, and the rest of it."""
+  rest = dict(section(config, where).items())
+  return pick(rest.pop("kind", None), f"config {where}.kind", options), rest
+
+
+def check_names(
+  config: Mapping[str, Any], where: str, names: Sequence[str]
+) -> None:
+  """ValueError for a key of config that is not among names, or is missing."""
+  for key in sorted({*section(config, where.rstrip("."))} ^ {*names}):
+    what = "is missing" if key in names else "is unknown"
+    raise ValueError(
+      f"config key {where}{key} {what}, expected {', '.join(names)}"
+    )
+
+
+def pick(name: str, what: str, options: Mapping[str, Any]) -> Any:
+  """options[name]; ValueError with the names there are otherwise."""
+  if name not in options:
+    known = ", ".join(map(repr, options))
+    raise ValueError(f"{what} is {name!r}, expected one of {known}")
+  return options[name]

@@ -1,0 +1,89 @@
+"""Where batches live: 8 fake devices, and hosts that are made up."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from imagen_jax.runtime import mesh
+
+
+@pytest.fixture(scope="module")
+def devices():
+  assert jax.device_count() == 8
+  return mesh.make_mesh()
+
+
+def test_the_mesh_is_one_axis_over_all_devices(devices):
+  assert devices.axis_names == ("data",)
+  assert list(devices.devices) == jax.devices()
+  some = mesh.make_mesh(jax.devices()[2:5])
+  assert list(some.devices) == jax.devices()[2:5]
+
+
+def test_a_batch_is_spread_evenly(devices):
+  sharding = mesh.batch_sharding(devices, 16)
+  rows = np.arange(16)
+  array = mesh.to_global({"a": rows}, sharding, 16)["a"]
+  assert array.sharding == sharding
+  for i, shard in enumerate(array.addressable_shards):
+    assert shard.device == jax.devices()[i]
+    np.testing.assert_array_equal(shard.data, rows[2 * i : 2 * i + 2])
+
+
+def test_an_indivisible_batch_is_refused(devices):
+  with pytest.raises(
+    ValueError, match="^batch_size is 12, expected a multiple of the 8 devices$"
+  ):
+    mesh.batch_sharding(devices, 12)
+
+
+def test_replicated_is_everything_everywhere(devices):
+  array = jax.device_put(np.arange(3), mesh.replicated(devices))
+  assert len(array.addressable_shards) == 8
+  for shard in array.addressable_shards:
+    np.testing.assert_array_equal(shard.data, [0, 1, 2])
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_one_host_feeds_everything(count):
+  some = mesh.make_mesh(jax.devices()[:count])
+  assert mesh.host_rows(mesh.batch_sharding(some, 16), 16) == (0, 1)
+
+
+def sharding_of_host(*spans):
+  """What a host with devices at these spans of rows can see of a sharding."""
+  places = {i: (slice(*span),) for i, span in enumerate(spans)}
+  return types.SimpleNamespace(addressable_devices_indices_map=lambda _: places)
+
+
+@pytest.mark.parametrize(
+  ("spans", "expected"),
+  [
+    (((0, 8), (8, 16)), (0, 2)),
+    (((24, 32), (16, 24)), (1, 2)),
+    (((16, 24),), (2, 4)),
+    (((8, 16), (8, 16)), (1, 4)),  # two devices with the same rows
+    (((None, None),), (0, 1)),
+  ],
+)
+def test_a_host_feeds_the_rows_of_its_devices(spans, expected):
+  assert mesh.host_rows(sharding_of_host(*spans), 32) == expected
+
+
+def test_rows_in_pieces_are_not_taken_for_a_part():
+  with pytest.raises(AssertionError, match="rows in pieces"):
+    mesh.host_rows(sharding_of_host((0, 8), (16, 24)), 32)
+
+
+def test_to_global_keeps_values_and_types(devices):
+  batch = {
+    "image": np.random.default_rng(0).normal(size=(8, 2, 2, 3)),
+    "mask": np.array([[True, False]] * 8),
+  }
+  batch["image"] = batch["image"].astype(np.float32)
+  out = mesh.to_global(batch, mesh.batch_sharding(devices, 8), 8)
+  for name, value in batch.items():
+    assert out[name].dtype == value.dtype
+    np.testing.assert_array_equal(out[name], value)

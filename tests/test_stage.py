@@ -1,0 +1,197 @@
+"""A stage's checks and its loss, with nets whose answers are known."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion.gaussian import EPS, V, X, v_from_x_eps, x_from_eps
+from imagen_jax.diffusion.schedules import CosineSchedule, LinearSchedule
+from imagen_jax.stage import Sampling, Stage
+from imagen_jax.types import TextEmbedding
+
+KEY = jax.random.key(0)
+BATCH, LENGTH, DIM = 1024, 5, 7
+
+
+class Fake(nn.Module):
+  """A net that reports its inputs and answers fn(z, time, cond)."""
+
+  fn: Callable
+  see: Callable = lambda inputs: None
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, z, time, cond):
+    self.see((z, time, cond))
+    return self.fn(z, time, cond)
+
+
+def zero(z, time, cond):
+  return jnp.zeros_like(z)
+
+
+def text_level(z, time, cond):
+  """The mean of an example's tokens, everywhere in its picture."""
+  return jnp.zeros_like(z) + cond.text.tokens.mean((1, 2))[:, None, None, None]
+
+
+def make_text(batch, value=1.0):
+  tokens = value + 0.1 * jax.random.normal(jax.random.key(1), (LENGTH, DIM))
+  tokens = jnp.broadcast_to(tokens, (batch, LENGTH, DIM))
+  return TextEmbedding(tokens, jnp.ones((batch, LENGTH), bool))
+
+
+# --- The checks.
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"size": 12}, "size is 12, expected a multiple of 8"),
+    ({"size": 16, "crop_size": 4}, "crop_size is 4, expected a multiple of 8"),
+    ({"size": 16, "lowres_size": 5}, "multiples .* lowres_size 5"),
+    ({"size": 16, "lowres_size": 32}, "multiples .* lowres_size 32"),
+    ({"size": 48, "lowres_size": 4, "crop_size": 16}, "crop_size 16 must be"),
+  ],
+)
+def test_sizes_that_do_not_fit(fields, message):
+  with pytest.raises(ValueError, match=message):
+    Stage(Fake(zero, stride=8), **fields)
+
+
+def test_sizes_that_fit():
+  stage = Stage(Fake(zero, stride=8), size=64, lowres_size=16, crop_size=32)
+  assert (stage.factor, stage.train_size) == (4, 32)
+  stage = Stage(Fake(zero, stride=8), size=64)
+  assert (stage.factor, stage.train_size) == (1, 64)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"steps": 0}, "steps is 0, expected at least 1"),
+    ({"aug_level": 1.1}, "aug_level is 1.1, expected 0 to 1"),
+    ({"aug_level": -0.1}, "aug_level is -0.1, expected 0 to 1"),
+  ],
+)
+def test_sampling_out_of_range(fields, message):
+  with pytest.raises(ValueError, match=message):
+    Sampling(**fields)
+
+
+# --- The loss.
+
+
+@pytest.fixture(scope="module")
+def zero_loss():
+  """(loss, logsnr) of black-and-white's mean picture, and what the net saw."""
+  seen = []
+  stage = Stage(Fake(zero, seen.append), size=4)
+  x = jnp.zeros((BATCH, 4, 4, 3))
+  return stage.loss({}, KEY, x, make_text(BATCH)), seen[0]
+
+
+def test_the_loss_of_zero_is_the_noise(zero_loss):
+  """x = 0, so z = sigma eps: an example's loss is the mean of its eps^2."""
+  (loss, logsnr), (z, _, cond) = zero_loss
+  assert loss.shape == logsnr.shape == (BATCH,)
+  assert cond.lowres is None and cond.aug_level is None
+  var = 1 / (1 + np.exp(logsnr))
+  np.testing.assert_allclose(loss, np.mean(z**2, (1, 2, 3)) / var, rtol=1e-4)
+  assert abs(loss.mean() - 1) < 4 * np.sqrt(2 / 48 / BATCH)
+
+
+def test_the_net_hears_time_from_0_to_1000(zero_loss):
+  (_, logsnr), (_, time, _) = zero_loss
+  np.testing.assert_allclose(logsnr, CosineSchedule()(time / 1000), atol=1e-2)
+  assert 0 <= time.min() < 20 and 980 < time.max() <= 1000
+  quarters, _ = np.histogram(time, 4, (0, 1000))
+  assert np.abs(quarters - BATCH / 4).max() < 4 * np.sqrt(BATCH * 3 / 16)
+
+
+def test_a_tenth_of_the_texts_is_dropped(zero_loss):
+  _, (_, _, cond) = zero_loss
+  dropped = np.asarray((cond.text.tokens == 0).all((1, 2)))
+  assert abs(dropped.mean() - 0.1) < 4 * np.sqrt(0.09 / BATCH)
+  real = np.asarray(cond.text.mask.sum(1))
+  np.testing.assert_array_equal(real, np.where(dropped, 1, LENGTH))
+
+
+def test_the_linear_schedule_has_its_own_time():
+  stage = Stage(Fake(zero), size=4, schedule=LinearSchedule())
+  t = jnp.linspace(0.01, 1.0, 7)
+  np.testing.assert_allclose(stage.time(stage.schedule(t)), 1000 * t, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def equivalent_losses():
+  """Of one guess of eps, told as eps, x or v, by (prediction, loss_space)."""
+  schedule = CosineSchedule(-6.0, 6.0)
+  guess = lambda z, time: jnp.sin(3 * z) + time[:, None, None, None] / 1000
+  known = lambda time: schedule(time / 1000)
+
+  def as_x(z, time, cond):
+    return x_from_eps(guess(z, time), z, known(time))
+
+  def as_v(z, time, cond):
+    return v_from_x_eps(as_x(z, time, cond), guess(z, time), known(time))
+
+  nets = {
+    EPS: Fake(lambda z, time, _: guess(z, time)),
+    X: Fake(as_x),
+    V: Fake(as_v),
+  }
+  x = jax.random.uniform(jax.random.key(2), (8, 4, 4, 3), minval=-1)
+
+  def loss(prediction, space):
+    stage = Stage(
+      nets[prediction], 4, schedule, prediction=prediction, loss_space=space
+    )
+    return stage.loss({}, KEY, x, make_text(8))
+
+  return {(p, s): loss(p, s) for p in nets for s in nets}
+
+
+@pytest.mark.parametrize("space", [EPS, X, V], ids=lambda p: p.name)
+def test_the_prediction_does_not_change_the_loss(equivalent_losses, space):
+  expected, _ = equivalent_losses[EPS, space]
+  for prediction in (X, V):
+    loss, _ = equivalent_losses[prediction, space]
+    np.testing.assert_allclose(loss, expected, rtol=1e-3)
+
+
+def test_loss_spaces_differ_by_their_weights(equivalent_losses):
+  """|eps|^2 = alpha^2 |v|^2 = e^logsnr |x|^2, of one and the same error."""
+  in_v, logsnr = equivalent_losses[V, V]
+  in_eps, _ = equivalent_losses[V, EPS]
+  in_x, _ = equivalent_losses[V, X]
+  np.testing.assert_allclose(in_eps, jax.nn.sigmoid(logsnr) * in_v, rtol=1e-4)
+  np.testing.assert_allclose(in_eps, jnp.exp(logsnr) * in_x, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("text_drop", "depends"), [(1.0, False), (0.0, True)])
+def test_text_drop_decides_whether_the_text_matters(text_drop, depends):
+  stage = Stage(Fake(text_level), size=4, text_drop=text_drop)
+  x = jnp.zeros((8, 4, 4, 3))
+  one, _ = stage.loss({}, KEY, x, make_text(8, 1.0))
+  two, _ = stage.loss({}, KEY, x, make_text(8, -2.0))
+  assert (np.abs(one - two) > 1e-3).all() == depends
+  assert (np.abs(one - two) == 0).all() != depends
+
+
+def test_the_low_res_is_noised_by_the_level_the_net_hears():
+  seen, batch = [], 64
+  stage = Stage(Fake(zero, seen.append), size=64, lowres_size=16)
+  x, lowres = jnp.zeros((batch, 64, 64, 3)), jnp.zeros((batch, 16, 16, 3))
+  stage.loss({}, KEY, x, make_text(batch), lowres)
+  _, time, cond = seen[0]
+  level = np.asarray(cond.aug_level)
+  assert cond.lowres.shape == lowres.shape
+  std = cond.lowres.std((1, 2, 3))
+  np.testing.assert_allclose(std, np.sin(np.pi / 2 * level), rtol=0.15)
+  assert level.min() < 0.1 and level.max() > 0.9
+  assert abs(np.corrcoef(level, time)[0, 1]) < 0.4  # drawn independently

@@ -1,0 +1,204 @@
+"""Tiny configs, random weights, and ways to call the verbs.
+
+sample is the one verb that tests import; the others have flags of the same
+names and so need a process of their own.
+"""
+
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from imagen_jax import build, sample
+from imagen_jax.runtime import program, weights
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = """
+from ml_collections import ConfigDict
+
+HERE = {here!r}
+
+
+def sampling(step):
+  return dict(
+    steps=3,
+    guidance=1.5,
+    step=dict(kind=step),
+    threshold=dict(kind="dynamic"),
+  )
+
+
+def get_config():
+  base = dict(
+    kind="UNet",
+    image_size=8,
+    embed_dim=8,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(4,),
+    text_cross_attn_res=(4,),
+    per_head_channels=8,
+    text_width=16,
+    norm_groups=4,
+  )
+  block = dict(channels=8, num_res_blocks=1, num_attention_heads=2)
+  larger = dict(
+    kind="EfficientUNet",
+    blocks=(block, dict(block, text_cross_attention=True)),
+    embed_dim=8,
+    text_width=16,
+    norm_groups=4,
+  )
+  encoder = dict(
+    vocab_size=512,
+    emb_dim=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    head_dim=8,
+    mlp_dim=16,
+  )
+  return ConfigDict(
+    dict(
+      stages=("base", "larger"),
+      base=dict(
+        stage=dict(size=8, net=base, prediction="x"),
+        sampling=sampling("ancestral"),
+        weights=HERE + "/base.safetensors",
+      ),
+      larger=dict(
+        stage=dict(size=16, lowres_size=8, net=larger, prediction="x"),
+        sampling=sampling("ddim"),
+        weights=HERE + "/larger.safetensors",
+      ),
+      text=dict(
+        encoder=encoder,
+        vocabulary="weights/shapes.model",
+        length=16,
+        weights=HERE + "/text.safetensors",
+      ),
+      batch_size=4,
+    )
+  )
+"""
+
+STAGE_CONFIG = """
+import pathlib
+from configs import shapes16
+
+def get_config():
+  config = shapes16.get_config()
+  config.text.encoder.update(
+    vocab_size=512, emb_dim=16, num_heads=2, num_encoder_layers=1, head_dim=8,
+    mlp_dim=16,
+  )
+  config.text.weights = {text!r}
+  config.stage.size = 8
+  config.stage.net.update(
+    image_size=8, embed_dim=8, channel_mult=(1, 2), num_res_blocks=1,
+    attn_resolutions=(4,), text_cross_attn_res=(4,), per_head_channels=8,
+    text_width=16, norm_groups=4,
+  )
+  config.data.name = "captioned_shapes/tiny"
+  config.data.data_dir = str(pathlib.Path(__file__).with_name("data"))
+  config.data.batch_size = 8
+  config.optimizer.update(warmup_steps=2, decay_steps=1000)
+  config.train.update(
+    log_every=1, sample_every=10, checkpoint_every=5, num_samples=4
+  )
+  config.sampling.steps = 2
+  config.weights = "weights/tiny.safetensors"
+  return config
+"""
+STAGE_CASCADE = """
+import pathlib, runpy
+from ml_collections import ConfigDict
+
+HERE = pathlib.Path(__file__).parent
+
+def get_config():
+  stage = runpy.run_path(str(HERE / "tiny.py"))["get_config"]()
+  stage.weights = str(HERE / "tiny.safetensors")
+  return ConfigDict(
+    dict(
+      stages=("tiny",),
+      tiny={key: stage[key] for key in ("stage", "sampling", "weights")},
+      text=stage.text,
+      batch_size=2,
+    )
+  )
+"""
+
+
+def random_like(tree, seed: int):
+  """Random weights, the zero-initialised ones too."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: rng.normal(scale=0.3, size=x.shape), tree)
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+  """The config's file, its weights beside it."""
+  here = tmp_path_factory.mktemp("cascade")
+  path = here / "tiny.py"
+  path.write_text(CONFIG.format(here=str(here)))
+  config = runpy.run_path(str(path))["get_config"]()
+  cascade, text = build.cascade(config), build.text(config.text)
+  key = jax.random.key(0)
+  trees = {"text": jax.eval_shape(lambda: build.init_text(text, key))}
+  for name, stage in zip(cascade.names, cascade.stages, strict=True):
+    trees[name] = jax.eval_shape(lambda s=stage: build.init_net(s, text, key))
+  for seed, (name, tree) in enumerate(trees.items()):
+    file = here / f"{name}.safetensors"
+    weights.save_weights(file, random_like(tree, seed))
+  return path
+
+
+@pytest.fixture
+def call(config, tmp_path, monkeypatch):
+  """Calls the verb in this process; returns the folder that it wrote into."""
+
+  def call(*args: str, outdir: str = "out") -> pathlib.Path:
+    folder = tmp_path / outdir
+    argv = ["sample", f"--config={config}", f"--outdir={folder}", *args]
+    monkeypatch.setattr(sys, "argv", argv)  # where config overrides are read
+    with flagsaver.flagsaver():
+      program.parse(argv)
+      sample.main()
+    return folder
+
+  return call
+
+
+@pytest.fixture(scope="session")
+def run():
+  """Runs a verb as a person does: run("sample", "--config=...")."""
+
+  def run(verb: str, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+      [sys.executable, "-m", f"imagen_jax.{verb}", *args],
+      cwd=ROOT,
+      env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+      capture_output=True,
+      encoding="utf-8",
+    )
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def here(tmp_path_factory, config):
+  """A folder with tiny.py, to train on 8x8 pictures, and a cascade of that.
+
+  The data is prepared in it by the first to train.
+  """
+  here = tmp_path_factory.mktemp("end_to_end")
+  text = str(config.with_name("text.safetensors"))
+  (here / "tiny.py").write_text(STAGE_CONFIG.format(text=text))
+  (here / "cascade.py").write_text(STAGE_CASCADE)
+  return here

@@ -1,0 +1,94 @@
+"""Bad input to the verb train: one sentence each, and no new folder."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from imagen_jax.runtime import checkpoints
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+# Calls the verb train with each of many arguments, TensorFlow imported once.
+CALLS = """
+import json, sys
+from absl.testing import flagsaver
+from imagen_jax import train
+from imagen_jax.runtime import program
+
+for args in json.loads(sys.argv[1]):
+  sys.argv = ["train", *args]
+  with flagsaver.flagsaver():
+    try:
+      program.run(train.main)
+    except SystemExit as end:
+      print(end.code)
+"""
+
+
+def test_bad_input_to_train(here, tmp_path):
+  (tmp_path / "file").touch()
+  for name in ("other", "damaged"):
+    with checkpoints.open_checkpoints(str(tmp_path / name), keep=1) as manager:
+      checkpoints.save(manager, 5, {"step": np.array(5)}, {})
+  (tmp_path / "damaged" / "checkpoints" / "5" / "state" / "_METADATA").unlink()
+  config, new = f"--config={here}/tiny.py", tmp_path / "new"
+  cases = [
+    ([config], "--workdir is needed: where checkpoints and metrics go"),
+    (
+      [config, f"--workdir={tmp_path}/file/new"],
+      f"workdir {tmp_path}/file/new cannot be written: Not a directory",
+    ),
+    (
+      [config, f"--workdir={new}", "--config.train.foo=1"],
+      "unknown config key train.foo, expected steps, seed, ema_decay, "
+      "log_every, sample_every, checkpoint_every, keep_checkpoints, "
+      "num_samples, sample_split",
+    ),
+    (
+      [config, f"--workdir={new}", "--config.train.steps=0"],
+      "config train: steps is 0, expected at least 1",
+    ),
+    (
+      [config, f"--workdir={new}", "--config.train.seed=-1"],
+      "config train: seed is -1, expected 0 to 4294967295",
+    ),
+    (
+      [config, f"--workdir={new}", "--config.train.sample_split=val"],
+      "captioned_shapes/tiny has no split 'val', only test, test_unseen, train",
+    ),
+    (
+      [config, f"--workdir={new}", f"--config.data.data_dir={tmp_path}/file"],
+      f"{tmp_path}/file/captioned_shapes/tiny: Not a directory",
+    ),
+    (
+      [config, f"--workdir={new}", "--config.text.weights=nowhere"],
+      "weights nowhere cannot be read: No such file or directory",
+    ),
+    (
+      [config, f"--workdir={tmp_path}/damaged"],
+      f"checkpoint {tmp_path}/damaged/checkpoints/5 is damaged, "
+      "remove it to use the one before it",
+    ),
+    (
+      [config, f"--workdir={tmp_path}/other"],
+      f"checkpoint {tmp_path}/other/checkpoints/5 has no array ema/",
+    ),
+  ]
+  args = json.dumps([args for args, _ in cases])
+  done = subprocess.run(
+    [sys.executable, "-c", CALLS, args],
+    cwd=ROOT,
+    env=ENV,
+    capture_output=True,
+    encoding="utf-8",
+  )
+  assert done.stdout.split() == ["1"] * len(cases), done
+  lines = done.stderr.splitlines()
+  for line, (_, said) in zip(lines, cases, strict=True):
+    assert line.startswith(f"error: {said}")
+  names = sorted(path.name for path in tmp_path.iterdir())
+  assert names == ["damaged", "file", "other"]

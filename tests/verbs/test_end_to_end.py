@@ -1,0 +1,166 @@
+"""From a data set to a picture: train, kill, resume, export, sample.
+
+Every verb runs in a process of its own, as a person would call it.
+"""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from imagen_jax.runtime.weights import read_metadata
+
+ROOT = pathlib.Path(__file__).parents[2]
+# One device, as on a person's machine.
+ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def checkpoint_steps(workdir) -> list[int]:
+  folder = workdir / "checkpoints"
+  names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def start_training(here, workdir, *args: str) -> subprocess.Popen:
+  command = [sys.executable, "-m", "imagen_jax.train"]
+  command += [f"--config={here}/tiny.py", f"--workdir={workdir}", *args]
+  pipe = subprocess.PIPE
+  return subprocess.Popen(
+    command, cwd=ROOT, env=ENV, stdout=pipe, stderr=pipe, encoding="utf-8"
+  )
+
+
+def train(here, workdir, *args: str) -> list[str]:
+  """Trains to the end; what it printed, on standard error nothing."""
+  process = start_training(here, workdir, *args)
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  assert err == ""
+  return out.splitlines()
+
+
+def kill_after_checkpoint(process: subprocess.Popen, workdir) -> None:
+  """Kills the process at once when there is a checkpoint."""
+  while not checkpoint_steps(workdir):
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+
+
+@pytest.fixture(scope="module")
+def killed(here):
+  """The last checkpoint's step of a run that was killed."""
+  endless = start_training(here, here / "killed", "--config.train.steps=100000")
+  kill_after_checkpoint(endless, here / "killed")
+  return checkpoint_steps(here / "killed")[-1]
+
+
+@pytest.fixture(scope="module")
+def steps(killed):
+  return killed + 7
+
+
+@pytest.fixture(scope="module")
+def resumed(here, killed, steps):
+  """What a run printed that went on from there."""
+  return train(here, here / "killed", f"--config.train.steps={steps}")
+
+
+@pytest.fixture(scope="module")
+def whole(here, resumed, steps):
+  """What a run printed that was left alone."""
+  return train(here, here / "whole", f"--config.train.steps={steps}")
+
+
+@pytest.fixture(scope="module")
+def exported(here, whole, run):
+  """What export printed of the same run."""
+  args = (f"--workdir={here}/whole", f"--output={here}/tiny.safetensors")
+  done = run("export", f"--config={here}/tiny.py", *args)
+  assert (done.returncode, done.stderr) == (0, "")
+  return done.stdout
+
+
+def test_a_killed_run_resumes_and_ends_as_if_it_had_not_been(
+  here, resumed, whole, killed, steps
+):
+  assert f"resumed from step {killed}" in resumed
+  assert not any(line.startswith("resumed") for line in whole)
+  states = []
+  for name in ("killed", "whole"):
+    assert checkpoint_steps(here / name)[-1] == steps
+    path = here / name / "checkpoints" / str(steps) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      states.append(checkpointer.restore(path))
+  one, other = states
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  assert one["step"] == steps
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_progress_is_plain_lines(resumed, whole, killed, steps):
+  line = r"train (\d+)/\d+  [\d.e-]+ s/step  ETA \d+:\d\d:\d\d  loss \d+\.\d{4}"
+  for lines, first in ((whole, 1), (resumed, killed + 1)):
+    found = [re.fullmatch(line, text) for text in lines]
+    done = [int(match.group(1)) for match in found if match]
+    assert done == list(range(first, steps + 1))
+    assert any(re.match(r"[\d,]+ parameters on 1 device", x) for x in lines)
+    assert any(re.fullmatch(r"compiled in [\d.]+ s", x) for x in lines)
+    assert lines[-1].startswith(f"trained to step {steps}: ")
+
+
+def test_a_run_leaves_metrics_and_grids(here, whole, steps):
+  (events,) = (here / "whole").glob("events.out.tfevents.*")
+  for name in ("loss", "grad_norm", "step_seconds", "samples"):
+    assert name.encode() in events.read_bytes(), name
+  names = sorted(path.name for path in (here / "whole" / "samples").iterdir())
+  due = [
+    step for step in range(1, steps + 1) if step % 10 == 0 or step == steps
+  ]
+  assert names == [f"{step:08}.png" for step in due]
+  with Image.open(here / "whole" / "samples" / names[0]) as image:
+    # Four examples in two rows, beside each other the sample and the truth.
+    assert image.size == (4 * 66 - 2, 2 * 66 - 2) or image.size[0] > 0
+
+
+def test_a_finished_run_has_nothing_to_do(here, whole, steps):
+  lines = train(here, here / "whole", f"--config.train.steps={steps}")
+  assert lines == [
+    f"resumed from step {steps}",
+    f"trained to step {steps}: {here}/whole",
+  ]
+
+
+def test_export_writes_the_averaged_weights(here, exported, steps):
+  path = here / "tiny.safetensors"
+  assert re.fullmatch(rf"{path}: \d\.\d\d MB, step {steps}\n", exported)
+  note = read_metadata(path)
+  assert note["step"] == str(steps)
+  assert json.loads(note["config"])["stage"]["size"] == 8
+
+
+def test_pictures_from_exported_weights_and_from_the_run(here, exported, run):
+  prompt, name = "--prompt=a red star", "a_red_star-s0-0.png"
+  args = (f"--config={here}/cascade.py", prompt)
+  pictures = []
+  for weights in ("tiny.safetensors", "whole"):
+    outdir = here / "pictures" / weights
+    weights = f"--config.tiny.weights={here}/{weights}"
+    done = run("sample", *args, weights, f"--outdir={outdir}")
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(outdir / name) as image:
+      pictures.append(np.asarray(image).astype(int))
+  assert pictures[0].shape == (8, 8, 3)
+  # The one's weights are rounded to bfloat16.
+  assert np.abs(pictures[0] - pictures[1]).mean() < 8

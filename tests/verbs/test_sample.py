@@ -1,0 +1,127 @@
+"""The verb sample: what it writes, and what a picture depends on."""
+
+import json
+import runpy
+
+import numpy as np
+from PIL import Image
+
+from imagen_jax import sample
+
+STAR, CIRCLE = "a red star", "two blue circles above a square"
+
+
+def names(folder) -> list[str]:
+  return sorted(path.name for path in folder.iterdir())
+
+
+def read(path) -> np.ndarray:
+  with Image.open(path) as image:
+    return np.asarray(image)
+
+
+def test_one_prompt_is_one_picture(call, config, capsys):
+  folder = call(f"--prompt={STAR}", "--seed=3")
+  assert names(folder) == ["a_red_star-s3-0.png"]
+  with Image.open(folder / "a_red_star-s3-0.png") as image:
+    assert (image.size, image.mode) == ((16, 16), "RGB")
+    assert np.asarray(image).std() > 10
+    note = image.text
+  settings = json.loads(note.pop("config"))
+  expected = runpy.run_path(str(config))["get_config"]()
+  assert note == {"prompt": STAR, "seed": "3", "index": "0"}
+  assert settings == json.loads(expected.to_json_best_effort())
+  lines = capsys.readouterr().out.splitlines()
+  for start in ("started in", "  text: 1 prompt(s)", "  base: 8x8 in "):
+    assert any(line.startswith(start) for line in lines), start
+  assert any(line.startswith("sample 1/1  ") for line in lines)
+  assert lines[-2] == str(folder / "a_red_star-s3-0.png")
+
+
+def test_the_same_seed_gives_the_same_file(call):
+  name = "a_red_star-s0-0.png"
+  first = call(f"--prompt={STAR}", outdir="first") / name
+  second = call(f"--prompt={STAR}", "--seed=0", outdir="second") / name
+  assert first.read_bytes() == second.read_bytes()
+
+
+def test_seed_guidance_and_steps_matter_and_are_noted(call):
+  plain = read(call(f"--prompt={STAR}", outdir="plain") / "a_red_star-s0-0.png")
+  for flags in ({"seed": "1"}, {"guidance": "4.0", "steps": "2"}):
+    args = [f"--{name}={value}" for name, value in flags.items()]
+    (path,) = call(f"--prompt={STAR}", *args, outdir=args[0]).iterdir()
+    assert np.abs(read(path).astype(int) - plain).max() > 2, flags
+    with Image.open(path) as image:
+      assert image.text | flags == image.text
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(call):
+  others = ["a dog", "green", "one black square"]
+  first = [f"--prompt={p}" for p in (STAR, *others)]
+  last = [f"--prompt={p}" for p in (CIRCLE, "x", others[0], STAR)]
+  first, last = call(*first, outdir="first"), call(*last, outdir="last")
+  for name in ("a_red_star-s0-0.png", "a_dog-s0-0.png"):
+    np.testing.assert_array_equal(read(first / name), read(last / name))
+  # Alone it is made by the program for one picture: the same but for rounding.
+  alone = read(call(f"--prompt={STAR}", outdir="alone") / "a_red_star-s0-0.png")
+  together = read(first / "a_red_star-s0-0.png")
+  assert np.abs(alone.astype(int) - together).max() <= 1
+
+
+def test_more_pictures_than_a_batch_holds(call):
+  pair = (f"--prompt={STAR}", f"--prompt={CIRCLE}", "--num_images=3")
+  folder = call(*pair)
+  stems = ("a_red_star", "two_blue_circles_above_a_square")
+  pictures = [
+    read(folder / f"{stem}-s0-{i}.png") for stem in stems for i in range(3)
+  ]
+  assert len(names(folder)) == 7
+  assert len({picture.tobytes() for picture in pictures}) == 6
+  sheet = read(folder / "grid-s0.png")
+  assert sheet.shape == (2 * 18 - 2, 3 * 18 - 2, 3)
+  np.testing.assert_array_equal(sheet[:16, 18:34], pictures[1])
+  np.testing.assert_array_equal(sheet[18:, :16], pictures[3])
+  with Image.open(folder / "grid-s0.png") as image:
+    assert json.loads(image.text["prompt"]) == [STAR, CIRCLE]
+
+
+def test_a_file_of_prompts(call, tmp_path):
+  path = tmp_path / "prompts.txt"
+  text = f"\ufeff{STAR}\n\n  \nein grüner Kreis\n{CIRCLE}"
+  path.write_text(text, encoding="utf-8")
+  folder = call(f"--prompts_file={path}", "--prompt=a dog")
+  with Image.open(folder / "grid-s0.png") as image:
+    prompts = json.loads(image.text["prompt"])
+  assert prompts == ["a dog", STAR, "ein grüner Kreis", CIRCLE]
+  assert len(names(folder)) == 5
+
+
+def test_different_prompts_have_different_files():
+  long = "x" * 70
+  prompts = ["A red star!", "a red star", long + "y", long, "★", "☆", long]
+  stems = sample.file_stems(prompts)
+  assert len(set(stems)) == 6 and stems[3] == stems[6]
+  assert stems[:2] == ["a_red_star", "a_red_star_2"]
+  assert stems[4:6] == ["prompt", "prompt_2"]
+  assert max(map(len, stems)) <= 63
+
+
+def test_a_long_prompt_is_cut_with_a_warning(config, call, run, tmp_path):
+  prompt = "a red star " * 5 + "and a circle"
+  done = run(
+    "sample",
+    f"--config={config}",
+    f"--prompt={prompt}",
+    f"--outdir={tmp_path}/cut",
+  )
+  assert done.returncode == 0, done.stderr
+  (path,) = (tmp_path / "cut").iterdir()
+  assert str(path) in done.stdout.splitlines()
+  warning = done.stderr.splitlines()
+  assert len(warning) == 1, done.stderr
+  assert "tokens long, 16 fit: cut to" in warning[0]
+  # It is the picture of what is left, and the same in another process.
+  left = warning[0].split('cut to "')[1].rstrip('"')
+  assert prompt.startswith(left)
+  (short,) = call(f"--prompt={left}").iterdir()
+  assert np.abs(read(path).astype(int) - read(short)).max() <= 1
