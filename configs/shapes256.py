@@ -3,7 +3,7 @@
 An Efficient U-Net after App. F.3 in small: no self-attention, a
 cross-attention to the text alone in the last block, the linear schedule. It
 trains on 64x64 crops of the 256x256 picture and enlarges whole pictures, as
-the paper's last stage does (Sec. 2.5). Unlike the paper's it predicts v.
+the paper's last stage does (Sec. 2.5). Like shapes64 it predicts x.
 
   python -m imagen_jax.train --config=configs/shapes256.py --workdir=DIR
 """

@@ -1,7 +1,8 @@
 """The demo's first super-resolution stage: 16x16 to 64x64 pictures.
 
 An Efficient U-Net after App. F.2 in small: self-attention with the text's
-keys and values in the last block. Unlike the paper's it predicts v.
+keys and values in the last block. Unlike the paper's it predicts x: a net
+this narrow has better uses for its channels than to carry each pixel's noise.
 
   python -m imagen_jax.train --config=configs/shapes64.py --workdir=DIR
 """
@@ -18,8 +19,8 @@ def get_config() -> ConfigDict:
     size=64,
     lowres_size=16,
     schedule=dict(kind="cosine"),
-    prediction="v",
-    loss_space="v",
+    prediction="x",
+    loss_space="x",
     text_drop=0.1,
     net=dict(
       kind="EfficientUNet",

@@ -7,7 +7,10 @@ Called again with the same workdir it goes on from the newest checkpoint.
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read at its import
+# TensorFlow only reads data and writes metrics; this keeps it from telling
+# how it would compute.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import dataclasses
 import json

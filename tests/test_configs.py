@@ -19,9 +19,9 @@ from imagen_jax.types import TextEmbedding
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 # Parameters of the net and of the text encoder.
 STAGES = {
-  "shapes16": (0, 0),
-  "shapes64": (0, 0),
-  "shapes256": (0, 0),
+  "shapes16": (4_874_755, 526_336),
+  "shapes64": (3_449_763, 526_336),
+  "shapes256": (1_626_459, 526_336),
 }
 CASCADES = {"shapes": ("shapes16", "shapes64", "shapes256")}
 

@@ -136,20 +136,18 @@ def test_sampling_is_a_pure_function_of_key_and_example():
   assert np.abs(out).max() <= 1
 
 
-def test_samples_are_clipped_whatever_the_threshold():
-  stage = Stage(Fake(lambda z, time, cond: 3 + 0 * z), 4, prediction=X)
-  sampling = Sampling(steps=2, guidance=1.0, threshold=no_threshold)
-  out = stage.sample({}, make_keys(2), make_text(2), None, sampling=sampling)
-  np.testing.assert_array_equal(out, 1.0)
-
-
 @pytest.mark.parametrize("aug_level", [0.0, 0.5])
 def test_the_low_res_is_augmented_once_at_its_own_size(aug_level):
+  """And samples are clipped, here of a net that says 3, without threshold."""
   seen = []
-  stage = Stage(Fake(zero, seen.append), 64, prediction=X, lowres_size=16)
+  net = Fake(lambda z, time, cond: 3 + 0 * z, seen.append)
+  stage = Stage(net, 32, prediction=X, lowres_size=16)
   lowres = jnp.full((2, 16, 16, 3), 0.5)
-  sampling = Sampling(steps=1, guidance=1.0, aug_level=aug_level)
-  stage.sample({}, make_keys(2), make_text(2), lowres, sampling=sampling)
+  sampling = Sampling(
+    steps=1, guidance=1.0, threshold=no_threshold, aug_level=aug_level
+  )
+  out = stage.sample({}, make_keys(2), make_text(2), lowres, sampling=sampling)
+  np.testing.assert_array_equal(out, 1.0)
   cond = seen[0][2]
   assert cond.lowres.shape == lowres.shape
   np.testing.assert_array_equal(cond.aug_level, [aug_level] * 2)

@@ -4,10 +4,13 @@ Boxes and names follow Figs. A.27-A.30. Where the figures are silent: the
 embedding scales and shifts in every ResNetBlock (`use_scale_shift_norm`),
 "hidden_size = 2 x channels" is the total width of queries, keys and values,
 skips are concatenated, the 1/sqrt(2) is on the residual sum as in the works
-App. B.1 cites, and upsampling is nearest-neighbour then a convolution.
+App. B.1 cites, and a UBlock's strided convolution is a sub-pixel one. (After
+nearest-neighbour copies no convolution could tell the four apart, and the
+noise of single pixels, which the net is to predict, would be beyond it.)
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
-from imagen_jax.nets.layers import Attention, group_norm, upsample, zeros
+from imagen_jax.nets.layers import (
+  Attention,
+  depth_to_space,
+  group_norm,
+  zeros,
+)
 from imagen_jax.types import Conditioning, TextEmbedding
 
 
@@ -135,10 +143,9 @@ class UBlock(nn.Module):
     """x [B, H, W, C] -> [B, H * stride, W * stride, spec.channels]."""
     spec = self.spec
     x = Body(spec, self.groups, self.dtype, name="body")(x, emb, text)
-    x = upsample(x, spec.strides)
-    return nn.Conv(
-      spec.channels, spec.kernel_size, dtype=self.dtype, name="conv"
-    )(x)
+    channels = spec.channels * math.prod(spec.strides)
+    x = nn.Conv(channels, spec.kernel_size, dtype=self.dtype, name="conv")(x)
+    return depth_to_space(x, spec.strides)
 
 
 class EfficientUNet(nn.Module):

@@ -50,9 +50,17 @@ def downsample(x: jax.Array) -> jax.Array:
   return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
 
-def upsample(x: jax.Array, factor: tuple[int, int] = (2, 2)) -> jax.Array:
-  """Nearest-neighbour enlargement of x [B, H, W, C]."""
-  return jnp.repeat(jnp.repeat(x, factor[0], axis=1), factor[1], axis=2)
+def upsample(x: jax.Array) -> jax.Array:
+  """Nearest-neighbour enlargement of x [B, H, W, C] to twice its sides."""
+  return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def depth_to_space(x: jax.Array, factor: tuple[int, int]) -> jax.Array:
+  """[B, H, W, fh fw C] -> [B, fh H, fw W, C]: channels become pixels."""
+  batch, height, width, _ = x.shape
+  fh, fw = factor
+  x = x.reshape(batch, height, width, fh, fw, -1).swapaxes(2, 3)
+  return x.reshape(batch, fh * height, fw * width, -1)
 
 
 def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:

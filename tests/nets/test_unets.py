@@ -80,7 +80,7 @@ def make_inputs(side=SIDE):
   tokens, mask = repeat(LENGTH, DIM), np.ones((len(ROWS), LENGTH), bool)
   time, aug_level = np.full(len(ROWS), 300.0), np.full(len(ROWS), 0.1)
   mask[:, 2] = mask[:, 3] = False
-  tokens[row("padding"), 2:] += 5
+  tokens[row("padding"), 2:] += rng.normal(size=(2, DIM))
   tokens[row("token"), 1] += rng.normal(size=DIM)
   tokens[row("null")], mask[row("null"), 1] = 0, False
   mask[row("masked")] = False
@@ -156,7 +156,7 @@ def test_kept_text_is_all_that_a_net_needs_of_the_tokens(runs, name):
   tokens = np.full_like(cond.text.tokens, np.nan)
   blind = cond.replace(text=cond.text.replace(tokens=tokens))
   out = run.apply({"params": run.params, **run.text}, z, time, blind)
-  np.testing.assert_allclose(out, run.out, atol=1e-6)
+  np.testing.assert_allclose(out, run.out, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_resolved_values_take_the_place_of_the_configs():
     ),
     (
       {"layers": 1, "tiers": [1, "b"]},
-      "config order.cake.tiers is (1, 'b'), expected tuple[int, ...]",
+      "config order.cake.tiers is [1, 'b'], expected tuple[int, ...]",
     ),
     ({"layers": 1, "baked": 1}, "config order.cake.baked is 1, expected bool"),
   ],

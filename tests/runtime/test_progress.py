@@ -2,10 +2,11 @@
 
 import io
 
+import jax
 import pytest
 
 from imagen_jax.runtime import progress as progress_lib
-from imagen_jax.runtime.progress import Progress, clock
+from imagen_jax.runtime.progress import Progress, Stopwatch, clock
 
 
 class Clock:
@@ -129,3 +130,17 @@ def test_a_message_does_not_tear_the_line(time):
   progress.show(2)
   shown = out.getvalue().split("\r\033[K")[1:]
   assert [line.count("\n") for line in shown] == [0, 1, 0]
+
+
+def test_a_stopwatch_tells_of_compilation(time):
+  watch = Stopwatch()
+  time.wait(2.5)
+  assert watch.lap() == "2.5 s"
+  jax.jit(lambda x: x + 1)(1.0)
+  compiling = watch._compiling
+  assert compiling > 0
+  watch._listen("/a/backend_compile_duration", 3 - compiling)
+  watch._listen("/another/duration", 10.0)
+  time.wait(4)
+  assert watch.lap() == "4.0 s, 3.0 s of it compiling"
+  assert watch.lap() == "0.0 s"

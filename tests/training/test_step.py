@@ -7,9 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from imagen_jax.diffusion.gaussian import V
+from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.nets.unet import UNet
 from imagen_jax.runtime import mesh
 from imagen_jax.stage import Stage
 from imagen_jax.training.step import (
@@ -28,21 +27,17 @@ ENCODER = T5Encoder(
   head_dim=4,
   mlp_dim=16,
 )
+BLOCK = BlockSpec(
+  8,
+  num_res_blocks=1,
+  self_attention=True,
+  text_cross_attention=True,
+  num_attention_heads=2,
+)
 REAL = Stage(
-  UNet(
-    image_size=SIDE,
-    embed_dim=8,
-    channel_mult=(1,),
-    num_res_blocks=1,
-    attn_resolutions=(SIDE,),
-    text_cross_attn_res=(SIDE,),
-    per_head_channels=8,
-    text_width=8,
-    norm_groups=4,
-  ),
+  EfficientUNet(blocks=(BLOCK,), embed_dim=8, text_width=8, norm_groups=4),
   SIDE,
-  prediction=V,
-  loss_space=V,
+  lowres_size=SIDE // 2,
 )
 
 
@@ -64,19 +59,37 @@ SMALL = Stage(Small(), SIDE)
 def make_batch():
   rng = np.random.default_rng(0)
   mask = np.arange(LENGTH)[None, :] < rng.integers(1, LENGTH + 1, (BATCH, 1))
-  image = rng.uniform(-1, 1, (BATCH, SIDE, SIDE, 3)).astype(np.float32)
+  color = rng.uniform(-1, 1, (BATCH, 1, 1, 3)).astype(np.float32)
+  image = np.broadcast_to(color, (BATCH, SIDE, SIDE, 3))
   tokens = rng.integers(1, 16, (BATCH, LENGTH), np.int32)
-  return {"image": image, "tokens": tokens * mask, "mask": mask}
+  return {
+    "image": image,
+    "lowres": image[:, ::2, ::2],
+    "tokens": tokens * mask,
+    "mask": mask,
+  }
 
 
 def make_weights(stage):
-  """(net, text): initial weights as arrays of numpy."""
+  """(net, text) as arrays of numpy: normals, but for the head's zeros.
+
+  By the shapes alone, for the initialisers take longer to compile.
+  """
   ids, mask = jnp.ones((1, LENGTH), jnp.int32), jnp.ones((1, LENGTH), bool)
   init = lambda key: (
     stage.init(key, text_length=LENGTH, text_dim=DIM),
     ENCODER.init(key, ids, mask)["params"],
   )
-  return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(0)))
+  rng = np.random.default_rng(0)
+
+  def leaf(path, shape):
+    names = [getattr(part, "key", None) for part in path]
+    values = rng.normal(size=shape.shape) / np.sqrt(shape.shape[0] + 10)
+    values = values * ("dense_out" not in names) + (names[-1] == "scale")
+    return values.astype(np.float32)
+
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def make_step(stage, optimizer, decay=0.9, seed=SEED):
@@ -108,15 +121,11 @@ def changed(one, two):
 
 
 @pytest.fixture(scope="module")
-def weights():
-  return make_weights(SMALL)
-
-
-@pytest.fixture(scope="module")
-def small(weights):
+def small():
   """(step, net, text, optimizer)."""
   optimizer = optax.adam(1e-2)
-  return jax.jit(make_step(SMALL, optimizer)), *weights, optimizer
+  step = jax.jit(make_step(SMALL, optimizer, decay=0.3))
+  return step, *make_weights(SMALL), optimizer
 
 
 def test_ema_decay_warms_up_to_its_value():
@@ -125,9 +134,8 @@ def test_ema_decay_warms_up_to_its_value():
 
 
 def test_ema_follows_its_formula(small):
-  """Before and after decay 0.3 cuts (1 + n) / (10 + n), at n = 2."""
-  _, net, text, optimizer = small
-  step = jax.jit(make_step(SMALL, optimizer, decay=0.3))
+  """Before and after decay 0.3 cuts (1 + n) / (10 + n), at n = 3."""
+  step, net, text, optimizer = small
   state = init_state(net, optimizer)
   assert_same(state.ema, net, atol=0)
   ema = net
@@ -154,32 +162,25 @@ def test_text_is_read_and_not_trained(small):
 
 def test_a_step_draws_from_the_seed_and_its_number_alone(small):
   """Its loss and gradient are those of batch_loss with fold_in(seed, step)."""
-  _, net, text, _ = small
+  step, net, text, optimizer = small
 
   @jax.jit
-  def expected(n):
+  def expected(net, n):
     key = jax.random.fold_in(jax.random.key(SEED), n)
-    loss = lambda net: batch_loss(SMALL, ENCODER, net, text, key, make_batch())[
-      0
-    ].mean()
-    value, gradient = jax.value_and_grad(loss)(net)
+    losses = lambda net: batch_loss(
+      SMALL, ENCODER, net, text, key, make_batch()
+    )[0]
+    value, gradient = jax.value_and_grad(lambda net: losses(net).mean())(net)
     return value, optax.tree.norm(gradient)
 
-  still = optax.sgd(0.0)
-  step = jax.jit(make_step(SMALL, still))
-  state, history = run(step, init_state(net, still), text, 3)
-  assert_same(state.params, net, atol=0)
-  for n, metrics in enumerate(history):
-    loss, norm = expected(n)
+  state = init_state(net, optimizer)
+  for n in range(3):
+    loss, norm = expected(state.params, n)
+    state, metrics = step(state, text, make_batch())
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
-    leaves = jax.tree.leaves(net)
-    np.testing.assert_allclose(
-      metrics["param_norm"] ** 2,
-      sum((leaf**2).sum() for leaf in leaves),
-      rtol=1e-4,
-    )
-  assert len({metrics["loss"] for metrics in history}) == 3
+    square = sum((leaf**2).sum() for leaf in jax.tree.leaves(state.params))
+    np.testing.assert_allclose(metrics["param_norm"], square**0.5, rtol=1e-4)
 
 
 # --- With a real net.
@@ -188,8 +189,8 @@ def test_a_step_draws_from_the_seed_and_its_number_alone(small):
 @pytest.fixture(scope="module")
 def real():
   """(net, text, optimizer)."""
-  optimizer = optax.adam(3e-3)
-  return *make_weights(REAL), optimizer
+  # eps: rounding errors of a gradient near 0 shall not become whole steps.
+  return *make_weights(REAL), optax.adam(3e-2, eps=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +231,8 @@ def test_eight_devices_are_one(real, run_on, on_one):
   assert_same(state.ema, one.ema, atol=1e-5)
   for leaf in jax.tree.leaves(state.params):
     assert len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated
-  assert changed(state.params, net)
+  moved = state.params["conv_in"]["kernel"] - net["conv_in"]["kernel"]
+  assert np.abs(moved).max() > 1e-3
 
 
 def test_a_resumed_run_repeats_an_undisturbed_one(real, run_on, on_one):
@@ -246,8 +248,12 @@ def test_a_resumed_run_repeats_an_undisturbed_one(real, run_on, on_one):
 
 
 def test_the_loss_falls(real, run_on):
-  """On one small batch; each step draws other times and noise."""
+  """By the draws of the first steps, heard again after 40 of them."""
   net, _, optimizer = real
-  _, history = run_on(jax.devices()[:1], init_state(net, optimizer), 30)
-  losses = [metrics["loss"] for metrics in history]
-  assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+  again = lambda params, steps: run_on(
+    jax.devices()[:1], init_state(params, optimizer), steps
+  )
+  state, before = again(net, 40)
+  _, after = again(state.params, 5)
+  mean = lambda history: np.mean([metrics["loss"] for metrics in history[:5]])
+  assert mean(after) < 0.9 * mean(before)

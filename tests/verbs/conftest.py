@@ -193,12 +193,12 @@ def run():
 
 @pytest.fixture(scope="session")
 def here(tmp_path_factory, config):
-  """A folder with tiny.py, to train on 8x8 pictures, and a cascade of that.
+  """A folder with tiny.py, to train on 8x8 pictures, and a cascade of that."""
+  from imagen_jax.data.source import load_source  # TensorFlow, for this alone
 
-  The data is prepared in it by the first to train.
-  """
-  here = tmp_path_factory.mktemp("end_to_end")
+  here = tmp_path_factory.mktemp("stage")
   text = str(config.with_name("text.safetensors"))
   (here / "tiny.py").write_text(STAGE_CONFIG.format(text=text))
   (here / "cascade.py").write_text(STAGE_CASCADE)
+  load_source("captioned_shapes/tiny", "train", here / "data")
   return here

