@@ -66,6 +66,19 @@ def test_upsample_repeats_the_nearest_pixel():
     np.testing.assert_array_equal(out[:, i, j], x[:, i // 2, j // 2])
 
 
+@pytest.mark.parametrize("factor", [(2, 2), (1, 2), (3, 1)])
+def test_depth_to_space_lays_channels_out_as_pixels(factor):
+  """Row by row of a pixel's square, the C channels of one place together."""
+  fh, fw = factor
+  x = normal(2, 3, 4, fh * fw * 5)
+  out = np.asarray(layers.depth_to_space(jnp.asarray(x), factor))
+  assert out.shape == (2, 3 * fh, 4 * fw, 5)
+  for i, j in np.ndindex(out.shape[1:3]):
+    first = ((i % fh) * fw + j % fw) * 5
+    expected = x[:, i // fh, j // fw, first : first + 5]
+    np.testing.assert_array_equal(out[:, i, j], expected)
+
+
 def test_masked_softmax_is_the_softmax_of_the_kept():
   logits = normal(3, 4)
   out = layers.masked_softmax(jnp.asarray(logits), jnp.asarray(MASK))
