@@ -39,7 +39,7 @@ setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12",
     "pillow>=11.0",
-    "safetensors>=0.5",
+    "safetensors>=0.8",
     "scipy>=1.14",
     "sentencepiece>=0.2",
     "tensorboard>=2.20",

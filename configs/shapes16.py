@@ -58,22 +58,22 @@ def get_config() -> ConfigDict:
   config.data = dict(
     name="captioned_shapes",
     data_dir="~/tensorflow_datasets",
-    batch_size=64,
+    batch_size=32,
     cache=True,
   )
   config.optimizer = dict(
     kind="adam",
     learning_rate=1e-3,
     warmup_steps=200,
-    decay_steps=4_500,
+    decay_steps=12_000,
     clip_norm=1.0,
   )
   config.train = dict(
-    steps=4_500,
-    ema_decay=0.998,
-    log_every=25,
-    sample_every=500,
-    checkpoint_every=250,
+    steps=12_000,
+    ema_decay=0.999,
+    log_every=50,
+    sample_every=1_000,
+    checkpoint_every=500,
   )
   config.sampling = dict(
     steps=64,

@@ -41,9 +41,9 @@ def get_config() -> ConfigDict:
       norm_groups=8,
     ),
   )
-  config.data.batch_size = 32
-  config.optimizer.decay_steps = 4_000
-  config.train.steps = 4_000
+  config.data.batch_size = 16
+  config.optimizer.decay_steps = 6_000
+  config.train.steps = 6_000
   config.sampling = dict(
     steps=32,
     guidance=1.0,

@@ -115,8 +115,13 @@ def text_use(
 
 def main() -> None:
   config = read_config()
-  if NUM_IMAGES.value < 2:
-    raise ValueError(f"--num_images is {NUM_IMAGES.value}, expected 2 or more")
+  for flag, lowest in ((NUM_IMAGES, 2), (BATCH_SIZE, 1), (SEED, 0)):
+    if flag.value < lowest:
+      raise ValueError(
+        f"--{flag.name} is {flag.value}, expected at least {lowest}"
+      )
+  outdir = pathlib.Path(OUTDIR.value).expanduser()
+  program.check_writable("outdir", outdir)
   cascade = build.cascade(config)
   source = load_source(DATASET.value, SPLIT.value, DATA_DIR.value)
   encode, params = build.load(config, cascade)
@@ -139,7 +144,6 @@ def main() -> None:
     },
     "loss": text_use(cascade, params, encode, source),
   }
-  outdir = pathlib.Path(OUTDIR.value)
   outdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(report, indent=2)
   (outdir / f"{SPLIT.value}.json").write_text(text + "\n")

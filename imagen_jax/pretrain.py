@@ -38,8 +38,12 @@ def read_captions(path: str) -> list[list[str]]:
   """The captions of every picture; ValueError if one has fewer than two."""
   try:
     text = pathlib.Path(path).read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f"captions {path} cannot be read: {error}") from error
+  except OSError as error:
+    raise ValueError(
+      f"captions {path} cannot be read: {error.strerror}"
+    ) from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f"captions {path} is not UTF-8 text") from error
   lines = [line.split("\t") for line in text.splitlines()]
   for number, captions in enumerate(lines, 1):
     if len(captions) < 2:
@@ -56,6 +60,8 @@ def main() -> None:
     raise ValueError("--captions and --output are needed, see --help")
   if STEPS.value < 1 or BATCH_SIZE.value < 1:
     raise ValueError("--steps and --batch_size must be at least 1")
+  output = pathlib.Path(OUTPUT.value).expanduser()
+  program.check_writable("folder", output.parent)
   text = build.text(read_config().text)
   tokenizer = build.tokenizer(text)
   hidden_id = tokenizer.vocab_size
@@ -108,8 +114,8 @@ def main() -> None:
     "learning_rate": str(LEARNING_RATE.value),
     "seed": str(SEED.value),
   }
-  size = save_weights(OUTPUT.value, params, metadata=note)
-  progress.say(f"{OUTPUT.value}: {size / 1e6:.2f} MB")
+  size = save_weights(output, params, metadata=note)
+  progress.say(f"{output}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ STARTED = time.monotonic()  # before the imports, which take seconds
 # ruff: noqa: E402
 import json
 import math
-import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,20 +84,6 @@ def check_flags() -> None:
     raise ValueError(f"--guidance is {GUIDANCE.value}, expected a number")
 
 
-def check_writable(outdir: pathlib.Path) -> None:
-  """ValueError if outdir cannot be made or written; makes nothing yet."""
-  path = outdir.absolute()
-  while not os.path.lexists(path):
-    path = path.parent
-  try:
-    with tempfile.TemporaryFile(dir=path):
-      pass
-  except OSError as error:
-    raise ValueError(
-      f"outdir {outdir} cannot be written: {error.strerror}"
-    ) from error
-
-
 def changes() -> dict[str, Any]:
   """The sampling settings that --guidance and --steps change."""
   given = {"guidance": GUIDANCE.value, "steps": STEPS.value}
@@ -142,7 +126,7 @@ def main() -> None:
   config = read_config()
   cascade = build.cascade(config).with_sampling(**changes())
   outdir = pathlib.Path(OUTDIR.value).expanduser()
-  check_writable(outdir)
+  program.check_writable("outdir", outdir)
   rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]
   progress = Progress("sample", len(rows), unit="picture")
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")

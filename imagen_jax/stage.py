@@ -77,6 +77,10 @@ class Stage:
           f"{name} is {side}, expected a multiple of {self.net.stride}, the "
           "product of the net's strides"
         )
+    if self.train_size > self.size:
+      raise ValueError(
+        f"crop_size is {self.crop_size}, expected at most size {self.size}"
+      )
     if self.lowres_size is None:
       return
     if self.size % self.lowres_size or self.train_size % self.factor:

@@ -53,6 +53,10 @@ def make_text(batch, value=1.0):
   [
     ({"size": 12}, "size is 12, expected a multiple of 8"),
     ({"size": 16, "crop_size": 4}, "crop_size is 4, expected a multiple of 8"),
+    (
+      {"size": 16, "crop_size": 24},
+      "crop_size is 24, expected at most size 16",
+    ),
     ({"size": 16, "lowres_size": 5}, "multiples .* lowres_size 5"),
     ({"size": 16, "lowres_size": 32}, "multiples .* lowres_size 32"),
     ({"size": 48, "lowres_size": 4, "crop_size": 16}, "crop_size 16 must be"),

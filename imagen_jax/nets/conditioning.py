@@ -27,7 +27,10 @@ class AttentionPooling(nn.Module):
 
   @nn.compact
   def __call__(self, text: TextEmbedding) -> jax.Array:
-    """tokens [B, L, D] -> [B, D]; padding has no influence."""
+    """tokens [B, L, D] -> [B, D]; padding has no influence.
+
+    D must be a multiple of head_dim, or smaller: then there is one head.
+    """
     dim = text.tokens.shape[-1]
     tokens = layer_norm("norm_in")(text.tokens)
     mean = mean_of_real(tokens, text.mask)[:, None, :]
@@ -35,6 +38,11 @@ class AttentionPooling(nn.Module):
     keys = jnp.concatenate([mean, tokens], axis=1)
     mask = jnp.pad(text.mask, ((0, 0), (1, 0)), constant_values=True)
     head_dim = min(self.head_dim, dim)
+    if dim % head_dim:
+      raise ValueError(
+        f"text of width {dim} cannot be pooled by heads of {head_dim}, "
+        "expected a multiple"
+      )
     heads = (dim // head_dim, head_dim)
     query, key, value = (
       nn.DenseGeneral(heads, dtype=self.dtype, name=name)(source)

@@ -100,6 +100,11 @@ class Body(nn.Module):
     text = text if spec.text_cross_attention else None
     if text is None and not spec.self_attention:
       return x
+    if 2 * spec.channels % spec.num_attention_heads:
+      raise ValueError(
+        f"num_attention_heads is {spec.num_attention_heads}, expected a "
+        f"divisor of {2 * spec.channels}, twice the channels of its block"
+      )
     return Attention(
       num_heads=spec.num_attention_heads,
       head_dim=2 * spec.channels // spec.num_attention_heads,

@@ -90,8 +90,14 @@ class UNet(nn.Module):
     self_attention = resolution in self.attn_resolutions
     if text is None and not self_attention:
       return x
+    width = x.shape[-1]
+    if width % self.per_head_channels:
+      raise ValueError(
+        f"per_head_channels is {self.per_head_channels}, expected a divisor "
+        f"of {width}, the channels at resolution {resolution}"
+      )
     return Attention(
-      num_heads=x.shape[-1] // self.per_head_channels,
+      num_heads=width // self.per_head_channels,
       head_dim=self.per_head_channels,
       groups=self.norm_groups,
       self_attention=self_attention,

@@ -1,6 +1,9 @@
 """What the verbs share as programs: flags, and errors in one sentence."""
 
+import os
+import pathlib
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -84,6 +87,20 @@ def parse(argv: list[str]) -> list[str]:
     overrides = [arg for arg in argv if "-config." in arg]
     overrides = [arg for arg in overrides if f".{part}." in arg] or overrides
     fail(f"the config has no place for {' or '.join(overrides)}", 2)
+
+
+def check_writable(name: str, folder: pathlib.Path) -> None:
+  """ValueError if a folder cannot be made or written; makes nothing yet."""
+  path = folder.absolute()
+  while not os.path.lexists(path):
+    path = path.parent
+  try:
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f"{name} {folder} cannot be written: {error.strerror}"
+    ) from error
 
 
 def fail(message: str, code: int) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors
-import safetensors.flax
+import safetensors.numpy
 
 from imagen_jax.runtime.checkpoints import restore_ema
 
@@ -40,8 +41,8 @@ def save_weights(
   """
   path = pathlib.Path(path)
   flat = flax.traverse_util.flatten_dict(params, sep="/")
-  flat = {name: jnp.asarray(value, dtype) for name, value in flat.items()}
-  data = safetensors.flax.save(flat, dict(metadata or {}))
+  flat = {name: np.asarray(value, dtype) for name, value in flat.items()}
+  data = safetensors.numpy.save(flat, dict(metadata or {}))
   part = path.with_name(path.name + ".part")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +73,9 @@ def load_weights(path: str | os.PathLike, like: Any) -> Any:
         f"weights {path} have {name} of shape {flat[name].shape}, expected "
         f"{leaf.shape}"
       )
-  cast = {n: jnp.asarray(flat[n], leaf.dtype) for n, leaf in wanted.items()}
-  return flax.traverse_util.unflatten_dict(cast, sep="/")
+  # Cast by numpy: JAX would compile a program for every shape.
+  cast = {n: flat[n].astype(leaf.dtype) for n, leaf in wanted.items()}
+  return jax.device_put(flax.traverse_util.unflatten_dict(cast, sep="/"))
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -83,10 +85,10 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return json.loads(file.read(size)).get("__metadata__", {})
 
 
-def _read(path: pathlib.Path) -> dict[str, jax.Array]:
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     path.open("rb").close()
-    return safetensors.flax.load_file(path)  # load() knows no bfloat16
+    return safetensors.numpy.load_file(path)
   except OSError as error:
     raise ValueError(
       f"weights {path} cannot be read: {error.strerror}"

@@ -71,6 +71,14 @@ def test_attention_pooling_equals_a_loop(heads, random_params):
   np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+def test_attention_pooling_refuses_a_width_its_heads_do_not_fill():
+  module, text = conditioning.AttentionPooling(head_dim=DIM - 1), make_text()
+  with pytest.raises(
+    ValueError, match=f"width {DIM} cannot be pooled by heads"
+  ):
+    jax.eval_shape(module.init, jax.random.key(0), text)
+
+
 def test_mean_pooling_equals_a_loop(random_params):
   text = make_text()
   module = conditioning.MeanPooling()

@@ -265,3 +265,24 @@ def test_skips_link_like_sizes_and_not_the_innermost():
   assert [into(f"dblock_{i}") for i in range(3)] == [4, 8, 16]
   assert [into(f"ublock_{i}") for i in range(3)] == [8 + 4, 16 + 8, 16]
   assert params["dense_out"]["kernel"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+  ("net", "message"),
+  [
+    (
+      make_unet().clone(embed_dim=6, norm_groups=2),
+      "per_head_channels is 8, expected a divisor of 12, the channels at",
+    ),
+    (
+      make_efficient(
+        (BlockSpec(4, self_attention=True, num_attention_heads=3),)
+      ),
+      "num_attention_heads is 3, expected a divisor of 8, twice the channels",
+    ),
+  ],
+  ids=BOTH,
+)
+def test_attention_heads_that_do_not_fit(net, message):
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(net.init, jax.random.key(0), *make_inputs())

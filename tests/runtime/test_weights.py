@@ -58,6 +58,21 @@ def test_float32_loses_nothing(tmp_path):
   assert_same(weights.load_weights(path, LIKE), params)
 
 
+def test_loading_compiles_nothing(tmp_path):
+  """A program for every shape once took most of a small cascade's start."""
+  path = tmp_path / "net.safetensors"
+  params = {"odd": np.ones((3, 7, 11), np.float32)}
+  weights.save_weights(path, params)
+  events = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: events.append(event)
+  )
+  assert_same(weights.load_weights(path, params), params)
+  assert [event for event in events if "compile" in event] == []
+  jax.jit(lambda x: 3 * x)(params["odd"])
+  assert [event for event in events if "compile" in event]  # it does listen
+
+
 def test_parameters_are_named_by_path(path):
   names = json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}")
   assert set(names) - {"__metadata__"} == {"a/kernel", "a/bias", "b_0/w"}

@@ -4,6 +4,7 @@ sample is the one verb that tests import; the others have flags of the same
 names and so need a process of their own.
 """
 
+import json
 import os
 import pathlib
 import runpy
@@ -134,6 +135,22 @@ def get_config():
   )
 """
 
+# Calls a verb with each of many arguments, TensorFlow imported once.
+CALLS = """
+import importlib, json, sys
+from absl.testing import flagsaver
+from imagen_jax.runtime import program
+
+verb = importlib.import_module("imagen_jax." + sys.argv[1])
+for args in json.loads(sys.argv[2]):
+  sys.argv = [verb.__name__, *args]
+  with flagsaver.flagsaver():
+    try:
+      program.run(verb.main)
+    except SystemExit as end:
+      print("exit", end.code)
+"""
+
 
 def random_like(tree, seed: int):
   """Random weights, the zero-initialised ones too."""
@@ -175,20 +192,30 @@ def call(config, tmp_path, monkeypatch):
   return call
 
 
+def python(*args: str) -> subprocess.CompletedProcess:
+  """Python in a process of its own, on one device as a person has it."""
+  return subprocess.run(
+    [sys.executable, *args],
+    cwd=ROOT,
+    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    capture_output=True,
+    encoding="utf-8",
+  )
+
+
 @pytest.fixture(scope="session")
 def run():
   """Runs a verb as a person does: run("sample", "--config=...")."""
+  return lambda verb, *args: python("-m", f"imagen_jax.{verb}", *args)
 
-  def run(verb: str, *args: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-      [sys.executable, "-m", f"imagen_jax.{verb}", *args],
-      cwd=ROOT,
-      env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-      capture_output=True,
-      encoding="utf-8",
-    )
 
-  return run
+@pytest.fixture(scope="session")
+def run_each():
+  """Runs a verb once for each list of arguments, all in one process.
+
+  Every one that fails prints "exit CODE" on standard output.
+  """
+  return lambda verb, calls: python("-c", CALLS, verb, json.dumps(calls))
 
 
 @pytest.fixture(scope="session")

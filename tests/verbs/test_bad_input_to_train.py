@@ -1,32 +1,8 @@
 """Bad input to the verb train: one sentence each, and no new folder."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 
 from imagen_jax.runtime import checkpoints
-
-ROOT = pathlib.Path(__file__).parents[2]
-ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-# Calls the verb train with each of many arguments, TensorFlow imported once.
-CALLS = """
-import json, sys
-from absl.testing import flagsaver
-from imagen_jax import train
-from imagen_jax.runtime import program
-
-for args in json.loads(sys.argv[1]):
-  sys.argv = ["train", *args]
-  with flagsaver.flagsaver():
-    try:
-      program.run(train.main)
-    except SystemExit as end:
-      print(end.code)
-"""
 
 
 def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
@@ -76,26 +52,19 @@ def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
   ]
 
 
-def test_bad_input_to_train(here, tmp_path):
+def test_bad_input_to_train(here, tmp_path, run_each):
   (tmp_path / "file").touch()
   for name in ("other", "damaged"):
     with checkpoints.open_checkpoints(str(tmp_path / name), keep=1) as manager:
       checkpoints.save(manager, 5, {"step": np.array(5)}, {})
   (tmp_path / "damaged" / "checkpoints" / "5" / "state" / "_METADATA").unlink()
   cases = mistakes(here, tmp_path)
-  args = json.dumps([args for args, _ in cases])
-  done = subprocess.run(
-    [sys.executable, "-c", CALLS, args],
-    cwd=ROOT,
-    env=ENV,
-    capture_output=True,
-    encoding="utf-8",
-  )
+  done = run_each("train", [args for args, _ in cases])
   advice = "has no dataset_info.json"  # TFDS's, of the data_dir that is a file
   lines = [line for line in done.stderr.splitlines() if advice not in line]
   assert len(lines) == len(cases), done.stderr
   for line, (_, said) in zip(lines, cases, strict=True):
     assert line.startswith(f"error: {said}")
-  assert done.stdout.splitlines().count("1") == len(cases)  # exit codes
+  assert done.stdout.splitlines().count("exit 1") == len(cases)
   names = sorted(path.name for path in tmp_path.iterdir())
   assert names == ["damaged", "file", "other"]
