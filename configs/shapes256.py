@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
     ),
   )
   config.data.cache = False
-  config.optimizer.decay_steps = 5_000
-  config.train.steps = 5_000
+  config.optimizer.decay_steps = 4_500
+  config.train.steps = 4_500
   config.sampling.steps = 16
   config.weights = "weights/shapes256.safetensors"
   return config

@@ -3,6 +3,7 @@
 An Efficient U-Net after App. F.2 in small: self-attention with the text's
 keys and values in the last block. Unlike the paper's it predicts x: a net
 this narrow has better uses for its channels than to carry each pixel's noise.
+It learns from low-res pictures that are noised no more than when it samples.
 
   python -m imagen_jax.train --config=configs/shapes64.py --workdir=DIR
 """
@@ -22,6 +23,7 @@ def get_config() -> ConfigDict:
     prediction="x",
     loss_space="x",
     text_drop=0.1,
+    max_aug_level=0.3,
     net=dict(
       kind="EfficientUNet",
       blocks=(
@@ -42,8 +44,8 @@ def get_config() -> ConfigDict:
     ),
   )
   config.data.batch_size = 16
-  config.optimizer.decay_steps = 6_000
-  config.train.steps = 6_000
+  config.optimizer.decay_steps = 5_000
+  config.train.steps = 5_000
   config.sampling = dict(
     steps=32,
     guidance=1.0,

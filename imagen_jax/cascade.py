@@ -34,6 +34,14 @@ class Cascade:
           "the size of the stage before it"
         )
       size = stage.size
+    for name, stage, sampling in zip(
+      self.names, self.stages, self.samplings, strict=True
+    ):
+      if sampling.aug_level > stage.max_aug_level:
+        raise ValueError(
+          f"stage {name} samples with aug_level {sampling.aug_level}, expected "
+          f"at most {stage.max_aug_level}, what it is trained with"
+        )
 
   def with_sampling(self, **changes: Any) -> "Cascade":
     """The cascade with settings of Sampling changed in every stage."""

@@ -54,7 +54,9 @@ class Stage:
 
   size: the side of its pictures. lowres_size: that of the pictures it
   enlarges, None for a base stage. crop_size: the side of the windows it is
-  trained on, None for whole pictures (Sec. 2.5, stage 3). The loss is the
+  trained on, None for whole pictures (Sec. 2.5, stage 3). max_aug_level: the
+  augmentation level of the low-res picture is drawn from 0 to it (Sec. 2.4; in
+  the paper it is 1, Fig. A.32). The loss is the
   squared error in loss_space, weighted uniformly: the paper's is eps, for
   every prediction (App. A).
   """
@@ -67,6 +69,7 @@ class Stage:
   lowres_size: int | None = None
   crop_size: int | None = None
   text_drop: float = 0.1
+  max_aug_level: float = 1.0
   aug_schedule: Schedule = CosineSchedule()
 
   def __post_init__(self):
@@ -80,6 +83,10 @@ class Stage:
     if self.train_size > self.size:
       raise ValueError(
         f"crop_size is {self.crop_size}, expected at most size {self.size}"
+      )
+    if not 0 <= self.max_aug_level <= 1:
+      raise ValueError(
+        f"max_aug_level is {self.max_aug_level}, expected 0 to 1"
       )
     if self.lowres_size is None:
       return
@@ -149,7 +156,9 @@ class Stage:
       jax.random.split(keys["aug"], batch),
       text.drop(dropped),
       lowres,
-      jax.random.uniform(keys["aug_level"], (batch,)),
+      jax.random.uniform(
+        keys["aug_level"], (batch,), maxval=self.max_aug_level
+      ),
     )
     logsnr = self.schedule(jax.random.uniform(keys["time"], (batch,)))
     eps = noise(jax.random.split(keys["eps"], batch), x.shape[1:])

@@ -57,6 +57,7 @@ def test_a_stage():
     prediction=gaussian.X,
     loss_space=gaussian.EPS,
     text_drop=0.1,
+    max_aug_level=0.3,
   )
 
 

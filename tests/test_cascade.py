@@ -1,5 +1,6 @@
 """A cascade's checks, and that pictures pass from stage to stage."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -129,6 +130,15 @@ def test_stages_are_lazy():
 def test_stages_that_do_not_chain(stages, message):
   with pytest.raises(ValueError, match=message):
     make_cascade(*stages)
+
+
+def test_an_augmentation_level_beyond_what_was_trained():
+  larger = dataclasses.replace(THREE[1], max_aug_level=0.3)
+  make_cascade(THREE[0], larger, aug_level=0.3)
+  with pytest.raises(
+    ValueError, match="stage middle samples with aug_level 0.4"
+  ):
+    make_cascade(THREE[0], larger, aug_level=0.4)
 
 
 def test_with_sampling_changes_every_stage_and_not_the_original():

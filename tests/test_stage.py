@@ -57,6 +57,8 @@ def make_text(batch, value=1.0):
       {"size": 16, "crop_size": 24},
       "crop_size is 24, expected at most size 16",
     ),
+    ({"size": 16, "max_aug_level": 1.1}, "max_aug_level is 1.1, expected 0 to"),
+    ({"size": 16, "max_aug_level": -0.1}, "max_aug_level is -0.1, expected"),
     ({"size": 16, "lowres_size": 5}, "multiples .* lowres_size 5"),
     ({"size": 16, "lowres_size": 32}, "multiples .* lowres_size 32"),
     ({"size": 48, "lowres_size": 4, "crop_size": 16}, "crop_size 16 must be"),
@@ -135,6 +137,19 @@ def test_the_low_res_is_noised_by_the_level_the_net_hears(zero_loss):
   assert np.abs(quarters - BATCH / 4).max() < 4 * np.sqrt(BATCH * 3 / 16)
   # Drawn apart from the time, as is the noise from that of z.
   assert abs(np.corrcoef(level, time)[0, 1]) < 4 / np.sqrt(BATCH)
+
+
+def test_the_augmentation_levels_end_where_told():
+  seen = []
+  stage = Stage(
+    Fake(zero, seen.append), size=8, lowres_size=4, max_aug_level=0.3
+  )
+  x, lowres = (jnp.zeros((BATCH, side, side, 3)) for side in (8, 4))
+  stage.loss({}, KEY, x, make_text(BATCH), lowres)
+  level = np.asarray(seen[0][2].aug_level)
+  quarters, _ = np.histogram(level, 4, (0, 0.3))
+  assert quarters.sum() == BATCH
+  assert np.abs(quarters - BATCH / 4).max() < 4 * np.sqrt(BATCH * 3 / 16)
 
 
 def test_a_base_stage_has_no_low_res():
