@@ -12,16 +12,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
-  package_data={
-    "imagen_jax": [
-      "weights/*.json",
-      "weights/*.md",
-      "weights/*.model",
-      "weights/*.safetensors",
-      "data/*/*.md",
-      "data/*/*.txt",
-    ]
-  },
+  package_data={"imagen_jax": ["weights/*.model", "weights/*.safetensors"]},
   install_requires=[
     "absl-py>=2.1",
     "array_record>=0.8",
@@ -33,7 +24,6 @@ setup(
     # neither declares it.
     "importlib_resources>=6.0",
     "jax>=0.10",
-    "matplotlib>=3.9",
     "ml_collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",

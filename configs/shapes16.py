@@ -65,7 +65,6 @@ def get_config() -> ConfigDict:
     kind="adam",
     learning_rate=1e-3,
     warmup_steps=200,
-    decay_steps=12_000,
     clip_norm=1.0,
   )
   config.train = dict(
@@ -75,6 +74,7 @@ def get_config() -> ConfigDict:
     sample_every=1_000,
     checkpoint_every=500,
   )
+  config.optimizer.decay_steps = config.train.get_ref("steps")
   config.sampling = dict(
     steps=64,
     guidance=2.0,

@@ -3,7 +3,8 @@
 An Efficient U-Net after App. F.3 in small: no self-attention, a
 cross-attention to the text alone in the last block, the linear schedule. It
 trains on 64x64 crops of the 256x256 picture and enlarges whole pictures, as
-the paper's last stage does (Sec. 2.5). Like shapes64 it predicts x.
+the paper's last stage does (Sec. 2.5). Like shapes64 it predicts x and learns
+from low-res pictures at aug_level 0 to 0.3.
 
   python -m imagen_jax.train --config=configs/shapes256.py --workdir=DIR
 """
@@ -31,7 +32,6 @@ def get_config() -> ConfigDict:
     ),
   )
   config.data.cache = False
-  config.optimizer.decay_steps = 4_500
   config.train.steps = 4_500
   config.sampling.steps = 16
   config.weights = "weights/shapes256.safetensors"

@@ -3,7 +3,8 @@
 An Efficient U-Net after App. F.2 in small: self-attention with the text's
 keys and values in the last block. Unlike the paper's it predicts x: a net
 this narrow has better uses for its channels than to carry each pixel's noise.
-It learns from low-res pictures that are noised no more than when it samples.
+Unlike the paper's it learns from low-res pictures at aug_level 0 to 0.3 only,
+which covers what it samples with.
 
   python -m imagen_jax.train --config=configs/shapes64.py --workdir=DIR
 """
@@ -44,7 +45,6 @@ def get_config() -> ConfigDict:
     ),
   )
   config.data.batch_size = 16
-  config.optimizer.decay_steps = 5_000
   config.train.steps = 5_000
   config.sampling = dict(
     steps=32,

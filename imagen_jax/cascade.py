@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from imagen_jax.stage import Sampling, Stage, fold_in, sample_stage
+from imagen_jax.diffusion.samplers import fold_in
+from imagen_jax.stage import Sampling, Stage, sample_stage
 from imagen_jax.types import TextEmbedding
 
 
@@ -37,11 +38,10 @@ class Cascade:
     for name, stage, sampling in zip(
       self.names, self.stages, self.samplings, strict=True
     ):
-      if sampling.aug_level > stage.max_aug_level:
-        raise ValueError(
-          f"stage {name} samples with aug_level {sampling.aug_level}, expected "
-          f"at most {stage.max_aug_level}, what it is trained with"
-        )
+      try:
+        stage.check_sampling(sampling)
+      except ValueError as error:
+        raise ValueError(f"stage {name}: {error}") from error
 
   def with_sampling(self, **changes: Any) -> "Cascade":
     """The cascade with settings of Sampling changed in every stage."""

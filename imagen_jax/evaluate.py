@@ -28,7 +28,7 @@ from imagen_jax.data.png import grid, write_png
 from imagen_jax.data.source import load_source
 from imagen_jax.evals.judge import judge, share, tally
 from imagen_jax.evals.text_use import caption_losses
-from imagen_jax.runtime import program
+from imagen_jax.runtime import program, weights
 from imagen_jax.runtime.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
 
@@ -113,17 +113,29 @@ def text_use(
   return result
 
 
+def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
+  """How long each stage was trained, as far as its weights' file tells."""
+  paths = {name: build.packaged(config[name].weights) for name in names}
+  return {
+    name: weights.read_metadata(path).get("step", "unknown")
+    for name, path in paths.items()
+    if path.suffix == ".safetensors"
+  }
+
+
 def main() -> None:
   config = read_config()
-  for flag, lowest in ((NUM_IMAGES, 2), (BATCH_SIZE, 1), (SEED, 0)):
-    if flag.value < lowest:
-      raise ValueError(
-        f"--{flag.name} is {flag.value}, expected at least {lowest}"
-      )
+  program.check_at_least(NUM_IMAGES, 2)
+  program.check_at_least(BATCH_SIZE, 1)
+  program.check_seed(SEED)
   outdir = pathlib.Path(OUTDIR.value).expanduser()
   program.check_writable("outdir", outdir)
   cascade = build.cascade(config)
   source = load_source(DATASET.value, SPLIT.value, DATA_DIR.value)
+  if "scene" not in source[0]:
+    raise ValueError(
+      f"dataset {DATASET.value!r} has no scenes, expected captioned_shapes"
+    )
   encode, params = build.load(config, cascade)
 
   count = min(NUM_IMAGES.value, len(source))
@@ -137,6 +149,8 @@ def main() -> None:
     "split": SPLIT.value,
     "num_images": count,
     "seed": SEED.value,
+    "config": json.loads(config.to_json_best_effort()),
+    "trained_steps": trained_steps(config, cascade.names),
     "claims_that_hold": {
       "generated": shares(pictures, scenes),
       "generated, other caption": shares(pictures, others),

@@ -1,8 +1,13 @@
 """Writes a training run's averaged weights as one small file.
 
+The file's metadata holds the run's step and the config it was trained with.
+
   python -m imagen_jax.export --config=configs/shapes16.py --workdir=DIR \\
     --output=imagen_jax/weights/shapes16.safetensors
 """
+
+import json
+import os
 
 import jax
 from absl import flags
@@ -23,10 +28,11 @@ def main() -> None:
   stage, text = build.stage(config.stage), build.text(config.text)
   key = jax.random.key(0)
   like = jax.eval_shape(lambda: build.init_net(stage, text, key))
-  step, ema = checkpoints.restore_ema(WORKDIR.value, like)
-  note = {"config": config.to_json_best_effort(), "step": str(step)}
-  size = weights.save_weights(OUTPUT.value, ema, metadata=note)
-  print(f"{OUTPUT.value}: {size / 1e6:.2f} MB, step {step}")
+  step, ema, trained = checkpoints.restore_ema(WORKDIR.value, like)
+  note = {"config": json.dumps(trained), "step": str(step)}
+  output = os.path.expanduser(OUTPUT.value)
+  size = weights.save_weights(output, ema, metadata=note)
+  print(f"{output}: {size / 1e6:.2f} MB, step {step}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ captions holds two or more captions of one picture, separated by tabs; a line
 for every picture. text/masked_lm.py says what is learnt and why it takes two.
 """
 
+import math
 import pathlib
 
 import jax
@@ -46,9 +47,11 @@ def read_captions(path: str) -> list[list[str]]:
     raise ValueError(f"captions {path} is not UTF-8 text") from error
   lines = [line.split("\t") for line in text.splitlines()]
   for number, captions in enumerate(lines, 1):
-    if len(captions) < 2:
+    count = sum(bool(caption.strip()) for caption in captions)
+    if count < max(2, len(captions)):
       raise ValueError(
-        f"line {number} of {path} has one caption, expected two or more"
+        f"line {number} of {path} has {count} caption(s) in {len(captions)} "
+        "column(s), expected two or more and none empty"
       )
   if not lines:
     raise ValueError(f"captions {path} is empty")
@@ -58,8 +61,13 @@ def read_captions(path: str) -> list[list[str]]:
 def main() -> None:
   if not CAPTIONS.value or not OUTPUT.value:
     raise ValueError("--captions and --output are needed, see --help")
-  if STEPS.value < 1 or BATCH_SIZE.value < 1:
-    raise ValueError("--steps and --batch_size must be at least 1")
+  for flag, lowest in ((STEPS, 1), (BATCH_SIZE, 1)):
+    program.check_at_least(flag, lowest)
+  program.check_seed(SEED)
+  if not 0 < LEARNING_RATE.value < math.inf:
+    raise ValueError(
+      f"--learning_rate is {LEARNING_RATE.value}, expected more than 0"
+    )
   output = pathlib.Path(OUTPUT.value).expanduser()
   program.check_writable("folder", output.parent)
   text = build.text(read_config().text)

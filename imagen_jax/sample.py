@@ -11,6 +11,7 @@ import time
 STARTED = time.monotonic()  # before the imports, which take seconds
 
 # ruff: noqa: E402
+import hashlib
 import json
 import math
 import pathlib
@@ -73,13 +74,10 @@ def read_prompts() -> list[str]:
 
 def check_flags() -> None:
   """ValueError for a flag that is out of range."""
-  for flag, lowest in ((NUM_IMAGES, 1), (SEED, 0), (STEPS, 1)):
-    if flag.value is not None and flag.value < lowest:
-      raise ValueError(
-        f"--{flag.name} is {flag.value}, expected at least {lowest}"
-      )
-  if SEED.value >= 2**32:
-    raise ValueError(f"--seed is {SEED.value}, expected less than 2**32")
+  program.check_at_least(NUM_IMAGES, 1)
+  program.check_seed(SEED)
+  if STEPS.value is not None:
+    program.check_at_least(STEPS, 1)
   if GUIDANCE.value is not None and not math.isfinite(GUIDANCE.value):
     raise ValueError(f"--guidance is {GUIDANCE.value}, expected a number")
 
@@ -107,17 +105,23 @@ def sample_batch(
   return to_uint8(pictures)
 
 
-def file_stems(prompts: Sequence[str]) -> list[str]:
-  """A prompt's first words, "a_red_star"; different prompts' differ."""
-  stems = {}
-  for prompt in dict.fromkeys(prompts):
-    words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
-    words = words or "prompt"
-    taken, count, stem = set(stems.values()), 2, words
-    while stem in taken:
-      stem, count = f"{words}_{count}", count + 1
-    stems[prompt] = stem
-  return [stems[prompt] for prompt in prompts]
+def file_stem(prompt: str) -> str:
+  """A prompt's words, "a_red_star"; if that is not all, with a hash of it."""
+  words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
+  return (
+    words if words.replace("_", " ") == prompt else with_hash(words, prompt)
+  )
+
+
+def with_hash(name: str, text: str) -> str:
+  """name_1a2b3c4d: different for different texts."""
+  return f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("_")
+
+
+def suffix() -> str:
+  """What of the settings is in a file's name: "s0", "s0-guidance5.0"."""
+  parts = [f"{key}{value}" for key, value in changes().items()]
+  return "-".join([f"s{SEED.value}", *parts])
 
 
 def main() -> None:
@@ -140,6 +144,8 @@ def main() -> None:
   # and a picture's key is of its seed and index: neighbours change nothing.
   size = min(len(rows), config.batch_size)
   base = jax.random.key(SEED.value)
+  note = {"config": config.to_json_best_effort(), "seed": str(SEED.value)}
+  note |= {key: str(value) for key, value in changes().items()}
   pictures = []
   progress.start(0)
   for start in range(0, len(rows), size):
@@ -148,25 +154,17 @@ def main() -> None:
     which, index = (jnp.asarray(column) for column in zip(*batch, strict=True))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base, index)
     drawn = TextEmbedding(text.tokens[which], text.mask[which])
-    pictures += list(
-      sample_batch(cascade, params, keys, drawn, progress, watch)
-    )
+    made = sample_batch(cascade, params, keys, drawn, progress, watch)
     progress.show(min(start + size, len(rows)))
-  pictures = pictures[: len(rows)]
-
-  note = {"config": config.to_json_best_effort(), "seed": str(SEED.value)}
-  note |= {key: str(value) for key, value in changes().items()}
-  stems = file_stems(prompts)
-  for (p, index), picture in zip(rows, pictures, strict=True):
-    path = outdir / f"{stems[p]}-s{SEED.value}-{index}.png"
-    write_png(
-      path, picture, {"prompt": prompts[p], "index": str(index), **note}
-    )
-    progress.say(str(path))
+    for (p, i), picture in zip(rows[start : start + size], made, strict=False):
+      path = outdir / f"{file_stem(prompts[p])}-{suffix()}-{i}.png"
+      write_png(path, picture, {"prompt": prompts[p], "index": str(i), **note})
+      progress.say(str(path))
+      pictures.append(picture)
   if len(pictures) > 1:
     columns = NUM_IMAGES.value if NUM_IMAGES.value > 1 else min(len(rows), 4)
-    path = outdir / f"grid-s{SEED.value}.png"
     note["prompt"] = json.dumps(prompts)
+    path = outdir / f"{with_hash('grid', note['prompt'])}-{suffix()}.png"
     write_png(path, grid(pictures, columns), note)
     progress.say(str(path))
   progress.say(f"in all {time.monotonic() - STARTED:.1f} s")

@@ -1,6 +1,7 @@
 """A stage: one resolution of the cascade, its training loss and its sampler."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,11 @@ from imagen_jax.diffusion.gaussian import (
   squared_error,
 )
 from imagen_jax.diffusion.guidance import DynamicThreshold, guide
-from imagen_jax.diffusion.samplers import AncestralStep, sample
+from imagen_jax.diffusion.samplers import AncestralStep, fold_in, sample
 from imagen_jax.diffusion.schedules import CosineSchedule, Schedule
 from imagen_jax.types import Conditioning, TextEmbedding
 
 CHANNELS = 3
-fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Sampling:
   def __post_init__(self):
     if self.steps < 1:
       raise ValueError(f"steps is {self.steps}, expected at least 1")
+    if not math.isfinite(self.guidance):
+      raise ValueError(f"guidance is {self.guidance}, expected a number")
     if not 0 <= self.aug_level <= 1:
       raise ValueError(f"aug_level is {self.aug_level}, expected 0 to 1")
 
@@ -56,9 +58,10 @@ class Stage:
   enlarges, None for a base stage. crop_size: the side of the windows it is
   trained on, None for whole pictures (Sec. 2.5, stage 3). max_aug_level: the
   augmentation level of the low-res picture is drawn from 0 to it (Sec. 2.4; in
-  the paper it is 1, Fig. A.32). The loss is the
-  squared error in loss_space, weighted uniformly: the paper's is eps, for
-  every prediction (App. A).
+  the paper it is 1, Fig. A.32). The loss is the squared error in loss_space,
+  weighted uniformly: the paper's is eps, for every prediction (App. A). A net
+  that predicts x is not to be trained so: next to no noise, the eps of a small
+  error is huge, and nearly all the weight is there.
   """
 
   net: nn.Module
@@ -73,6 +76,10 @@ class Stage:
   aug_schedule: Schedule = CosineSchedule()
 
   def __post_init__(self):
+    for name in ("size", "crop_size", "lowres_size"):
+      side = getattr(self, name)
+      if side is not None and side < 1:
+        raise ValueError(f"{name} is {side}, expected at least 1")
     for name in ("size", "crop_size"):
       side = getattr(self, name)
       if side is not None and side % self.net.stride:
@@ -84,16 +91,24 @@ class Stage:
       raise ValueError(
         f"crop_size is {self.crop_size}, expected at most size {self.size}"
       )
-    if not 0 <= self.max_aug_level <= 1:
-      raise ValueError(
-        f"max_aug_level is {self.max_aug_level}, expected 0 to 1"
-      )
+    for name in ("text_drop", "max_aug_level"):
+      value = getattr(self, name)
+      if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}, expected 0 to 1")
     if self.lowres_size is None:
       return
     if self.size % self.lowres_size or self.train_size % self.factor:
       raise ValueError(
         f"size {self.size} and crop_size {self.crop_size} must be multiples "
         f"of the enlargement from lowres_size {self.lowres_size}"
+      )
+
+  def check_sampling(self, sampling: Sampling) -> None:
+    """ValueError for more augmentation than the stage is trained with."""
+    if sampling.aug_level > self.max_aug_level:
+      raise ValueError(
+        f"sampling has aug_level {sampling.aug_level}, expected at most "
+        f"max_aug_level {self.max_aug_level}, what the stage is trained with"
       )
 
   @property

@@ -111,10 +111,12 @@ def main() -> None:
   config, workdir = read_config(), WORKDIR.value
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
+  workdir = os.path.expanduser(workdir)
   build.check_keys(config)
   stage, text = build.stage(config.stage), build.text(config.text)
   data, run = build.data(config.data), build.training(config.train)
   sampling = build.sampling(config.sampling)
+  stage.check_sampling(sampling)
   optimizer = build.optimizer(config.optimizer)
   tokenizer = build.tokenizer(text)
   # The state, alike on every device; a batch, spread over them.

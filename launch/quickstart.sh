@@ -3,7 +3,7 @@
 #   launch/quickstart.sh "two red circles above a blue square" [--seed=1 ...]
 # What follows the prompt goes to `python -m imagen_jax.sample`.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 case ${1-} in
   '' | -*)
@@ -12,10 +12,8 @@ case ${1-} in
     ;;
 esac
 
-launch/environment.sh
-.venv/bin/python -m imagen_jax.sample --config=configs/shapes.py \
-  --prompt="$1" --outdir=samples "${@:2}"
-case " ${*:2}" in
-  *' --outdir'* | *' -outdir'*) ;; # not in samples, then; the program says where
-  *) echo "The picture is in $PWD/samples" ;;
-esac
+"$root/launch/environment.sh"
+# Paths among the flags are the caller's, so this stays in the caller's folder.
+PYTHONPATH=$root "$root/.venv/bin/python" -m imagen_jax.sample \
+  --config="$root/configs/shapes.py" --prompt="$1" --outdir="$root/samples" \
+  "${@:2}"

@@ -136,7 +136,7 @@ def test_an_augmentation_level_beyond_what_was_trained():
   larger = dataclasses.replace(THREE[1], max_aug_level=0.3)
   make_cascade(THREE[0], larger, aug_level=0.3)
   with pytest.raises(
-    ValueError, match="stage middle samples with aug_level 0.4"
+    ValueError, match="stage middle: sampling has aug_level 0.4"
   ):
     make_cascade(THREE[0], larger, aug_level=0.4)
 

@@ -51,6 +51,10 @@ def make_text(batch, value=1.0):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
+    ({"size": 0}, "size is 0, expected at least 1"),
+    ({"size": 16, "lowres_size": 0}, "lowres_size is 0, expected at least 1"),
+    ({"size": 16, "lowres_size": -8}, "lowres_size is -8, expected at least 1"),
+    ({"size": 16, "text_drop": 10.0}, "text_drop is 10.0, expected 0 to 1"),
     ({"size": 12}, "size is 12, expected a multiple of 8"),
     ({"size": 16, "crop_size": 4}, "crop_size is 4, expected a multiple of 8"),
     (
@@ -80,6 +84,7 @@ def test_sizes_that_fit():
   ("fields", "message"),
   [
     ({"steps": 0}, "steps is 0, expected at least 1"),
+    ({"guidance": float("nan")}, "guidance is nan, expected a number"),
     ({"aug_level": 1.1}, "aug_level is 1.1, expected 0 to 1"),
     ({"aug_level": -0.1}, "aug_level is -0.1, expected 0 to 1"),
   ],
@@ -150,6 +155,16 @@ def test_the_augmentation_levels_end_where_told():
   quarters, _ = np.histogram(level, 4, (0, 0.3))
   assert quarters.sum() == BATCH
   assert np.abs(quarters - BATCH / 4).max() < 4 * np.sqrt(BATCH * 3 / 16)
+
+
+def test_the_augmentation_has_a_schedule_of_its_own():
+  stage = Stage(Fake(zero), 8, lowres_size=4, aug_schedule=LinearSchedule())
+  level = jnp.full(BATCH, 0.3)
+  keys, lowres = jax.random.split(KEY, BATCH), jnp.zeros((BATCH, 4, 4, 3))
+  cond = stage.condition(keys, make_text(BATCH), lowres, level)
+  sigma = np.sqrt(jax.nn.sigmoid(-LinearSchedule()(0.3)))
+  np.testing.assert_allclose(cond.lowres.std(), sigma, rtol=0.02)
+  assert abs(sigma - np.sin(np.pi / 2 * 0.3)) > 0.1  # the cosine schedule's
 
 
 def test_a_base_stage_has_no_low_res():

@@ -45,6 +45,8 @@ class Pictures(Sequence):
     caption = record["caption"]
     if isinstance(caption, bytes):
       caption = caption.decode()
+    if not caption.strip():
+      raise ValueError(f"record {index} has an empty caption")
     try:
       image = images.central_square(images.decode(record["image"]))
     except ValueError as error:

@@ -17,12 +17,22 @@ def load_source(
   "captioned_shapes" or "captioned_shapes/tiny".
 
   The dataset is prepared under `data_dir` on first use and only read later.
-  An unknown dataset or split raises ValueError.
+  ValueError for an unknown dataset or split, and for a dataset without an
+  `image` and a `caption`.
   """
-  builder = _builder(name, os.path.expanduser(data_dir))
+  data_dir = os.path.expanduser(data_dir)
+  builder = _builder(name, data_dir)
   if not builder.is_prepared():
     logging.info("preparing %s in %s, once", name, builder.data_dir)
-    builder.download_and_prepare()
+    try:
+      builder.download_and_prepare()
+    except FileExistsError:
+      builder = _builder(name, data_dir)  # another process was faster
+      if not builder.is_prepared():
+        raise
+  for feature in ("image", "caption"):
+    if feature not in (builder.info.features or {}):
+      raise ValueError(f"dataset {name!r} has no feature {feature!r}")
   if split not in builder.info.splits:
     known = ", ".join(builder.info.splits)
     raise ValueError(f"{name} has no split {split!r}, only {known}")
@@ -31,7 +41,10 @@ def load_source(
 
 
 class Records(Sequence):
-  """Records dict(image=bytes as stored, caption=str, ...: str) by index."""
+  """Records dict(image=bytes as stored, caption=str, ...) by index.
+
+  Text is str; whatever else a dataset has is as TFDS gives it.
+  """
 
   def __init__(self, source: Sequence[dict[str, bytes]]):
     self._source = source
@@ -41,11 +54,20 @@ class Records(Sequence):
 
   def __getitem__(self, index: int) -> dict[str, bytes | str]:
     record = self._source[index]
-    return record | {k: v.decode() for k, v in record.items() if k != "image"}
+    text = {
+      key: value.decode()
+      for key, value in record.items()
+      if isinstance(value, bytes) and key != "image"
+    }
+    return record | text
 
 
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+  except tfds.core.DatasetNotFoundError as error:
     raise ValueError(f"dataset {name!r} is not known to TFDS") from error
+  except ValueError as error:
+    # TFDS says first how it was called, and last, on many lines, what to do.
+    reason = str(error).rpartition('}": ')[2].split("\n")[0]
+    raise ValueError(f"dataset {name!r} cannot be opened: {reason}") from error

@@ -19,6 +19,11 @@ from imagen_jax.diffusion.gaussian import (
 from imagen_jax.diffusion.schedules import Schedule, alpha_sigma
 
 
+def fold_in(keys: jax.Array, data: int | jax.Array) -> jax.Array:
+  """jax.random.fold_in of one number into every key: keys [B] -> [B]."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
 def ddim_step(
   keys: jax.Array,
   z_t: jax.Array,
@@ -111,7 +116,6 @@ def sample(
   if steps < 1:
     raise ValueError(f"steps={steps}: sampling needs at least one step.")
   assert keys.ndim == 1, f"expected one typed key per example, got {keys.shape}"
-  fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
   logsnr = schedule(jnp.linspace(1.0, 0.0, steps + 1))
 
   def body(z_t, i):

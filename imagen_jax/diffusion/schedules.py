@@ -72,6 +72,11 @@ class LinearSchedule:
         f"beta_min={self.beta_min} of the linear schedule must be positive "
         f"and at most beta_max={self.beta_max}."
       )
+    if self.beta_min + self.beta_max > 160:
+      raise ValueError(
+        f"beta_min + beta_max is {self.beta_min + self.beta_max}, expected at "
+        "most 160: float32 has no smaller alpha than they leave at t = 1."
+      )
     if not 0 < self.t_min < 1:
       raise ValueError(
         f"t_min={self.t_min} of the linear schedule must lie between 0 and 1."

@@ -99,7 +99,9 @@ class CombineEmbs(nn.Module):
   """The one vector every residual block is modulated by.
 
   Time embedding, plus pooled text (Sec. 2.5), plus, in super-resolution
-  nets, the embedding of the augmentation level (Sec. 2.4).
+  nets, the embedding of the augmentation level (Sec. 2.4). Ours, for the
+  paper is silent: the widths, the norm after the pooled text (as DeepFloyd IF
+  has it), and that the level, times 1000, is embedded as the time is.
   """
 
   features: int
@@ -128,7 +130,7 @@ class CombineEmbs(nn.Module):
 
 
 class ProjectText(nn.Module):
-  """The encoder's tokens, projected once for every attention layer."""
+  """The encoder's tokens, projected once for every attention layer (ours)."""
 
   width: int
   dtype: Any = jnp.float32
@@ -147,7 +149,7 @@ class ProjectText(nn.Module):
 
 
 def with_lowres(z: jax.Array, lowres: jax.Array | None) -> jax.Array:
-  """z [B, H, W, C] and the bicubically enlarged lowres, on channels."""
+  """z [B, H, W, C] and the bicubically enlarged lowres, on channels (ours)."""
   if lowres is None:
     return z
   shape = (*z.shape[:3], lowres.shape[-1])

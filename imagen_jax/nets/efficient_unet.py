@@ -3,10 +3,11 @@
 Boxes and names follow Figs. A.27-A.30. Where the figures are silent: the
 embedding scales and shifts in every ResNetBlock (`use_scale_shift_norm`),
 "hidden_size = 2 x channels" is the total width of queries, keys and values,
-skips are concatenated, the 1/sqrt(2) is on the residual sum as in the works
-App. B.1 cites, and a UBlock's strided convolution is a sub-pixel one. (After
-nearest-neighbour copies no convolution could tell the four apart, and the
-noise of single pixels, which the net is to predict, would be beyond it.)
+skips are concatenated, one CombineEmbs serves all blocks, the 1/sqrt(2) is on
+the residual sum as in the works App. B.1 cites, and a UBlock's strided
+convolution is a sub-pixel one. (A convolution of nearest-neighbour copies
+makes the four pixels from nine shared weights, too few for the independent
+noise of single pixels, which the net is to predict.)
 """
 
 import dataclasses
@@ -29,10 +30,14 @@ from imagen_jax.types import Conditioning, TextEmbedding
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-  """One row of App. F.2's `blocks`: a DBlock and the UBlock mirroring it."""
+  """One row of App. F.2's `blocks`: a DBlock and the UBlock mirroring it.
+
+  strides None is a pair that keeps the resolution: the strided convolutions
+  are the optional, dashed boxes of Figs. A.28 and A.29.
+  """
 
   channels: int
-  strides: tuple[int, int] = (2, 2)
+  strides: tuple[int, int] | None = (2, 2)
   kernel_size: tuple[int, int] = (3, 3)
   num_res_blocks: int = 2
   self_attention: bool = False
@@ -69,6 +74,7 @@ class ResNetBlock(nn.Module):
     h = nn.Conv(self.channels, **conv, name="conv_0")(h)
     h = group_norm(self.groups, "norm_1")(h)
     emb = nn.Dense(2 * self.channels, dtype=self.dtype, name="emb_proj")(emb)
+    emb = emb.astype(jnp.float32)  # 1 + scale is part of the norm
     scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
     h = nn.swish(h * (1 + scale) + shift)
     h = nn.Conv(self.channels, **conv, name="conv_1")(h)
@@ -126,13 +132,14 @@ class DBlock(nn.Module):
   def __call__(self, x, emb, text) -> jax.Array:
     """x [B, H, W, C] -> [B, H / stride, W / stride, spec.channels]."""
     spec = self.spec
-    x = nn.Conv(
-      spec.channels,
-      spec.kernel_size,
-      strides=spec.strides,
-      dtype=self.dtype,
-      name="conv",
-    )(x)
+    if spec.strides is not None:
+      x = nn.Conv(
+        spec.channels,
+        spec.kernel_size,
+        strides=spec.strides,
+        dtype=self.dtype,
+        name="conv",
+      )(x)
     return Body(spec, self.groups, self.dtype, name="body")(x, emb, text)
 
 
@@ -148,6 +155,8 @@ class UBlock(nn.Module):
     """x [B, H, W, C] -> [B, H * stride, W * stride, spec.channels]."""
     spec = self.spec
     x = Body(spec, self.groups, self.dtype, name="body")(x, emb, text)
+    if spec.strides is None:
+      return x
     channels = spec.channels * math.prod(spec.strides)
     x = nn.Conv(channels, spec.kernel_size, dtype=self.dtype, name="conv")(x)
     return depth_to_space(x, spec.strides)
@@ -156,9 +165,9 @@ class UBlock(nn.Module):
 class EfficientUNet(nn.Module):
   """Fig. A.30: convolution, DBlocks down, UBlocks up, dense to pixels.
 
-  One `blocks` tuple, from high resolution to low, drives both halves. The
-  innermost link is not a skip. Takes any picture whose side is divisible by
-  the product of the strides.
+  One `blocks` tuple, from high resolution to low, drives both halves. That
+  the innermost link is not a skip is our reading. Takes any picture whose side
+  is divisible by the product of the strides.
   """
 
   blocks: tuple[BlockSpec, ...] = SR256_BLOCKS
@@ -174,7 +183,7 @@ class EfficientUNet(nn.Module):
     """What a picture's side must be divisible by."""
     stride = 1
     for spec in self.blocks:
-      stride *= max(spec.strides)
+      stride *= max(spec.strides or (1,))
     return stride
 
   @nn.compact

@@ -43,6 +43,7 @@ class ResBlock(nn.Module):
     h = nn.Conv(self.channels, **conv, name="conv_0")(h)
     h = group_norm(self.groups, "norm_1")(h)
     emb = nn.Dense(2 * self.channels, dtype=self.dtype, name="emb_proj")(emb)
+    emb = emb.astype(jnp.float32)  # 1 + scale is part of the norm
     scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
     h = nn.swish(h * (1 + scale) + shift)
     h = nn.Conv(self.channels, **conv, kernel_init=zeros, name="conv_1")(h)
@@ -56,8 +57,9 @@ class UNet(nn.Module):
 
   image_size is the size at which `attn_resolutions` are counted; the net
   itself takes any size divisible by 2^(levels - 1). text_width is the width
-  the text is projected to before the attention layers. As a super-resolution
-  net it takes cond.lowres and cond.aug_level.
+  the text is projected to before the attention layers; that there is a
+  projection is ours. As a super-resolution net it takes cond.lowres and
+  cond.aug_level.
   """
 
   image_size: int = 64
@@ -77,6 +79,17 @@ class UNet(nn.Module):
   def stride(self) -> int:
     """What a picture's side must be divisible by."""
     return 2 ** (len(self.channel_mult) - 1)
+
+  def check_resolutions(self) -> None:
+    """ValueError if attention is wanted at what is no level's resolution."""
+    levels = [self.image_size // 2**i for i in range(len(self.channel_mult))]
+    for name in ("attn_resolutions", "text_cross_attn_res"):
+      for resolution in getattr(self, name):
+        if resolution not in levels:
+          raise ValueError(
+            f"{name} has {resolution}, expected resolutions of the levels of "
+            f"image_size {self.image_size}: {', '.join(map(str, levels))}"
+          )
 
   def res(self, channels: int, name: str, resample=same) -> ResBlock:
     return ResBlock(
@@ -110,6 +123,7 @@ class UNet(nn.Module):
     self, z: jax.Array, time: jax.Array, cond: Conditioning
   ) -> jax.Array:
     """z [B, H, W, C], time [B] in [0, 1000] -> [B, H, W, out] float32."""
+    self.check_resolutions()
     emb = CombineEmbs(
       self.embed_dim,
       4 * self.embed_dim,

@@ -60,13 +60,15 @@ def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
   if step is None:
     return None
   _check_arrays(manager.directory / str(step), like)
-  return _read(manager, step, ocp.args.StandardRestore(like))
+  args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+  return _read(manager, step, args)["state"]
 
 
-def restore_ema(workdir: str, like: Any) -> tuple[int, Any]:
-  """(step, ema) of the newest checkpoint; `like` is the ema's tree of shapes.
+def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
+  """(step, ema, config) of the newest checkpoint.
 
-  ValueError as restore, and if there is no checkpoint.
+  `like` is the ema's tree of shapes, config what save was given. ValueError as
+  restore, and if there is no checkpoint.
   """
   path = directory(workdir)
   if not path.is_dir():
@@ -76,10 +78,13 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any]:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
   )
   item = {"ema": like}
-  args = ocp.args.PyTreeRestore(
-    item=item,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-    partial_restore=True,
+  args = ocp.args.Composite(
+    state=ocp.args.PyTreeRestore(
+      item=item,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+      partial_restore=True,
+    ),
+    config=ocp.args.JsonRestore(),
   )
   options = ocp.CheckpointManagerOptions(create=False)
   with ocp.CheckpointManager(path, options=options) as manager:
@@ -87,15 +92,16 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any]:
     if step is None:
       raise ValueError(f"{path} holds no complete checkpoint")
     _check_arrays(path / str(step), item, "ema/")
-    return step, _read(manager, step, args)["ema"]
+    found = _read(manager, step, args)
+    return step, found["state"]["ema"], found["config"]
 
 
 def _read(manager: ocp.CheckpointManager, step: int, args: Any) -> Any:
-  """The state of a step; any failure becomes one sentence."""
+  """What args ask for of a step; any failure becomes one sentence."""
   try:
-    return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+    return manager.restore(step, args=args)
   except Exception as error:  # Orbax and its stores raise many kinds.
-    raise _damaged(manager.directory / str(step)) from error
+    raise _unreadable(manager.directory / str(step), error) from error
 
 
 def _check_arrays(path: pathlib.Path, like: Any, prefix: str = "") -> None:
@@ -108,7 +114,7 @@ def _check_arrays(path: pathlib.Path, like: Any, prefix: str = "") -> None:
       ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
     )
   except Exception as error:
-    raise _damaged(path) from error
+    raise _unreadable(path, error) from error
   wanted = _shapes(like)
   for name in sorted(wanted.keys() ^ stored.keys()):
     if name in wanted or name.startswith(prefix):
@@ -130,7 +136,9 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   }
 
 
-def _damaged(path: pathlib.Path) -> ValueError:
+def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
+  reason = str(error).strip().split("\n")[0][:200]
   return ValueError(
-    f"checkpoint {path} is damaged, remove it to use the one before it"
+    f"checkpoint {path} cannot be read; if it is damaged, remove it to use the "
+    f"one before it ({type(error).__name__}: {reason})"
   )

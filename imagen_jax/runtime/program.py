@@ -89,6 +89,21 @@ def parse(argv: list[str]) -> list[str]:
     fail(f"the config has no place for {' or '.join(overrides)}", 2)
 
 
+def check_at_least(flag: flags.FlagHolder, lowest: int) -> None:
+  """ValueError for a flag below its lowest value."""
+  if flag.value < lowest:
+    raise ValueError(
+      f"--{flag.name} is {flag.value}, expected at least {lowest}"
+    )
+
+
+def check_seed(flag: flags.FlagHolder) -> None:
+  """ValueError for a seed that is not of 32 bits."""
+  check_at_least(flag, 0)
+  if flag.value >= 2**32:
+    raise ValueError(f"--{flag.name} is {flag.value}, expected less than 2**32")
+
+
 def check_writable(name: str, folder: pathlib.Path) -> None:
   """ValueError if a folder cannot be made or written; makes nothing yet."""
   path = folder.absolute()

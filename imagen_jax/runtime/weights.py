@@ -24,7 +24,7 @@ def load(path: str | os.PathLike, like: Any) -> Any:
   """
   if pathlib.Path(path).suffix == ".safetensors":
     return load_weights(path, like)
-  _, ema = restore_ema(str(path), like)
+  _, ema, _ = restore_ema(str(path), like)
   return ema
 
 

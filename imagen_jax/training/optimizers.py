@@ -1,9 +1,11 @@
 """The paper's optimizers and learning rate (Sec. 4.1, App. F).
 
-The listing of App. F does not run as printed: `end_value=2500000` is where
-`decay_steps` belongs, and neither optimizer takes `lrs`. decay_steps is the
-whole length in optax's sense, warm-up included.
+The listing of App. F does not run as printed: its `end_value=2500000` should
+be 0, and the optimizers take neither `lrs` nor, Adam, `weight_decay`.
+decay_steps is the whole length in optax's sense, warm-up included.
 """
+
+import math
 
 import optax
 
@@ -15,6 +17,8 @@ def learning_rate(
   decay_steps: int = 2_500_000,
 ) -> optax.Schedule:
   """Linear warm-up from 0, then cosine decay to 0 at decay_steps."""
+  if not 0 < peak < math.inf:
+    raise ValueError(f"learning_rate is {peak}, expected more than 0")
   if not 0 <= warmup_steps < decay_steps:
     raise ValueError(
       f"warmup_steps is {warmup_steps}, expected fewer than decay_steps, "
@@ -55,4 +59,6 @@ def with_clipping(
   """
   if max_norm is None:
     return optimizer
+  if not max_norm > 0:
+    raise ValueError(f"clip_norm is {max_norm}, expected more than 0")
   return optax.chain(optax.clip_by_global_norm(max_norm), optimizer)

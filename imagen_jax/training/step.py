@@ -58,7 +58,10 @@ def batch_loss(
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-  """min(decay, (1 + n) / (10 + n)): early on, the average is a short one."""
+  """min(decay, (1 + n) / (10 + n)): early on, the average is a short one.
+
+  Ours: of averaged weights the paper does not speak.
+  """
   n = step.astype(jnp.float32)
   return jnp.minimum(decay, (1.0 + n) / (10.0 + n))
 

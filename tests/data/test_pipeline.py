@@ -140,6 +140,14 @@ def test_pictures_are_cut_square_and_resized():
   )
 
 
+@pytest.mark.parametrize("caption", ["", " \n", b""])
+def test_an_empty_caption_is_named(caption):
+  source = make_source()
+  source[7]["caption"] = caption
+  with pytest.raises(ValueError, match="record 7 has an empty caption"):
+    take(2, source)
+
+
 def test_a_broken_picture_is_named():
   source = make_source(encode=True)
   source[7]["image"] = source[7]["image"][:100]

@@ -75,8 +75,12 @@ def test_constant_beta_has_an_inverse():
 
 
 def test_linear_does_not_overflow():
-  schedule = schedules.LinearSchedule(beta_max=400.0)
-  np.testing.assert_allclose(schedule(1.0), -200.05, rtol=1e-6)
+  schedule = schedules.LinearSchedule(beta_max=159.9)
+  np.testing.assert_allclose(schedule(1.0), -80.0, rtol=1e-6)
+  alpha, _ = schedules.alpha_sigma(schedule(1.0))
+  np.testing.assert_allclose(alpha, np.exp(-40.0), rtol=1e-4)
+  with pytest.raises(ValueError, match="is 160.1, expected at most 160"):
+    schedules.LinearSchedule(beta_max=160.0)
 
 
 def test_alpha_sigma():

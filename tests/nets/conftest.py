@@ -25,3 +25,37 @@ def random_params():
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
   return params
+
+
+def equations(jaxpr):
+  """Every equation, those of programs within programs too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in equation.params.values():
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from equations(inner)
+
+
+@pytest.fixture(scope="session")
+def dtypes_into():
+  """dtypes_into(fn, names, *args): of what these primitives are given.
+
+  Arrays of floats alone count; with `shape`, those of that shape.
+  """
+
+  def dtypes_into(fn, names, *args, shape=None):
+    found = [
+      variable.aval
+      for equation in equations(jax.make_jaxpr(fn)(*args).jaxpr)
+      if equation.primitive.name in names
+      for variable in equation.invars
+    ]
+    return {
+      aval.dtype.name
+      for aval in found
+      if jax.numpy.issubdtype(aval.dtype, jax.numpy.floating)
+      and aval.shape == (shape or aval.shape)
+    }
+
+  return dtypes_into

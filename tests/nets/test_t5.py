@@ -122,6 +122,19 @@ def test_bfloat16_is_close_to_float32(fixture, params):
   expected = fixture["short/output"]
   error = np.sqrt(np.mean((output - expected) ** 2) / np.mean(expected**2))
   assert 1e-4 < error < 0.02
+  assert (output.astype(jnp.bfloat16) != output).mean() > 0.9
+
+
+def test_what_bfloat16_must_not_touch(fixture, params, dtypes_into):
+  """Norms, softmax, and the residual sums, which grow into the thousands."""
+  ids, mask = fixture["short/ids"], fixture["short/mask"]
+  module = T5Encoder(**SIZES, dtype=jnp.bfloat16)
+  into = lambda *names, shape=None: dtypes_into(
+    module.apply, names, {"params": params}, ids, mask, shape=shape
+  )
+  assert into("exp", "rsqrt", "reduce_max", "reduce_sum") == {"float32"}
+  assert into("add", shape=(*ids.shape, SIZES["emb_dim"])) == {"float32"}
+  assert into("dot_general") == {"bfloat16"}
 
 
 def test_fresh_kernels_have_t5x_scales():

@@ -99,8 +99,8 @@ def test_an_unfinished_checkpoint_is_no_checkpoint(run):
 
 def test_the_average_alone(saved):
   params = jax.eval_shape(make_params)
-  step, ema = checkpoints.restore_ema(str(saved), params)
-  assert step == 9
+  step, ema, config = checkpoints.restore_ema(str(saved), params)
+  assert (step, config) == (9, {"seed": 0})
   assert_same(ema, make_state(9).ema)
 
 
@@ -145,7 +145,7 @@ DAMAGES = (truncate, delete, delete_state, delete_metadata)
 def test_a_damaged_checkpoint_is_named(run, damage):
   damage(run / "checkpoints" / "9")
   before = sorted(run.rglob("*"))
-  said = f"checkpoint {run}/checkpoints/9 is damaged, remove it to use the"
+  said = f"checkpoint {run}/checkpoints/9 cannot be read; if it is damaged, rem"
   with pytest.raises(ValueError, match=said):
     restore(run, make_state(0))
   with pytest.raises(ValueError, match=said):

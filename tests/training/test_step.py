@@ -1,5 +1,7 @@
 """The training step: what it changes, repeats and averages."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+from imagen_jax.data import images
+from imagen_jax.data.captioned_shapes import drawing
+from imagen_jax.data.captioned_shapes.scenes import sample_scene
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.runtime import mesh
@@ -56,15 +61,19 @@ class Small(nn.Module):
 SMALL = Stage(Small(), SIDE)
 
 
+@functools.cache
 def make_batch():
+  """Pictures of captioned_shapes, with tokens that stand for any caption."""
   rng = np.random.default_rng(0)
   mask = np.arange(LENGTH)[None, :] < rng.integers(1, LENGTH + 1, (BATCH, 1))
-  color = rng.uniform(-1, 1, (BATCH, 1, 1, 3)).astype(np.float32)
-  image = np.broadcast_to(color, (BATCH, SIDE, SIDE, 3))
+  drawn = [drawing.draw(*sample_scene(rng, "train")) for _ in range(BATCH)]
+  shrunk = lambda side: np.stack(
+    [images.resize(images.to_float(picture), side) for picture in drawn]
+  )
   tokens = rng.integers(1, 16, (BATCH, LENGTH), np.int32)
   return {
-    "image": image,
-    "lowres": image[:, ::2, ::2],
+    "image": shrunk(SIDE),
+    "lowres": shrunk(SIDE // 2),
     "tokens": tokens * mask,
     "mask": mask,
   }

@@ -42,8 +42,8 @@ def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
     ),
     (
       [config, f"--workdir={tmp_path}/damaged"],
-      f"checkpoint {tmp_path}/damaged/checkpoints/5 is damaged, "
-      "remove it to use the one before it",
+      f"checkpoint {tmp_path}/damaged/checkpoints/5 cannot be read; if it is "
+      "damaged, remove it to use the one before it (",
     ),
     (
       [config, f"--workdir={tmp_path}/other"],

@@ -42,6 +42,8 @@ def test_the_report_is_printed_and_says_what_of(done, report):
   assert json.dumps(report, indent=2) in done.stdout
   settings = {key: report[key] for key in ("split", "num_images", "seed")}
   assert settings == {"split": "test", "num_images": COUNT, "seed": 0}
+  assert report["config"]["text"]["length"] == 40
+  assert report["trained_steps"] == {"base": "unknown", "larger": "unknown"}
 
 
 def test_claims_hold_of_real_pictures_and_not_of_noise(report):

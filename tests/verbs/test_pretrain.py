@@ -59,7 +59,8 @@ def test_bad_input_is_one_line_and_makes_nothing(done, here):
   assert done.stderr.splitlines() == [
     "error: --captions and --output are needed, see --help",
     f"error: folder {here}/file/new cannot be written: Not a directory",
-    f"error: line 2 of {here}/one.txt has one caption, expected two or more",
+    f"error: line 2 of {here}/one.txt has 1 caption(s) in 1 column(s), "
+    "expected two or more and none empty",
     "error: captions nowhere.txt cannot be read: No such file or directory",
   ]
   assert done.stdout.splitlines().count("exit 1") == 4

@@ -5,6 +5,7 @@ import re
 import runpy
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from imagen_jax import sample
@@ -78,11 +79,12 @@ def test_more_pictures_than_a_batch_holds(call):
   ]
   assert len(names(folder)) == 7
   assert len({picture.tobytes() for picture in pictures}) == 6
-  sheet = read(folder / "grid-s0.png")
+  (name,) = folder.glob("grid_????????-s0.png")
+  sheet = read(name)
   assert sheet.shape == (2 * 18 - 2, 3 * 18 - 2, 3)
   np.testing.assert_array_equal(sheet[:16, 18:34], pictures[1])
   np.testing.assert_array_equal(sheet[18:, :16], pictures[3])
-  with Image.open(folder / "grid-s0.png") as image:
+  with Image.open(name) as image:
     assert json.loads(image.text["prompt"]) == [STAR, CIRCLE]
 
 
@@ -91,20 +93,46 @@ def test_a_file_of_prompts(call, tmp_path):
   text = f"\ufeff{STAR}\n\n  \nein grüner Kreis\n{CIRCLE}"
   path.write_text(text, encoding="utf-8")
   folder = call(f"--prompts_file={path}", "--prompt=a dog")
-  with Image.open(folder / "grid-s0.png") as image:
+  (name,) = folder.glob("grid_*.png")
+  with Image.open(name) as image:
     prompts = json.loads(image.text["prompt"])
   assert prompts == ["a dog", STAR, "ein grüner Kreis", CIRCLE]
   assert len(names(folder)) == 5
 
 
 def test_different_prompts_have_different_files():
+  """In this run and in later ones: a stem is of the prompt alone."""
   long = "x" * 70
-  prompts = ["A red star!", "a red star", long + "y", long, "★", "☆", long]
-  stems = sample.file_stems(prompts)
-  assert len(set(stems)) == 6 and stems[3] == stems[6]
-  assert stems[:2] == ["a_red_star", "a_red_star_2"]
-  assert stems[4:6] == ["prompt", "prompt_2"]
-  assert max(map(len, stems)) <= 63
+  prompts = ["A red star!", "a red star", long + "y", long, "★", "☆", "a  red"]
+  stems = [sample.file_stem(prompt) for prompt in prompts]
+  assert len(set(stems)) == len(prompts)
+  assert stems[1] == "a_red_star"
+  assert re.fullmatch("a_red_star_[0-9a-f]{8}", stems[0])
+  assert re.fullmatch("[0-9a-f]{8}", stems[4])
+  assert max(map(len, stems)) <= 69
+
+
+def test_other_settings_have_other_files(call):
+  call(f"--prompt={STAR}")
+  folder = call(f"--prompt={STAR}", "--guidance=4", "--steps=2")
+  more = "a_red_star-s0-guidance4.0-steps2-0.png"
+  assert names(folder) == ["a_red_star-s0-0.png", more]
+
+
+def test_pictures_are_written_as_they_are_made(call, tmp_path, monkeypatch):
+  """What is done stays done when the rest cannot be."""
+  draw, calls = sample.sample_batch, []
+
+  def draw_once(*args):
+    if calls:
+      raise KeyboardInterrupt
+    calls.append(args)
+    return draw(*args)
+
+  monkeypatch.setattr(sample, "sample_batch", draw_once)
+  with pytest.raises(KeyboardInterrupt):
+    call(f"--prompt={STAR}", "--num_images=6", outdir="cut")
+  assert names(tmp_path / "cut") == [f"a_red_star-s0-{i}.png" for i in range(4)]
 
 
 def test_a_long_prompt_is_cut_with_a_warning(config, call, run, tmp_path):

@@ -7,7 +7,7 @@ With --each above 1 a line holds so many captions of the picture, in different
 words, separated by tabs.
 """
 
-import pathlib
+import sys
 
 import numpy as np
 from absl import app, flags
@@ -15,10 +15,18 @@ from absl import app, flags
 from imagen_jax.data.captioned_shapes import captions, scenes
 
 SPLIT = flags.DEFINE_enum("split", "train", scenes.SPLITS, "Whose scenes.")
-PICTURES = flags.DEFINE_integer("pictures", 20_000, "How many, from the first.")
-EACH = flags.DEFINE_integer("each", 1, "Captions of each picture.")
+PICTURES = flags.DEFINE_integer(
+  "pictures", 20_000, "How many, from the first.", lower_bound=1
+)
+EACH = flags.DEFINE_integer(
+  "each", 1, "Captions of each picture.", lower_bound=1
+)
 LEAVE_OUT = flags.DEFINE_float(
-  "leave_out", 0.1, "Chance that a caption is silent on sizes, fills, ..."
+  "leave_out",
+  0.1,
+  "Chance that a caption is silent on sizes, on fills, ...",
+  lower_bound=0.0,
+  upper_bound=1.0,
 )
 OUTPUT = flags.DEFINE_string("output", None, "The text file.", required=True)
 
@@ -33,10 +41,15 @@ def lines(split: str, pictures: int, each: int, leave_out: float):
     )
 
 
-def main(argv) -> None:
-  del argv
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"{argv[1]!r} is not a flag")
   text = lines(SPLIT.value, PICTURES.value, EACH.value, LEAVE_OUT.value)
-  pathlib.Path(OUTPUT.value).write_text("\n".join(text) + "\n", "utf-8")
+  try:
+    with open(OUTPUT.value, "w", encoding="utf-8") as file:
+      file.writelines(line + "\n" for line in text)
+  except OSError as error:
+    sys.exit(f"write_captions: {error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":

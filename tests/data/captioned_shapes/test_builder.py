@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from imagen_jax.data import source
@@ -55,10 +56,74 @@ def test_splits_differ():
   assert len(texts) == len(scenes.SPLITS)
 
 
+class Other(tfds.core.GeneratorBasedBuilder):
+  """A dataset of somebody else's, with a number beside picture and caption."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(name=name) for name in ("captioned", "silent")
+  ]
+
+  def _info(self):
+    features = {
+      "image": tfds.features.Image(shape=(4, 4, 3)),
+      "label": tfds.features.ClassLabel(num_classes=3),
+    }
+    if self.builder_config.name == "captioned":
+      features["caption"] = tfds.features.Text()
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(features)
+    )
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    example = {"image": np.zeros((4, 4, 3), np.uint8), "label": 2}
+    if self.builder_config.name == "captioned":
+      example["caption"] = "a grüner Kreis"
+    yield 0, example
+
+
+def test_a_dataset_with_more_than_text(tmp_path):
+  record = source.load_source("other/captioned", "train", tmp_path)[0]
+  assert record["caption"] == "a grüner Kreis" and record["label"] == 2
+  assert isinstance(record["image"], bytes)
+
+
+def test_a_dataset_without_captions(tmp_path):
+  with pytest.raises(
+    ValueError, match="'other/silent' has no feature 'caption'"
+  ):
+    source.load_source("other/silent", "train", tmp_path)
+
+
+def test_another_process_may_prepare_the_dataset_first(tmp_path, monkeypatch):
+  """As two trainings do that are started together."""
+  prepare = tfds.core.DatasetBuilder.download_and_prepare
+
+  def lose(self):
+    prepare(source._builder("captioned_shapes/tiny", str(tmp_path)))
+    raise FileExistsError
+
+  monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lose)
+  records = source.load_source("captioned_shapes/tiny", "train", tmp_path)
+  assert len(records) == 64
+
+
+def test_a_dataset_in_another_format_is_said_to_be(tmp_path):
+  tfds.builder("other/captioned", data_dir=tmp_path).download_and_prepare()
+  said = "dataset 'other/captioned' cannot be opened: File format is already"
+  with pytest.raises(ValueError, match=said):
+    source.load_source("other/captioned", "train", tmp_path)
+
+
 def test_unknown_split_and_dataset(data_dir):
   with pytest.raises(ValueError, match="tiny has no split 'val', only train, "):
     source.load_source("captioned_shapes/tiny", "val", data_dir)
   with pytest.raises(ValueError, match="dataset 'captioned_shapez' is not"):
     source.load_source("captioned_shapez", "train", data_dir)
-  with pytest.raises(ValueError, match="'captioned_shapes/huge' is not"):
+  with pytest.raises(
+    ValueError, match="huge' cannot be opened: BuilderConfig hu"
+  ):
     source.load_source("captioned_shapes/huge", "train", data_dir)
