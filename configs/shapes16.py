@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     sample_every=1_000,
     checkpoint_every=500,
   )
-  config.optimizer.decay_steps = config.train.get_ref("steps")
+  config.optimizer.decay_steps = config.train.get_oneway_ref("steps")
   config.sampling = dict(
     steps=64,
     guidance=2.0,

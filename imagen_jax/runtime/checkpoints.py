@@ -1,6 +1,8 @@
 """Checkpoints of a training run, by Orbax."""
 
+import gc
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,7 +103,13 @@ def _read(manager: ocp.CheckpointManager, step: int, args: Any) -> Any:
   try:
     return manager.restore(step, args=args)
   except Exception as error:  # Orbax and its stores raise many kinds.
-    raise _unreadable(manager.directory / str(step), error) from error
+    sentence = _unreadable(manager.directory / str(step), error)
+  # When one read fails, Orbax abandons the others, and each of them prints a
+  # traceback when it is collected. So that is done here, in silence.
+  hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+  gc.collect()
+  sys.unraisablehook = hook
+  raise sentence
 
 
 def _check_arrays(path: pathlib.Path, like: Any, prefix: str = "") -> None:
