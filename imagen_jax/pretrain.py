@@ -1,11 +1,11 @@
-"""Trains a small T5 encoder on captions alone, by masked language modelling.
+"""Trains a small T5 encoder on captions alone: to say them in other words.
 
   python -m imagen_jax.pretrain --config=configs/shapes16.py \\
     --captions=captions.txt --output=text.safetensors
 
 For worlds of one's own that no published T5 was trained on. Each line of the
 captions holds two or more captions of one picture, separated by tabs; a line
-for every picture. text/masked_lm.py says what is learnt and why it takes two.
+for every picture. text/paraphrase.py says what is learnt and why it takes two.
 """
 
 import math
@@ -20,7 +20,7 @@ from imagen_jax import build
 from imagen_jax.runtime import program
 from imagen_jax.runtime.progress import Progress
 from imagen_jax.runtime.weights import save_weights
-from imagen_jax.text.masked_lm import masked_lm_loss, pair
+from imagen_jax.text.paraphrase import Paraphraser, pair, paraphrase_loss
 
 read_config = program.define_config("configs/shapes16.py")
 CAPTIONS = flags.DEFINE_string(
@@ -72,16 +72,17 @@ def main() -> None:
   program.check_writable("folder", output.parent)
   text = build.text(read_config().text)
   tokenizer = build.tokenizer(text)
-  hidden_id = tokenizer.vocab_size
-  if hidden_id >= text.encoder.vocab_size:
+  if tokenizer.vocab_size > text.encoder.vocab_size:
     raise ValueError(
-      f"text.encoder.vocab_size is {text.encoder.vocab_size}, expected more "
-      f"than the tokenizer's {hidden_id} pieces, for the hidden word"
+      f"text.encoder.vocab_size is {text.encoder.vocab_size}, expected at "
+      f"least the tokenizer's {tokenizer.vocab_size} pieces"
     )
   captions = read_captions(CAPTIONS.value)
 
   key = jax.random.key(SEED.value)
-  params = jax.jit(lambda: build.init_text(text, key))()
+  model = Paraphraser(text.encoder)
+  some = np.zeros((1, text.length), np.int32)
+  params = jax.jit(lambda: model.init(key, some, some == 0, some)["params"])()
   rate = optax.warmup_cosine_decay_schedule(
     0.0, LEARNING_RATE.value, min(200, STEPS.value // 2), STEPS.value
   )
@@ -89,13 +90,8 @@ def main() -> None:
   opt_state = optimizer.init(params)
 
   @jax.jit
-  def train_step(params, opt_state, step, ids, mask):
-    def loss(params):
-      noise = jax.random.fold_in(key, step)
-      return masked_lm_loss(
-        text.encoder, params, noise, ids, mask, hidden_id=hidden_id
-      )
-
+  def train_step(params, opt_state, batch):
+    loss = lambda params: paraphrase_loss(model, params, *batch)
     (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state)
     params = optax.apply_updates(params, updates)
@@ -105,10 +101,8 @@ def main() -> None:
   for step in range(STEPS.value):
     rng = np.random.default_rng((SEED.value, step))
     chosen = rng.integers(len(captions), size=BATCH_SIZE.value)
-    ids, mask = pair(tokenizer, [captions[i] for i in chosen], rng)
-    params, opt_state, loss, accuracy = train_step(
-      params, opt_state, step, ids, mask
-    )
+    batch = pair(tokenizer, [captions[i] for i in chosen], rng)
+    params, opt_state, loss, accuracy = train_step(params, opt_state, batch)
     if step == 0:
       jax.block_until_ready(loss)
       progress.start(1)
@@ -122,7 +116,7 @@ def main() -> None:
     "learning_rate": str(LEARNING_RATE.value),
     "seed": str(SEED.value),
   }
-  size = save_weights(output, params, metadata=note)
+  size = save_weights(output, params["encoder"], metadata=note)
   progress.say(f"{output}: {size / 1e6:.2f} MB")
 
 

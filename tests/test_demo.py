@@ -1,0 +1,102 @@
+"""The weights that come with the package: that they read text, and draw it."""
+
+import collections
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from imagen_jax import build
+from imagen_jax.data import images
+from imagen_jax.data.captioned_shapes import captioned_shapes_dataset_builder
+from imagen_jax.data.captioned_shapes.scenes import from_json
+from imagen_jax.data.pipeline import make_batches
+from imagen_jax.evals.judge import judge, share, tally
+from imagen_jax.evals.text_use import caption_losses
+
+ROOT = pathlib.Path(__file__).parents[1]
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def config():
+  path = ROOT / "configs" / "shapes.py"
+  spec = importlib.util.spec_from_file_location("shapes", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+@pytest.fixture(scope="module")
+def cascade(config):
+  return build.cascade(config)
+
+
+@pytest.fixture(scope="module")
+def loaded(config, cascade):
+  """(text encoder, weights of each stage)."""
+  return build.load(config, cascade)
+
+
+@pytest.fixture(scope="module")
+def records():
+  """The first examples of the test split, as the dataset holds them."""
+  drawn = [
+    captioned_shapes_dataset_builder.example("test", i) for i in range(COUNT)
+  ]
+  return [record | {"image": record["image"].read()} for record in drawn]
+
+
+def test_they_fit_in_25_megabytes():
+  files = list((ROOT / "imagen_jax" / "weights").iterdir())
+  assert sum(file.stat().st_size for file in files) < 25e6
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_the_own_caption_has_the_lower_loss(cascade, loaded, records, index):
+  """In every stage: its text is used."""
+  encode, params = loaded
+  stage = cascade.stages[index]
+  batch = next(
+    make_batches(
+      records,
+      size=stage.size,
+      lowres_size=stage.lowres_size,
+      crop=stage.crop_size,
+      tokenize=encode.tokenizer,
+      global_batch=COUNT,
+      seed=0,
+    )
+  )
+  own, other = jax.jit(caption_losses, static_argnums=0)(
+    stage,
+    params[index],
+    jax.random.key(0),
+    batch["image"],
+    encode.from_ids(batch["tokens"], batch["mask"]),
+    batch.get("lowres"),
+  )
+  assert own.mean() < other.mean()
+  # A sign test: were text no use, own would be lower half of the time.
+  assert (own < other).mean() > 0.5 + 2 * 0.5 / np.sqrt(COUNT)
+
+
+def test_pictures_show_what_their_captions_say(cascade, loaded, records):
+  """More claims hold than of other scenes, by far; see README for numbers."""
+  encode, params = loaded
+  count = 8
+  text = encode([record["caption"] for record in records[:count]])
+  keys = jax.random.split(jax.random.key(0), count)
+  *_, (_, pictures) = cascade.sample(params, keys, text)
+  scenes = [from_json(record["scene"])[0] for record in records[:count]]
+  shares = []
+  for truths in (scenes, scenes[1:] + scenes[:1]):
+    counts = collections.Counter()
+    for picture, scene in zip(pictures, truths):
+      counts += tally(judge(images.to_uint8(np.asarray(picture)), scene))
+    shares.append(share(counts))
+  own, other = shares
+  assert own["background"] >= 0.8
+  assert own["all"] > other["all"] + 0.2, (own, other)
