@@ -1,11 +1,11 @@
-"""Trains a small T5 encoder on captions alone: to say them in other words.
+"""Trains a small T5 encoder on text alone: to turn captions into descriptions.
 
   python -m imagen_jax.pretrain --config=configs/shapes16.py \\
     --captions=captions.txt --output=text.safetensors
 
 For worlds of one's own that no published T5 was trained on. Each line of the
-captions holds two or more captions of one picture, separated by tabs; a line
-for every picture. text/paraphrase.py says what is learnt and why it takes two.
+captions holds a picture's description and one or more captions of it, separated
+by tabs. text/describe.py says what is learnt.
 """
 
 import math
@@ -20,7 +20,7 @@ from imagen_jax import build
 from imagen_jax.runtime import program
 from imagen_jax.runtime.progress import Progress
 from imagen_jax.runtime.weights import save_weights
-from imagen_jax.text.paraphrase import Paraphraser, pair, paraphrase_loss
+from imagen_jax.text.describe import Describer, describe_loss, pair
 
 read_config = program.define_config("configs/shapes16.py")
 CAPTIONS = flags.DEFINE_string(
@@ -80,7 +80,7 @@ def main() -> None:
   captions = read_captions(CAPTIONS.value)
 
   key = jax.random.key(SEED.value)
-  model = Paraphraser(text.encoder)
+  model = Describer(text.encoder)
   some = np.zeros((1, text.length), np.int32)
   params = jax.jit(lambda: model.init(key, some, some == 0, some)["params"])()
   rate = optax.warmup_cosine_decay_schedule(
@@ -91,7 +91,7 @@ def main() -> None:
 
   @jax.jit
   def train_step(params, opt_state, batch):
-    loss = lambda params: paraphrase_loss(model, params, *batch)
+    loss = lambda params: describe_loss(model, params, *batch)
     (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state)
     params = optax.apply_updates(params, updates)

@@ -83,6 +83,22 @@ def caption(
   return _pick(rng, _BACKGROUNDS).format(**words)
 
 
+def description(scene: scenes.Scene) -> str:
+  """All of `scene` in plain words and one order, from the top or the left on.
+
+  "left one small plain red star right two large dotted blue circle white".
+  """
+  relation, groups = scene.relation, scene.groups
+  if relation in ("below", "right of"):
+    relation, groups = scenes.CONVERSE[relation], groups[::-1]
+  sides = {"above": ("top", "bottom"), "left of": ("left", "right")}
+  words = []
+  for side, g in zip(sides.get(relation, (relation,)), groups, strict=True):
+    count = ("one", "two", "three")[g.count - 1]
+    words += [side, count, g.size, g.fill, g.color, g.shape]
+  return " ".join([*words, scene.background])
+
+
 def _pick(rng, options):
   return options[rng.integers(len(options))]
 

@@ -3,8 +3,8 @@
   python -m imagen_jax.data.captioned_shapes.write_captions \\
     --split=train --pictures=20000 --each=8 --output=captions.txt
 
-With --each above 1 a line holds so many captions of the picture, in different
-words, separated by tabs.
+A line holds --each captions of the picture, in different words, separated by
+tabs; with --describe the first of them is its plain description.
 """
 
 import sys
@@ -28,23 +28,28 @@ LEAVE_OUT = flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=1.0,
 )
+DESCRIBE = flags.DEFINE_bool("describe", False, "Begin with a description.")
 OUTPUT = flags.DEFINE_string("output", None, "The text file.", required=True)
 
 
-def lines(split: str, pictures: int, each: int, leave_out: float):
+def lines(
+  split: str, pictures: int, each: int, leave_out: float, describe: bool = False
+):
   """Yields tab-separated captions of the split's scene 0, 1, ..."""
   for i in range(pictures):
     rng = np.random.default_rng((scenes.SPLITS.index(split), i))
     scene, _ = scenes.sample_scene(rng, split)
-    yield "\t".join(
-      captions.caption(scene, rng, leave_out) for _ in range(each)
-    )
+    texts = [captions.description(scene)] if describe else []
+    texts += [captions.caption(scene, rng, leave_out) for _ in range(each)]
+    yield "\t".join(texts)
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")
-  text = lines(SPLIT.value, PICTURES.value, EACH.value, LEAVE_OUT.value)
+  text = lines(
+    SPLIT.value, PICTURES.value, EACH.value, LEAVE_OUT.value, DESCRIBE.value
+  )
   try:
     with open(OUTPUT.value, "w", encoding="utf-8") as file:
       file.writelines(line + "\n" for line in text)

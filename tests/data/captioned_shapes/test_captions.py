@@ -152,3 +152,20 @@ def test_articles():
   told = [captions.caption(scene, rng, 1.0) for _ in range(50)]
   assert any("an orange star" in t for t in told)
   assert not any("a orange" in t for t in told)
+
+
+def test_a_description_is_the_scene_from_the_top_or_the_left():
+  star = scenes.Group(1, "small", "plain", "red", "star")
+  circles = scenes.Group(2, "large", "dotted", "blue", "circle")
+  first, second = "one small plain red star", "two large dotted blue circle"
+  describe = lambda *groups, relation: captions.description(
+    scenes.Scene(groups, relation, "white")
+  )
+  for relation, converse, sides in (
+    ("above", "below", "top {} bottom {} white"),
+    ("left of", "right of", "left {} right {} white"),
+  ):
+    said = sides.format(first, second)
+    assert describe(star, circles, relation=relation) == said
+    assert describe(circles, star, relation=converse) == said
+  assert describe(circles, relation="middle") == f"middle {second} white"

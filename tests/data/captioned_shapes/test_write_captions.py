@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from imagen_jax.data.captioned_shapes import (
   captioned_shapes_dataset_builder,
+  captions,
   scenes,
 )
 from imagen_jax.data.captioned_shapes.write_captions import lines
@@ -26,10 +28,18 @@ def test_a_line_holds_captions_of_one_picture(tmp_path):
   written = path.read_text("utf-8")
   assert written == "".join(x + "\n" for x in lines("train", 3, 4, 0.1))
   for line in written.splitlines():
-    captions = line.split("\t")
-    assert len(captions) == 4 and len(set(captions)) > 1
-    objects = [set(scenes.COLORS) & set(c.split()) for c in captions]
+    said = line.split("\t")
+    assert len(said) == 4 and len(set(said)) > 1
+    objects = [set(scenes.COLORS) & set(c.split()) for c in said]
     assert all(objects[0] & other for other in objects)  # of one picture
+
+
+def test_a_line_may_begin_with_the_description():
+  plain = list(lines("train", 20, 2, 0.1))
+  described = list(lines("train", 20, 2, 0.1, describe=True))
+  for i, (line, more) in enumerate(zip(plain, described, strict=True)):
+    scene, _ = scenes.sample_scene(np.random.default_rng((0, i)), "train")
+    assert more == f"{captions.description(scene)}\t{line}"
 
 
 def test_one_caption_is_the_datasets_own():

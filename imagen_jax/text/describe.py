@@ -1,13 +1,14 @@
-"""A text encoder's training on captions alone: to say them in other words.
+"""A text encoder's training on text alone: captions into plain descriptions.
 
 T5 learns from text with a decoder that reads the encoder's tokens, and all
 that the decoder is to know must be in them (Raffel et al. 2020). Here it writes
-another caption of the same picture. It has one layer, so it cannot work out
-what belongs together: for "a [...] square below two circles" the token "blue"
-of the first caption must itself tell that it is the lower square's.
+down what the caption says, in a fixed order: first whatever is at the top. It
+has one layer, so it cannot work out what belongs together: of "two blue
+circles below a square" the token "blue" must itself tell that it is what is at
+the bottom, and the whole description depends on such tokens.
 
-(Words that an encoder guesses in place of hidden ones teach it less: what it
-makes of the words it sees is then nowhere asked for.)
+(Neither words guessed in place of hidden ones nor captions said in other words
+taught an encoder that: all but one or two words come out without it.)
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.text.tokenizer import Tokenizer
 
 
-class Paraphraser(nn.Module):
+class Describer(nn.Module):
   """The encoder and a decoder of one layer, which is thrown away later."""
 
   encoder: T5Encoder
@@ -52,38 +53,32 @@ class Paraphraser(nn.Module):
     x += attend("cross_attention")(h, states, mask=real)
     h = nn.gelu(nn.Dense(4 * dim)(nn.RMSNorm()(x)))
     x += nn.Dense(dim)(h)
-    return table.attend(nn.RMSNorm()(x)) * dim**-0.5
+    return table.attend(nn.RMSNorm()(x))
 
 
 def pair(
   tokenizer: Tokenizer,
-  captions: Sequence[Sequence[str]],
+  texts: Sequence[Sequence[str]],
   rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Two different captions of each picture: ids, mask, target, target_mask.
+  """A caption and the description of each picture.
 
-  captions: for every picture, at least two. All are [n, length].
+  texts: for every picture its description and one or more captions, of which
+  one is drawn. Returns ids, mask, target and target_mask, all [n, length].
   """
-  drawn = [rng.choice(len(texts), 2, replace=False) for texts in captions]
-  sides = [
-    tokenizer([texts[i[side]] for texts, i in zip(captions, drawn)])
-    for side in (0, 1)
-  ]
-  return *sides[0], *sides[1]
+  captions = [of[rng.integers(1, len(of))] for of in texts]
+  return *tokenizer(captions), *tokenizer([of[0] for of in texts])
 
 
-def paraphrase_loss(
-  model: Paraphraser,
+def describe_loss(
+  model: Describer,
   params: Any,
   ids: jax.Array,
   mask: jax.Array,
   target: jax.Array,
   target_mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """(cross-entropy in nats, accuracy) per real token of the target [B, L].
-
-  Neither can be perfect: how a caption goes on is in part a matter of taste.
-  """
+  """(cross-entropy in nats, accuracy) per real token of the target [B, L]."""
   logits = model.apply({"params": params}, ids, mask, target)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
   right = logits.argmax(-1) == target
