@@ -28,16 +28,15 @@ class Cascade:
     if not self.stages:
       raise ValueError("a cascade has no stages, expected at least one")
     size = None
-    for name, stage in zip(self.names, self.stages, strict=True):
+    for name, stage, sampling in zip(
+      self.names, self.stages, self.samplings, strict=True
+    ):
       if stage.lowres_size != size:
         raise ValueError(
           f"stage {name} has lowres_size {stage.lowres_size}, expected {size}, "
           "the size of the stage before it"
         )
       size = stage.size
-    for name, stage, sampling in zip(
-      self.names, self.stages, self.samplings, strict=True
-    ):
       try:
         stage.check_sampling(sampling)
       except ValueError as error:

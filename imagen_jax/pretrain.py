@@ -8,7 +8,6 @@ captions holds a picture's description and one or more captions of it, separated
 by tabs. text/describe.py says what is learnt.
 """
 
-import math
 import pathlib
 
 import jax
@@ -21,10 +20,11 @@ from imagen_jax.runtime import program
 from imagen_jax.runtime.progress import Progress
 from imagen_jax.runtime.weights import save_weights
 from imagen_jax.text.describe import Describer, describe_loss, pair
+from imagen_jax.training import optimizers
 
 read_config = program.define_config("configs/shapes16.py")
 CAPTIONS = flags.DEFINE_string(
-  "captions", None, "A UTF-8 text file, tab-separated captions of a picture."
+  "captions", None, "UTF-8 text: description, tab, captions of a picture."
 )
 OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to write.")
 STEPS = flags.DEFINE_integer("steps", 4000, "Steps to train.")
@@ -32,11 +32,11 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Pictures per step.")
 LEARNING_RATE = flags.DEFINE_float(
   "learning_rate", 1e-3, "Adam's, at its peak."
 )
-SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, order and masks.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and order.")
 
 
 def read_captions(path: str) -> list[list[str]]:
-  """The captions of every picture; ValueError if one has fewer than two."""
+  """Every picture's description and captions; ValueError if one lacks them."""
   try:
     text = pathlib.Path(path).read_text(encoding="utf-8")
   except OSError as error:
@@ -61,13 +61,15 @@ def read_captions(path: str) -> list[list[str]]:
 def main() -> None:
   if not CAPTIONS.value or not OUTPUT.value:
     raise ValueError("--captions and --output are needed, see --help")
-  for flag, lowest in ((STEPS, 1), (BATCH_SIZE, 1)):
-    program.check_at_least(flag, lowest)
+  program.check_at_least(STEPS, 1)
+  program.check_at_least(BATCH_SIZE, 1)
   program.check_seed(SEED)
-  if not 0 < LEARNING_RATE.value < math.inf:
-    raise ValueError(
-      f"--learning_rate is {LEARNING_RATE.value}, expected more than 0"
-    )
+  rate = optimizers.learning_rate(
+    peak=LEARNING_RATE.value,
+    warmup_steps=min(200, STEPS.value // 2),
+    decay_steps=STEPS.value,
+  )
+  optimizer = optimizers.with_clipping(optimizers.adam(rate), 1.0)
   output = pathlib.Path(OUTPUT.value).expanduser()
   program.check_writable("folder", output.parent)
   text = build.text(read_config().text)
@@ -83,10 +85,6 @@ def main() -> None:
   model = Describer(text.encoder)
   some = np.zeros((1, text.length), np.int32)
   params = jax.jit(lambda: model.init(key, some, some == 0, some)["params"])()
-  rate = optax.warmup_cosine_decay_schedule(
-    0.0, LEARNING_RATE.value, min(200, STEPS.value // 2), STEPS.value
-  )
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
   opt_state = optimizer.init(params)
 
   @jax.jit

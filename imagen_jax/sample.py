@@ -150,13 +150,13 @@ def main() -> None:
   progress.start(0)
   for start in range(0, len(rows), size):
     batch = rows[start : start + size]
-    batch += batch[-1:] * (size - len(batch))
-    which, index = (jnp.asarray(column) for column in zip(*batch, strict=True))
+    filled = batch + batch[-1:] * (size - len(batch))
+    which, index = (jnp.asarray(column) for column in zip(*filled, strict=True))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base, index)
     drawn = TextEmbedding(text.tokens[which], text.mask[which])
     made = sample_batch(cascade, params, keys, drawn, progress, watch)
-    progress.show(min(start + size, len(rows)))
-    for (p, i), picture in zip(rows[start : start + size], made, strict=False):
+    progress.show(start + len(batch))
+    for (p, i), picture in zip(batch, made, strict=False):
       path = outdir / f"{file_stem(prompts[p])}-{suffix()}-{i}.png"
       write_png(path, picture, {"prompt": prompts[p], "index": str(i), **note})
       progress.say(str(path))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
+  adaptive_norm,
   depth_to_space,
   group_norm,
   zeros,
@@ -72,11 +73,7 @@ class ResNetBlock(nn.Module):
     conv = {"kernel_size": self.kernel_size, "dtype": self.dtype}
     h = nn.swish(group_norm(self.groups, "norm_0")(x))
     h = nn.Conv(self.channels, **conv, name="conv_0")(h)
-    h = group_norm(self.groups, "norm_1")(h)
-    emb = nn.Dense(2 * self.channels, dtype=self.dtype, name="emb_proj")(emb)
-    emb = emb.astype(jnp.float32)  # 1 + scale is part of the norm
-    scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
-    h = nn.swish(h * (1 + scale) + shift)
+    h = nn.swish(adaptive_norm(h, emb, self.groups, self.dtype))
     h = nn.Conv(self.channels, **conv, name="conv_1")(h)
     skip = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(x)
     return (skip + h) * 2**-0.5

@@ -32,6 +32,21 @@ def group_norm(groups: int, name: str | None = None) -> nn.GroupNorm:
   return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, name=name)
 
 
+def adaptive_norm(
+  h: jax.Array, emb: jax.Array, groups: int, dtype: Any
+) -> jax.Array:
+  """GroupNorm(h) (1 + scale) + shift (App. F's `use_scale_shift_norm`).
+
+  scale and shift are of emb [B, E], and float32 as the norm is. To be called
+  in a block's compact method: it makes that block's norm_1 and emb_proj.
+  """
+  h = group_norm(groups, "norm_1")(h)
+  emb = nn.Dense(2 * h.shape[-1], dtype=dtype, name="emb_proj")(emb)
+  emb = emb.astype(jnp.float32)[:, None, None, :]
+  scale, shift = jnp.split(emb, 2, axis=-1)
+  return h * (1 + scale) + shift
+
+
 def layer_norm(name: str | None = None) -> nn.LayerNorm:
   """LayerNorm over features with float32 statistics and result."""
   return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
+  adaptive_norm,
   downsample,
   group_norm,
   upsample,
@@ -41,11 +42,7 @@ class ResBlock(nn.Module):
     h = nn.swish(group_norm(self.groups, "norm_0")(x))
     h, x = self.resample(h), self.resample(x)
     h = nn.Conv(self.channels, **conv, name="conv_0")(h)
-    h = group_norm(self.groups, "norm_1")(h)
-    emb = nn.Dense(2 * self.channels, dtype=self.dtype, name="emb_proj")(emb)
-    emb = emb.astype(jnp.float32)  # 1 + scale is part of the norm
-    scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
-    h = nn.swish(h * (1 + scale) + shift)
+    h = nn.swish(adaptive_norm(h, emb, self.groups, self.dtype))
     h = nn.Conv(self.channels, **conv, kernel_init=zeros, name="conv_1")(h)
     if x.shape[-1] != self.channels:
       x = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(x)

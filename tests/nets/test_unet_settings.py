@@ -11,21 +11,16 @@ from imagen_jax.nets.unet import UNet
 from imagen_jax.types import Conditioning, TextEmbedding
 
 SIDE = 8
-SMALL = UNet(
-  image_size=SIDE,
-  embed_dim=8,
-  channel_mult=(1, 2),
-  num_res_blocks=1,
-  attn_resolutions=(4,),
-  text_cross_attn_res=(4,),
-  per_head_channels=8,
-  text_width=10,
-  norm_groups=4,
-)
 OUTER = BlockSpec(4, num_res_blocks=1)
 INNER = BlockSpec(
   8, num_res_blocks=1, text_cross_attention=True, num_attention_heads=2
 )
+
+
+def make_unet(**fields):
+  """Of two levels, the lower one with attention to pixels and text."""
+  attention = {"attn_resolutions": (4,), "text_cross_attn_res": (4,)}
+  return UNet(image_size=SIDE, channel_mult=(1, 2), **attention | fields)
 
 
 def make_efficient(*blocks):
@@ -49,7 +44,7 @@ def shapes(net):
   ("net", "message"),
   [
     (
-      SMALL.clone(embed_dim=6, norm_groups=2),
+      make_unet(embed_dim=6, per_head_channels=8, norm_groups=2),
       "per_head_channels is 8, expected a divisor of 12, the channels at",
     ),
     (
@@ -66,7 +61,7 @@ def test_attention_heads_that_do_not_fit(net, message):
 @pytest.mark.parametrize("name", ["attn_resolutions", "text_cross_attn_res"])
 def test_attention_at_no_levels_resolution(name):
   """It would be left out without a word, and the text with it."""
-  net = SMALL.clone(**{name: (4, 16)})
+  net = make_unet(**{name: (4, 16)})
   with pytest.raises(
     ValueError, match=f"{name} has 16, .* image_size {SIDE}: 8, 4"
   ):
