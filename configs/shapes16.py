@@ -1,7 +1,7 @@
 """The demo's base stage: text to 16x16 pictures of captioned_shapes.
 
-The layout of App. F.1 in small. Unlike the paper's base stage it predicts v
-and uses Adam, which a run of an hour needs.
+The layout of App. F.1 in small. Unlike the paper's base stage it predicts x
+and uses Adam, which a run of two hours needs.
 
   python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
 """
@@ -38,8 +38,8 @@ def get_config() -> ConfigDict:
   config.stage = dict(
     size=16,
     schedule=dict(kind="cosine"),
-    prediction="v",
-    loss_space="v",
+    prediction="x",
+    loss_space="x",
     text_drop=0.1,
     net=dict(
       kind="UNet",

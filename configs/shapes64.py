@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     ),
   )
   config.data.batch_size = 16
-  config.train.steps = 5_000
+  config.train.steps = 8_000
   config.sampling = dict(
     steps=32,
     guidance=1.0,
