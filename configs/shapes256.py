@@ -33,6 +33,6 @@ def get_config() -> ConfigDict:
   )
   config.data.cache = False
   config.train.steps = 4_500
-  config.sampling.steps = 16
+  config.sampling.update(steps=16, guidance=1.0, aug_level=0.1)
   config.weights = "weights/shapes256.safetensors"
   return config

@@ -48,10 +48,10 @@ def get_config() -> ConfigDict:
   config.train.steps = 8_000
   config.sampling = dict(
     steps=32,
-    guidance=1.0,
+    guidance=3.0,
     step=dict(kind="ddim"),
     threshold=dict(kind="static"),
-    aug_level=0.1,
+    aug_level=0.15,
   )
   config.weights = "weights/shapes64.safetensors"
   return config
