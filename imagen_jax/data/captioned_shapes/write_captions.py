@@ -29,7 +29,7 @@ LEAVE_OUT = flags.DEFINE_float(
   upper_bound=1.0,
 )
 DESCRIBE = flags.DEFINE_bool("describe", False, "Begin with a description.")
-OUTPUT = flags.DEFINE_string("output", None, "The text file.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "The text file.")
 
 
 def lines(
@@ -58,4 +58,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  flags.mark_flag_as_required("output")  # of who imports this file it is not
   app.run(main)

@@ -65,3 +65,19 @@ def test_bad_input(tmp_path, args, said):
   assert done.returncode != 0
   assert said in done.stderr and "Traceback" not in done.stderr
   assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_is_asked_for():
+  done = write()
+  assert done.returncode != 0
+  assert "--output must have a value" in done.stderr
+
+
+def test_who_imports_it_needs_no_file():
+  """Flags are the process's; lines() serves others too, the tests for one."""
+  code = (
+    "from absl import flags\n"
+    "from imagen_jax.data.captioned_shapes import write_captions\n"
+    "flags.FLAGS(['other program'])\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
