@@ -3,7 +3,7 @@
 import gc
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -100,16 +100,32 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
 
 def _read(manager: ocp.CheckpointManager, step: int, args: Any) -> Any:
   """What args ask for of a step; any failure becomes one sentence."""
+  shown = sys.unraisablehook
+  sys.unraisablehook = _unless_abandoned(shown)
   try:
-    return manager.restore(step, args=args)
+    found = manager.restore(step, args=args)
   except Exception as error:  # Orbax and its stores raise many kinds.
     sentence = _unreadable(manager.directory / str(step), error)
-  # When one read fails, Orbax abandons the others, and each of them prints a
-  # traceback when it is collected. So that is done here, in silence.
-  hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+  else:
+    sys.unraisablehook = shown
+    return found
   gc.collect()
-  sys.unraisablehook = hook
   raise sentence
+
+
+def _unless_abandoned(shown: Callable[[Any], Any]) -> Callable[[Any], None]:
+  """A sys.unraisablehook that is silent on the reads that Orbax abandons.
+
+  When one read fails, each of the others finds its event loop closed: when it
+  ends, any time later and in another thread, or when it is collected.
+  """
+
+  def hook(unraisable):
+    about = str(unraisable.exc_value), str(unraisable.object)
+    if "Event loop is closed" not in about[0] and "coroutine" not in about[1]:
+      shown(unraisable)
+
+  return hook
 
 
 def _check_arrays(path: pathlib.Path, like: Any, prefix: str = "") -> None:
