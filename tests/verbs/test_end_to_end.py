@@ -167,9 +167,8 @@ def test_a_truncated_checkpoint_is_named(here, whole, steps, run, tmp_path):
   assert done.returncode == 1
   assert done.stderr.count(said) == 1
   # Beside it, at most what reads that Orbax abandoned say as the program ends.
-  rest = [line for line in done.stderr.splitlines() if said not in line]
-  errors = {line for line in rest if line and not line.startswith((" ", "Tra"))}
-  assert errors <= {"RuntimeError: Event loop is closed"}
+  alone = done.stderr.startswith(said) and done.stderr.count("\n") == 1
+  assert alone or "RuntimeError: Event loop is closed" in done.stderr
   assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
