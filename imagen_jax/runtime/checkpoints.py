@@ -1,9 +1,8 @@
 """Checkpoints of a training run, by Orbax."""
 
-import gc
+import asyncio
 import pathlib
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -98,34 +97,37 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
     return step, found["state"]["ema"], found["config"]
 
 
-def _read(manager: ocp.CheckpointManager, step: int, args: Any) -> Any:
-  """What args ask for of a step; any failure becomes one sentence."""
-  shown = sys.unraisablehook
-  sys.unraisablehook = _unless_abandoned(shown)
-  try:
-    found = manager.restore(step, args=args)
-  except Exception as error:  # Orbax and its stores raise many kinds.
-    sentence = _unreadable(manager.directory / str(step), error)
-  else:
-    sys.unraisablehook = shown
-    return found
-  gc.collect()
-  raise sentence
+class _Loop(asyncio.SelectorEventLoop):
+  """An event loop that ends what it began before it is closed.
 
-
-def _unless_abandoned(shown: Callable[[Any], Any]) -> Callable[[Any], None]:
-  """A sys.unraisablehook that is silent on the reads that Orbax abandons.
-
-  When one read fails, each of the others finds its event loop closed: when it
-  ends, any time later and in another thread, or when it is collected.
+  When one read fails, Orbax closes the loop on all others. Each would print a
+  traceback when it is done, in a thread of its own, or collected.
   """
 
-  def hook(unraisable):
-    about = str(unraisable.exc_value), str(unraisable.object)
-    if "Event loop is closed" not in about[0] and "coroutine" not in about[1]:
-      shown(unraisable)
+  def close(self) -> None:
+    while not self.is_closed() and (rest := asyncio.all_tasks(self)):
+      self.run_until_complete(_ended(rest))
+    super().close()
 
-  return hook
+
+async def _ended(tasks: set[asyncio.Task]) -> None:
+  await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Loops(asyncio.DefaultEventLoopPolicy):
+  _loop_factory = _Loop
+
+
+def _read(manager: ocp.CheckpointManager, step: int, args: Any) -> Any:
+  """What args ask for of a step; any failure becomes one sentence."""
+  policy = asyncio.get_event_loop_policy()
+  asyncio.set_event_loop_policy(_Loops())
+  try:
+    return manager.restore(step, args=args)
+  except Exception as error:  # Orbax and its stores raise many kinds.
+    raise _unreadable(manager.directory / str(step), error) from error
+  finally:
+    asyncio.set_event_loop_policy(policy)
 
 
 def _check_arrays(path: pathlib.Path, like: Any, prefix: str = "") -> None:

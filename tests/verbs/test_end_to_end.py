@@ -156,7 +156,7 @@ def test_export_writes_the_averaged_weights(here, exported, steps):
   assert json.loads(note["config"])["stage"]["size"] == 8
 
 
-def test_a_truncated_checkpoint_is_named(here, whole, steps, run, tmp_path):
+def test_a_truncated_checkpoint_is_one_line(here, whole, steps, run, tmp_path):
   workdir = shutil.copytree(here / "whole", tmp_path / "whole")
   newest = workdir / "checkpoints" / str(steps)
   for path in (newest / "state" / "ocdbt.process_0" / "d").iterdir():
@@ -165,10 +165,7 @@ def test_a_truncated_checkpoint_is_named(here, whole, steps, run, tmp_path):
   done = run("export", f"--config={here}/tiny.py", *args)
   said = f"error: checkpoint {newest} cannot be read; if it is damaged, remove "
   assert done.returncode == 1
-  assert done.stderr.count(said) == 1
-  # Beside it, at most what reads that Orbax abandoned say as the program ends.
-  alone = done.stderr.startswith(said) and done.stderr.count("\n") == 1
-  assert alone or "RuntimeError: Event loop is closed" in done.stderr
+  assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
   assert [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
