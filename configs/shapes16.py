@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
     checkpoint_every=500,
   )
   config.optimizer.decay_steps = config.train.get_oneway_ref("steps")
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
   config.sampling = dict(
     steps=64,
     guidance=2.0,

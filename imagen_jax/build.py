@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion import gaussian, guidance, samplers, schedules
@@ -31,6 +32,8 @@ from imagen_jax.runtime.configs import (
   pick,
   section,
 )
+from imagen_jax.runtime.mesh import MeshShape, make_mesh
+from imagen_jax.runtime.sharding import Placement
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import Tokenizer
@@ -62,6 +65,7 @@ STAGE_KEYS = (
   "data",
   "optimizer",
   "train",
+  "mesh",
   "sampling",
   "weights",
 )
@@ -132,6 +136,11 @@ def check_keys(config: Mapping[str, Any]) -> None:
   check_names(config, "", STAGE_KEYS)
 
 
+def mesh(config: Mapping[str, Any]) -> MeshShape:
+  """config.mesh -> MeshShape; without it, the whole weights on every device."""
+  return fill(MeshShape, config.get("mesh", {}), "mesh", fields(MeshShape))
+
+
 def data(config: Mapping[str, Any]) -> Data:
   """config.data -> Data."""
   return fill(Data, config, "data", fields(Data))
@@ -167,10 +176,24 @@ def init_text(config: Text, key: jax.Array) -> Any:
   return config.encoder.init(key, ids, ids == 0)["params"]
 
 
+def text_shapes(config: Text) -> Any:
+  """Shapes of the encoder's weights, of the dtypes to keep them in.
+
+  They are frozen: what is computed with in bfloat16 alone is kept so.
+  """
+  like = jax.eval_shape(lambda: init_text(config, jax.random.key(0)))
+
+  def kept(path, leaf):
+    is_table = path[-1].key in ("kernel", "embedding")
+    dtype = config.encoder.dtype if is_table else leaf.dtype
+    return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+  return jax.tree_util.tree_map_with_path(kept, like)
+
+
 def load_text(config: Text) -> Any:
   """The weights of config.text's encoder."""
-  like = jax.eval_shape(lambda: init_text(config, jax.random.key(0)))
-  return weights.load_weights(packaged(config.weights), like)
+  return weights.load_weights(packaged(config.weights), text_shapes(config))
 
 
 def text_encoder(config: Text, params: Any) -> TextEncoder:
@@ -215,7 +238,8 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
       "config key stages is missing, expected a cascade's config, such as "
       "configs/shapes.py"
     )
-  check_names(config, "", ("stages", "text", "batch_size", *names))
+  keys = ("stages", "text", "batch_size", *names)
+  check_names(config, "", keys, optional=("mesh",))
   for name in names:
     check_names(config[name], f"{name}.", ("stage", "sampling", "weights"))
   if not fits(config["batch_size"], int) or config["batch_size"] < 1:
@@ -229,15 +253,21 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
   )
 
 
+def sampling_devices(config: Mapping[str, Any]) -> Mesh:
+  """A cascade config's mesh over all devices; without one, the first device."""
+  devices = jax.devices() if "mesh" in config else jax.devices()[:1]
+  return make_mesh(mesh(config), devices)
+
+
 def load(
-  config: Mapping[str, Any], built: Cascade
+  config: Mapping[str, Any], built: Cascade, placement: Placement
 ) -> tuple[TextEncoder, list[Any]]:
-  """A cascade config's text encoder and the weights of its stages."""
+  """A cascade config's text encoder and the weights of its stages, placed."""
   key = jax.random.key(0)
   words = text(config["text"])
   nets = []
   for name, member in zip(built.names, built.stages, strict=True):
     like = jax.eval_shape(lambda member=member: init_net(member, words, key))
     path = packaged(config[name]["weights"])
-    nets.append(weights.load(path, like))
-  return text_encoder(words, load_text(words)), nets
+    nets.append(placement.put(weights.load(path, like)))
+  return text_encoder(words, placement.put(load_text(words))), nets

@@ -30,6 +30,7 @@ from imagen_jax.evals.judge import judge, share, tally
 from imagen_jax.evals.text_use import caption_losses
 from imagen_jax.runtime import program, weights
 from imagen_jax.runtime.progress import Progress
+from imagen_jax.runtime.sharding import Placement
 from imagen_jax.text.encoder import TextEncoder
 
 read_config = program.define_config("configs/shapes.py")
@@ -136,7 +137,8 @@ def main() -> None:
     raise ValueError(
       f"dataset {DATASET.value!r} has no scenes, expected captioned_shapes"
     )
-  encode, params = build.load(config, cascade)
+  placement = Placement(build.sampling_devices(config))
+  encode, params = build.load(config, cascade, placement)
 
   count = min(NUM_IMAGES.value, len(source))
   records = [source[i] for i in range(count)]

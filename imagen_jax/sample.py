@@ -29,7 +29,9 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import grid, write_png
 from imagen_jax.runtime import program
+from imagen_jax.runtime.mesh import rows_sharding
 from imagen_jax.runtime.progress import Progress, Stopwatch
+from imagen_jax.runtime.sharding import Placement
 from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
 
@@ -136,8 +138,10 @@ def main() -> None:
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
 
   watch = Stopwatch()
-  encode, params = build.load(config, cascade)
-  text = jax.block_until_ready(encode(prompts))
+  devices = build.sampling_devices(config)
+  encode, params = build.load(config, cascade, Placement(devices))
+  with jax.set_mesh(devices):
+    text = jax.block_until_ready(encode(prompts))
   progress.say(f"  text: {len(prompts)} prompt(s) in {watch.lap()}")
 
   # One row per picture. Every batch is of one size, the last one filled up,
@@ -154,7 +158,9 @@ def main() -> None:
     which, index = (jnp.asarray(column) for column in zip(*filled, strict=True))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base, index)
     drawn = TextEmbedding(text.tokens[which], text.mask[which])
-    made = sample_batch(cascade, params, keys, drawn, progress, watch)
+    keys, drawn = jax.device_put((keys, drawn), rows_sharding(devices, size))
+    with jax.set_mesh(devices):
+      made = sample_batch(cascade, params, keys, drawn, progress, watch)
     progress.show(start + len(batch))
     for (p, i), picture in zip(batch, made, strict=False):
       path = outdir / f"{file_stem(prompts[p])}-{suffix()}-{i}.png"

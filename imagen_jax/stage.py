@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -48,6 +49,22 @@ class Sampling:
       raise ValueError(f"guidance is {self.guidance}, expected a number")
     if not 0 <= self.aug_level <= 1:
       raise ValueError(f"aug_level is {self.aug_level}, expected 0 to 1")
+
+
+@flax.struct.dataclass
+class Draws:
+  """What is random in the loss of a batch, by example; all are [B].
+
+  dropped: whether it loses its text. aug_level, and the key of that noise.
+  time in [0, 1], and the key of eps. Drawn for the whole batch, it is the same
+  however the batch is cut up.
+  """
+
+  dropped: jax.Array
+  aug_level: jax.Array
+  aug: jax.Array
+  time: jax.Array
+  eps: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,29 +171,33 @@ class Stage:
     noised = augment(keys, lowres, aug_level, self.aug_schedule)
     return Conditioning(text, noised, aug_level)
 
+  def draw(self, key: jax.Array, batch: int) -> Draws:
+    """The randomness of a training batch (App. A; Fig. A.32)."""
+    names = ("drop", "aug_level", "aug", "time", "eps")
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+    return Draws(
+      dropped=jax.random.bernoulli(keys["drop"], self.text_drop, (batch,)),
+      aug_level=jax.random.uniform(
+        keys["aug_level"], (batch,), maxval=self.max_aug_level
+      ),
+      aug=jax.random.split(keys["aug"], batch),
+      time=jax.random.uniform(keys["time"], (batch,)),
+      eps=jax.random.split(keys["eps"], batch),
+    )
+
   def loss(
     self,
     params: Any,
-    key: jax.Array,
+    draws: Draws,
     x: jax.Array,
     text: TextEmbedding,
     lowres: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Loss and logsnr, both [B], of pictures x [B, H, W, 3] (Eq. 4, App. A)."""
-    batch = x.shape[0]
-    names = ("drop", "aug_level", "aug", "time", "eps")
-    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-    dropped = jax.random.bernoulli(keys["drop"], self.text_drop, (batch,))
-    cond = self.condition(
-      jax.random.split(keys["aug"], batch),
-      text.drop(dropped),
-      lowres,
-      jax.random.uniform(
-        keys["aug_level"], (batch,), maxval=self.max_aug_level
-      ),
-    )
-    logsnr = self.schedule(jax.random.uniform(keys["time"], (batch,)))
-    eps = noise(jax.random.split(keys["eps"], batch), x.shape[1:])
+    text = text.drop(draws.dropped)
+    cond = self.condition(draws.aug, text, lowres, draws.aug_level)
+    logsnr = self.schedule(draws.time)
+    eps = noise(draws.eps, x.shape[1:])
     z_t = q_sample(x, eps, logsnr)
     out = self.net.apply({"params": params}, z_t, self.time(logsnr), cond)
     loss = squared_error(self.prediction, out, x, eps, logsnr, self.loss_space)

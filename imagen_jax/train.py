@@ -30,17 +30,23 @@ from imagen_jax.data.images import to_uint8
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.data.png import enlarge, grid, write_png
 from imagen_jax.data.source import load_source
-from imagen_jax.runtime import checkpoints, mesh, program
+from imagen_jax.runtime import checkpoints, distributed, mesh, program
 from imagen_jax.runtime.progress import Progress
+from imagen_jax.runtime.sharding import Placement
 from imagen_jax.stage import Sampling, Stage, sample_stage
 from imagen_jax.text.tokenizer import Tokenizer
-from imagen_jax.training.step import init_state, make_train_step
+from imagen_jax.training.step import init_state, make_train_step, place_state
 from imagen_jax.types import TextEmbedding
 
 read_config = program.define_config("configs/shapes16.py")
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, metrics and sample grids go."
 )
+
+DISTRIBUTED = flags.DEFINE_enum(
+  "distributed", "auto", distributed.MODES,
+  "How processes find each other: auto (variables, SLURM, TPU pod) or off.",
+)  # fmt: skip
 
 
 def open_batches(
@@ -96,7 +102,7 @@ def sample_grid(
     lowres,
     sampling=sampling,
   )
-  columns = [np.asarray(samples), batch["image"]]
+  columns = [mesh.to_host(samples), batch["image"]]
   columns = columns if lowres is None else [lowres, *columns]
   shown = max(side, 64)
   cells = [
@@ -119,16 +125,17 @@ def main() -> None:
   stage.check_sampling(sampling)
   optimizer = build.optimizer(config.optimizer)
   tokenizer = build.tokenizer(text)
-  # The state, alike on every device; a batch, spread over them.
-  devices = mesh.make_mesh()
-  spread = mesh.batch_sharding(devices, data.batch_size)
-  everywhere = mesh.replicated(devices)
-  text_params = jax.device_put(build.load_text(text), everywhere)
+  distributed.start(DISTRIBUTED.value)
+  # The weights by rules, a batch by rows; made in their places.
+  devices = mesh.make_mesh(build.mesh(config))
+  jax.set_mesh(devices)
+  placement, everywhere = Placement(devices), mesh.replicated(devices)
+  spread = mesh.batch_sharding(devices, data.batch_size, run.accumulate)
+  text_params = placement.put(build.load_text(text))
   key = jax.random.key(run.seed)
-  state = jax.jit(
-    lambda: init_state(build.init_net(stage, text, key), optimizer),
-    out_shardings=everywhere,
-  )()
+  make = lambda: init_state(build.init_net(stage, text, key), optimizer)
+  places = place_state(jax.eval_shape(make), optimizer, placement)
+  state = jax.jit(make, out_shardings=places)()
   shown = next(open_batches(
     stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
   ))  # fmt: skip
@@ -150,10 +157,15 @@ def main() -> None:
 
   # One program; its compilation is no part of any step's time.
   step_fn = make_train_step(
-    stage, text.encoder, optimizer, decay=run.ema_decay, seed=run.seed
+    stage, text.encoder, optimizer,
+    decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
+    shardings=places.params,
+  )  # fmt: skip
+  step_fn = jax.jit(
+    step_fn, donate_argnums=0, out_shardings=(places, everywhere)
   )
-  step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=everywhere)
-  progress = Progress("train", run.steps)
+  first_host = jax.process_index() == 0
+  progress = Progress("train", run.steps, quiet=not first_host)
   if first:
     progress.say(f"resumed from step {first}")
   if first < run.steps:
@@ -164,7 +176,7 @@ def main() -> None:
     progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
 
   writer = metric_writers.create_default_writer(
-    workdir, just_logging=jax.process_index() > 0
+    workdir, just_logging=not first_host
   )
   text_config = json.loads(config.to_json_best_effort())
   progress.start(first)
@@ -190,9 +202,10 @@ def main() -> None:
       checkpoints.save(manager, step, state, text_config)
     if draw:
       picture = sample_grid(stage, sampling, state.ema, captions, shown)
-      path = pathlib.Path(workdir) / "samples" / f"{step:08}.png"
-      write_png(path, picture)
-      writer.write_images(step, {"samples": picture[None]})
+      if first_host:
+        path = pathlib.Path(workdir) / "samples" / f"{step:08}.png"
+        write_png(path, picture)
+        writer.write_images(step, {"samples": picture[None]})
     progress.resume()
   writer.close()
   manager.close()

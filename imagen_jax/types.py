@@ -4,6 +4,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+# The mesh's axes that the rows of a batch are spread over.
+BATCH_AXES = ("data", "fsdp")
+
 
 @flax.struct.dataclass
 class TextEmbedding:

@@ -15,6 +15,7 @@ from imagen_jax.data.captioned_shapes.scenes import from_json
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.evals.judge import judge, share, tally
 from imagen_jax.evals.text_use import caption_losses
+from imagen_jax.runtime.sharding import Placement
 
 ROOT = pathlib.Path(__file__).parents[1]
 COUNT = 48
@@ -37,7 +38,8 @@ def cascade(config):
 @pytest.fixture(scope="module")
 def loaded(config, cascade):
   """(text encoder, weights of each stage)."""
-  return build.load(config, cascade)
+  placement = Placement(build.sampling_devices(config))
+  return build.load(config, cascade, placement)
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,9 @@ def zero_loss():
   seen = []
   stage = Stage(Fake(zero, seen.append), size=16, lowres_size=8)
   x, lowres = (jnp.zeros((BATCH, side, side, 3)) for side in (16, 8))
-  return stage.loss({}, KEY, x, make_text(BATCH), lowres), seen[0]
+  return stage.loss(
+    {}, stage.draw(KEY, len(x)), x, make_text(BATCH), lowres
+  ), seen[0]
 
 
 def test_the_loss_of_zero_is_the_noise(zero_loss):
@@ -150,7 +152,7 @@ def test_the_augmentation_levels_end_where_told():
     Fake(zero, seen.append), size=8, lowres_size=4, max_aug_level=0.3
   )
   x, lowres = (jnp.zeros((BATCH, side, side, 3)) for side in (8, 4))
-  stage.loss({}, KEY, x, make_text(BATCH), lowres)
+  stage.loss({}, stage.draw(KEY, len(x)), x, make_text(BATCH), lowres)
   level = np.asarray(seen[0][2].aug_level)
   quarters, _ = np.histogram(level, 4, (0, 0.3))
   assert quarters.sum() == BATCH
@@ -170,7 +172,7 @@ def test_the_augmentation_has_a_schedule_of_its_own():
 def test_a_base_stage_has_no_low_res():
   seen = []
   stage = Stage(Fake(zero, seen.append), size=4)
-  stage.loss({}, KEY, jnp.zeros((8, 4, 4, 3)), make_text(8))
+  stage.loss({}, stage.draw(KEY, 8), jnp.zeros((8, 4, 4, 3)), make_text(8))
   cond = seen[0][2]
   assert cond.lowres is None and cond.aug_level is None
 
@@ -205,7 +207,7 @@ def equivalent_losses():
     stage = Stage(
       nets[prediction], 4, schedule, prediction=prediction, loss_space=space
     )
-    return stage.loss({}, KEY, x, make_text(8))
+    return stage.loss({}, stage.draw(KEY, len(x)), x, make_text(8))
 
   return {(p, s): loss(p, s) for p in nets for s in nets}
 
@@ -231,7 +233,7 @@ def test_loss_spaces_differ_by_their_weights(equivalent_losses):
 def test_text_drop_decides_whether_the_text_matters(text_drop, depends):
   stage = Stage(Fake(text_level), size=4, text_drop=text_drop)
   x = jnp.zeros((8, 4, 4, 3))
-  one, _ = stage.loss({}, KEY, x, make_text(8, 1.0))
-  two, _ = stage.loss({}, KEY, x, make_text(8, -2.0))
+  one, _ = stage.loss({}, stage.draw(KEY, len(x)), x, make_text(8, 1.0))
+  two, _ = stage.loss({}, stage.draw(KEY, len(x)), x, make_text(8, -2.0))
   assert (np.abs(one - two) > 1e-3).all() == depends
   assert (np.abs(one - two) == 0).all() != depends

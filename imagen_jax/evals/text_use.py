@@ -25,6 +25,7 @@ def caption_losses(
   """
   certain = dataclasses.replace(stage, text_drop=0.0)
   other = jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), text)
-  own, _ = certain.loss(params, key, x, text, lowres)
-  wrong, _ = certain.loss(params, key, x, other, lowres)
+  draws = certain.draw(key, len(x))
+  own, _ = certain.loss(params, draws, x, text, lowres)
+  wrong, _ = certain.loss(params, draws, x, other, lowres)
   return own, wrong

@@ -10,6 +10,7 @@ from imagen_jax.nets.layers import (
   attend,
   layer_norm,
   once_per_prompt,
+  pin_batch,
   sinusoid,
 )
 from imagen_jax.types import Conditioning, TextEmbedding
@@ -126,7 +127,7 @@ class CombineEmbs(nn.Module):
       emb = emb + once_per_prompt(
         self, "pooled", lambda: self.pooled(cond.text)
       )
-    return nn.swish(emb.astype(jnp.float32))
+    return pin_batch(nn.swish(emb.astype(jnp.float32)))
 
 
 class ProjectText(nn.Module):
@@ -145,7 +146,7 @@ class ProjectText(nn.Module):
       "tokens",
       lambda: nn.Dense(self.width, dtype=self.dtype, name="dense")(text.tokens),
     )
-    return text.replace(tokens=tokens)
+    return text.replace(tokens=pin_batch(tokens))
 
 
 def with_lowres(z: jax.Array, lowres: jax.Array | None) -> jax.Array:

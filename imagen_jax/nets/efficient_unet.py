@@ -12,6 +12,7 @@ noise of single pixels, which the net is to predict.)
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,8 +25,10 @@ from imagen_jax.nets.layers import (
   adaptive_norm,
   depth_to_space,
   group_norm,
+  pin_batch,
   zeros,
 )
+from imagen_jax.nets.rows import in_turn
 from imagen_jax.types import Conditioning, TextEmbedding
 
 
@@ -34,7 +37,8 @@ class BlockSpec:
   """One row of App. F.2's `blocks`: a DBlock and the UBlock mirroring it.
 
   strides None is a pair that keeps the resolution: the strided convolutions
-  are the optional, dashed boxes of Figs. A.28 and A.29.
+  are the optional, dashed boxes of Figs. A.28 and A.29. remat, which is ours,
+  says what its blocks keep for the backward pass (nets/rows.py).
   """
 
   channels: int
@@ -44,6 +48,7 @@ class BlockSpec:
   self_attention: bool = False
   text_cross_attention: bool = False
   num_attention_heads: int = 8
+  remat: str = "none"
 
 
 SR256_BLOCKS = (
@@ -72,11 +77,11 @@ class ResNetBlock(nn.Module):
     """x [B, H, W, C], emb [B, E] -> [B, H, W, channels]."""
     conv = {"kernel_size": self.kernel_size, "dtype": self.dtype}
     h = nn.swish(group_norm(self.groups, "norm_0")(x))
-    h = nn.Conv(self.channels, **conv, name="conv_0")(h)
+    h = pin_batch(nn.Conv(self.channels, **conv, name="conv_0")(h))
     h = nn.swish(adaptive_norm(h, emb, self.groups, self.dtype))
     h = nn.Conv(self.channels, **conv, name="conv_1")(h)
     skip = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(x)
-    return (skip + h) * 2**-0.5
+    return pin_batch((skip + h) * 2**-0.5)
 
 
 class Body(nn.Module):
@@ -84,6 +89,7 @@ class Body(nn.Module):
 
   spec: BlockSpec
   groups: int
+  scan: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -92,14 +98,19 @@ class Body(nn.Module):
   ) -> jax.Array:
     """x [B, H, W, C] -> [B, H, W, spec.channels]."""
     spec = self.spec
-    for i in range(spec.num_res_blocks):
-      x = ResNetBlock(
+    in_turn_as = partial(in_turn, remat=spec.remat, scan=self.scan)
+    blocks = [
+      ResNetBlock(
         spec.channels,
         spec.kernel_size,
         self.groups,
         self.dtype,
         name=f"res_{i}",
-      )(x, emb)
+      )
+      for i in range(spec.num_res_blocks)
+    ]
+    res = lambda unit, x, _: (unit[0](pin_batch(x), emb), None)
+    x, _ = in_turn_as(res, [(block,) for block in blocks], x)
     text = text if spec.text_cross_attention else None
     if text is None and not spec.self_attention:
       return x
@@ -108,14 +119,16 @@ class Body(nn.Module):
         f"num_attention_heads is {spec.num_attention_heads}, expected a "
         f"divisor of {2 * spec.channels}, twice the channels of its block"
       )
-    return Attention(
+    attention = Attention(
       num_heads=spec.num_attention_heads,
       head_dim=2 * spec.channels // spec.num_attention_heads,
       groups=self.groups,
       self_attention=spec.self_attention,
       dtype=self.dtype,
       name="attention",
-    )(x, text)
+    )
+    attend = lambda unit, x, _: (unit[0](x, text), None)
+    return in_turn_as(attend, [(attention,)], x)[0]
 
 
 class DBlock(nn.Module):
@@ -123,6 +136,7 @@ class DBlock(nn.Module):
 
   spec: BlockSpec
   groups: int
+  scan: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -137,7 +151,9 @@ class DBlock(nn.Module):
         dtype=self.dtype,
         name="conv",
       )(x)
-    return Body(spec, self.groups, self.dtype, name="body")(x, emb, text)
+    return Body(spec, self.groups, self.scan, self.dtype, name="body")(
+      pin_batch(x), emb, text
+    )
 
 
 class UBlock(nn.Module):
@@ -145,18 +161,21 @@ class UBlock(nn.Module):
 
   spec: BlockSpec
   groups: int
+  scan: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, emb, text) -> jax.Array:
     """x [B, H, W, C] -> [B, H * stride, W * stride, spec.channels]."""
     spec = self.spec
-    x = Body(spec, self.groups, self.dtype, name="body")(x, emb, text)
+    x = Body(spec, self.groups, self.scan, self.dtype, name="body")(
+      x, emb, text
+    )
     if spec.strides is None:
       return x
     channels = spec.channels * math.prod(spec.strides)
     x = nn.Conv(channels, spec.kernel_size, dtype=self.dtype, name="conv")(x)
-    return depth_to_space(x, spec.strides)
+    return pin_batch(depth_to_space(x, spec.strides))
 
 
 class EfficientUNet(nn.Module):
@@ -164,7 +183,8 @@ class EfficientUNet(nn.Module):
 
   One `blocks` tuple, from high resolution to low, drives both halves. That
   the innermost link is not a skip is our reading. Takes any picture whose side
-  is divisible by the product of the strides.
+  is divisible by the product of the strides. With scan, equal blocks are
+  compiled as one loop.
   """
 
   blocks: tuple[BlockSpec, ...] = SR256_BLOCKS
@@ -173,6 +193,7 @@ class EfficientUNet(nn.Module):
   text_width: int = 1024
   norm_groups: int = 32
   out_channels: int = 3
+  scan: bool = False
   dtype: Any = jnp.float32
 
   @property
@@ -201,17 +222,14 @@ class EfficientUNet(nn.Module):
     x = nn.Conv(
       self.blocks[0].channels, (3, 3), dtype=self.dtype, name="conv_in"
     )(x)
+    shared = (self.norm_groups, self.scan, self.dtype)
     skips = []
     for i, spec in enumerate(self.blocks):
-      x = DBlock(spec, self.norm_groups, self.dtype, name=f"dblock_{i}")(
-        x, emb, text
-      )
+      x = DBlock(spec, *shared, name=f"dblock_{i}")(x, emb, text)
       skips.append(x)
     skips.pop()
     for i, spec in reversed(list(enumerate(self.blocks))):
-      x = UBlock(spec, self.norm_groups, self.dtype, name=f"ublock_{i}")(
-        x, emb, text
-      )
+      x = UBlock(spec, *shared, name=f"ublock_{i}")(x, emb, text)
       if skips:
         x = jnp.concatenate([x, skips.pop()], axis=-1)
 

@@ -1,13 +1,15 @@
 """Leaves that both U-Nets share: norms, attention, resampling, features."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from imagen_jax.types import TextEmbedding
+from imagen_jax.types import BATCH_AXES, TextEmbedding
 
 zeros = nn.initializers.zeros_init()
 
@@ -25,6 +27,21 @@ def once_per_prompt(module: nn.Module, name: str, fn: Callable[[], Any]):
   if module.is_mutable_collection("text") and not module.is_initializing():
     module.put_variable("text", name, value)
   return value
+
+
+def pin_batch(x: jax.Array) -> jax.Array:
+  """x [B, ...], its rows spread over the mesh as the batch is.
+
+  Said of what goes into a layer and comes out of it: left to itself the
+  compiler may spread channels as the weights are, and gather the batch. Without
+  a mesh, or where B does not divide, it is x as it is.
+  """
+  sizes = jax.sharding.get_abstract_mesh().shape
+  axes = tuple(name for name in BATCH_AXES if sizes.get(name, 1) > 1)
+  if not axes or x.shape[0] % math.prod(sizes[name] for name in axes):
+    return x
+  others = [P.UNCONSTRAINED] * (x.ndim - 1)
+  return jax.lax.with_sharding_constraint(x, P(axes, *others))
 
 
 def group_norm(groups: int, name: str | None = None) -> nn.GroupNorm:
@@ -141,8 +158,8 @@ class Attention(nn.Module):
     key, value, mask = (
       jnp.concatenate(s, axis=1) for s in zip(*sources, strict=True)
     )
-    h = attend(query, key, value, mask)
+    h = attend(*map(pin_batch, (query, key, value)), mask)
     out = nn.DenseGeneral(
       channels, axis=(-2, -1), dtype=self.dtype, kernel_init=zeros, name="out"
     )
-    return x + out(h).reshape(x.shape)
+    return pin_batch(x + out(h).reshape(x.shape))

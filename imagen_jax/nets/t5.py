@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.nets.layers import pin_batch
+from imagen_jax.nets.rows import in_turn
+
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _MLP_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _RELPOS_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -26,7 +29,7 @@ class T5Encoder(nn.Module):
 
   dtype is that of the matrix products; norms, softmax and the residual stream
   are float32, which the deep encoders need: their activations grow into the
-  thousands.
+  thousands. With scan, the layers are compiled as one loop.
   """
 
   vocab_size: int
@@ -37,6 +40,7 @@ class T5Encoder(nn.Module):
   mlp_dim: int
   relpos_buckets: int = 32
   relpos_max_distance: int = 128
+  scan: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -49,6 +53,7 @@ class T5Encoder(nn.Module):
       mlp_dim=self.mlp_dim,
       relpos_buckets=self.relpos_buckets,
       relpos_max_distance=self.relpos_max_distance,
+      scan=self.scan,
       dtype=self.dtype,
       name="encoder",
     )(x, mask)
@@ -80,6 +85,7 @@ class Encoder(nn.Module):
   mlp_dim: int
   relpos_buckets: int
   relpos_max_distance: int
+  scan: bool
   dtype: jnp.dtype
 
   @nn.compact
@@ -90,14 +96,18 @@ class Encoder(nn.Module):
       max_distance=self.relpos_max_distance,
       name="relpos_bias",
     )(x.shape[1])
-    for i in range(self.num_layers):
-      x = EncoderLayer(
+    layers = [
+      EncoderLayer(
         num_heads=self.num_heads,
         head_dim=self.head_dim,
         mlp_dim=self.mlp_dim,
         dtype=self.dtype,
         name=f"layers_{i}",
-      )(x, bias, mask)
+      )
+      for i in range(self.num_layers)
+    ]
+    step = lambda unit, x, _: (pin_batch(unit[0](x, bias, mask)), None)
+    x, _ = in_turn(step, [(layer,) for layer in layers], x, scan=self.scan)
     return RMSNorm(name="encoder_norm")(x)
 
 
@@ -152,7 +162,7 @@ class SelfAttention(nn.Module):
   def _heads(self, x, name, init):
     """Projects to [B, L, heads, head_dim]; the kernel has the heads joined."""
     joined = self.num_heads * self.head_dim
-    y = _dense(joined, self.dtype, name, init)(x)
+    y = pin_batch(_dense(joined, self.dtype, name, init)(x))
     return y.reshape(*y.shape[:2], self.num_heads, self.head_dim)
 
 
@@ -166,7 +176,7 @@ class GatedMLP(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     gate = _dense(self.mlp_dim, self.dtype, "wi_0", _MLP_INIT)(x)
     h = _dense(self.mlp_dim, self.dtype, "wi_1", _MLP_INIT)(x)
-    h *= nn.gelu(gate, approximate=True)
+    h = pin_batch(h * nn.gelu(gate, approximate=True))
     return _dense(x.shape[-1], self.dtype, "wo", _MLP_INIT)(h)
 
 

@@ -4,6 +4,7 @@ Fields are named as in App. F.1. Its `res_block_type: biggan`,
 `use_scale_shift_norm: True` and `dropout: 0` are what this file is.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,10 +17,12 @@ from imagen_jax.nets.layers import (
   adaptive_norm,
   downsample,
   group_norm,
+  pin_batch,
   upsample,
   zeros,
 )
-from imagen_jax.types import Conditioning
+from imagen_jax.nets.rows import Unit, in_turn
+from imagen_jax.types import Conditioning, TextEmbedding
 
 
 def same(x: jax.Array) -> jax.Array:
@@ -41,12 +44,12 @@ class ResBlock(nn.Module):
     conv = {"kernel_size": (3, 3), "dtype": self.dtype}
     h = nn.swish(group_norm(self.groups, "norm_0")(x))
     h, x = self.resample(h), self.resample(x)
-    h = nn.Conv(self.channels, **conv, name="conv_0")(h)
+    h = pin_batch(nn.Conv(self.channels, **conv, name="conv_0")(h))
     h = nn.swish(adaptive_norm(h, emb, self.groups, self.dtype))
     h = nn.Conv(self.channels, **conv, kernel_init=zeros, name="conv_1")(h)
     if x.shape[-1] != self.channels:
       x = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(x)
-    return x + h
+    return pin_batch(x + h)
 
 
 class UNet(nn.Module):
@@ -56,7 +59,8 @@ class UNet(nn.Module):
   itself takes any size divisible by 2^(levels - 1). text_width is the width
   the text is projected to before the attention layers; that there is a
   projection is ours. As a super-resolution net it takes cond.lowres and
-  cond.aug_level.
+  cond.aug_level. remat says what the blocks of each level keep for the
+  backward pass, scan that equal blocks are compiled as one loop (nets/rows.py).
   """
 
   image_size: int = 64
@@ -70,6 +74,8 @@ class UNet(nn.Module):
   text_width: int = 2048
   norm_groups: int = 32
   out_channels: int = 3
+  remat: tuple[str, ...] = ()
+  scan: bool = False
   dtype: Any = jnp.float32
 
   @property
@@ -77,9 +83,18 @@ class UNet(nn.Module):
     """What a picture's side must be divisible by."""
     return 2 ** (len(self.channel_mult) - 1)
 
-  def check_resolutions(self) -> None:
-    """ValueError if attention is wanted at what is no level's resolution."""
-    levels = [self.image_size // 2**i for i in range(len(self.channel_mult))]
+  def resolution(self, level: int) -> int:
+    """The side of a level's pictures, of those that are counted."""
+    return self.image_size // 2**level
+
+  def check_levels(self) -> None:
+    """ValueError for attention at what is no level's resolution, and more."""
+    levels = [self.resolution(i) for i in range(len(self.channel_mult))]
+    if self.remat and len(self.remat) != len(levels):
+      raise ValueError(
+        f"remat has {len(self.remat)} policies, expected one for each of the "
+        f"{len(levels)} levels"
+      )
     for name in ("attn_resolutions", "text_cross_attn_res"):
       for resolution in getattr(self, name):
         if resolution not in levels:
@@ -88,39 +103,71 @@ class UNet(nn.Module):
             f"image_size {self.image_size}: {', '.join(map(str, levels))}"
           )
 
-  def res(self, channels: int, name: str, resample=same) -> ResBlock:
-    return ResBlock(
-      channels, self.norm_groups, resample, dtype=self.dtype, name=name
-    )
+  def text_at(
+    self, level: int, text: TextEmbedding | None
+  ) -> TextEmbedding | None:
+    """The text where a level attends to it."""
+    return text if self.resolution(level) in self.text_cross_attn_res else None
 
-  def attend(self, x, text, level: int, name: str) -> jax.Array:
-    """Attention to what this level attends to: pixels, text, both, nothing."""
-    resolution = self.image_size // 2**level
-    text = text if resolution in self.text_cross_attn_res else None
-    self_attention = resolution in self.attn_resolutions
-    if text is None and not self_attention:
-      return x
-    width = x.shape[-1]
+  def unit(
+    self, level: int, names: tuple[str, str], text: TextEmbedding | None
+  ) -> Unit:
+    """A residual block and the attention after it, None if there is none.
+
+    Attention is to the level's pixels, to the text, or to both at once.
+    """
+    width = self.embed_dim * self.channel_mult[level]
+    res = self.res(width, names[0])
+    self_attention = self.resolution(level) in self.attn_resolutions
+    if not self_attention and self.text_at(level, text) is None:
+      return res, None
     if width % self.per_head_channels:
       raise ValueError(
         f"per_head_channels is {self.per_head_channels}, expected a divisor "
-        f"of {width}, the channels at resolution {resolution}"
+        f"of {width}, the channels at resolution {self.resolution(level)}"
       )
-    return Attention(
+    return res, Attention(
       num_heads=width // self.per_head_channels,
       head_dim=self.per_head_channels,
       groups=self.norm_groups,
       self_attention=self_attention,
       dtype=self.dtype,
-      name=name,
-    )(x, text)
+      name=names[1],
+    )
+
+  def res(self, channels: int, name: str, resample=same) -> ResBlock:
+    return ResBlock(
+      channels, self.norm_groups, resample, dtype=self.dtype, name=name
+    )
+
+  def level(
+    self,
+    level: int,
+    units: Sequence[Unit],
+    h: jax.Array,
+    skips: Sequence[jax.Array] | None,
+    emb: jax.Array,
+    text: TextEmbedding | None,
+  ) -> tuple[jax.Array, list[jax.Array]]:
+    """A level's blocks in turn, each with its skip; h and all their outputs."""
+
+    def block(unit, h, skip):
+      res, attention = unit
+      h = h if skip is None else jnp.concatenate([h, skip], axis=-1)
+      h = res(pin_batch(h), emb)
+      if attention is not None:
+        h = attention(h, self.text_at(level, text))
+      return h, h
+
+    remat = self.remat[level] if self.remat else "none"
+    return in_turn(block, units, h, skips, remat=remat, scan=self.scan)
 
   @nn.compact
   def __call__(
     self, z: jax.Array, time: jax.Array, cond: Conditioning
   ) -> jax.Array:
     """z [B, H, W, C], time [B] in [0, 1000] -> [B, H, W, out] float32."""
-    self.check_resolutions()
+    self.check_levels()
     emb = CombineEmbs(
       self.embed_dim,
       4 * self.embed_dim,
@@ -134,27 +181,31 @@ class UNet(nn.Module):
 
     h = with_lowres(z, cond.lowres)
     h = nn.Conv(widths[0], (3, 3), dtype=self.dtype, name="conv_in")(h)
+    h = pin_batch(h)
     skips = [h]
-    for level, width in enumerate(widths):
-      for i in range(self.num_res_blocks):
-        h = self.res(width, f"down_{level}_res_{i}")(h, emb)
-        h = self.attend(h, text, level, f"down_{level}_attn_{i}")
-        skips.append(h)
-      if level < last:
-        h = self.res(width, f"down_{level}_sample", downsample)(h, emb)
-        skips.append(h)
+    for i, width in enumerate(widths):
+      units = [
+        self.unit(i, (f"down_{i}_res_{j}", f"down_{i}_attn_{j}"), text)
+        for j in range(self.num_res_blocks)
+      ]
+      if i < last:
+        units += [(self.res(width, f"down_{i}_sample", downsample), None)]
+      h, outs = self.level(i, units, h, None, emb, text)
+      skips += outs
 
-    h = self.res(widths[-1], "mid_res_0")(h, emb)
-    h = self.attend(h, text, last, "mid_attn")
-    h = self.res(widths[-1], "mid_res_1")(h, emb)
+    units = [self.unit(last, ("mid_res_0", "mid_attn"), text)]
+    units += [(self.res(widths[-1], "mid_res_1"), None)]
+    h, _ = self.level(last, units, h, None, emb, text)
 
-    for level, width in reversed(list(enumerate(widths))):
-      for i in range(self.num_res_blocks + 1):
-        h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self.res(width, f"up_{level}_res_{i}")(h, emb)
-        h = self.attend(h, text, level, f"up_{level}_attn_{i}")
-      if level > 0:
-        h = self.res(width, f"up_{level}_sample", upsample)(h, emb)
+    for i, width in reversed(list(enumerate(widths))):
+      units = [
+        self.unit(i, (f"up_{i}_res_{j}", f"up_{i}_attn_{j}"), text)
+        for j in range(self.num_res_blocks + 1)
+      ]
+      h, _ = self.level(i, units, h, [skips.pop() for _ in units], emb, text)
+      if i > 0:
+        units = [(self.res(width, f"up_{i}_sample", upsample), None)]
+        h, _ = self.level(i, units, h, None, emb, text)
 
     h = nn.swish(group_norm(self.norm_groups, "norm_out")(h))
     head = nn.Conv(

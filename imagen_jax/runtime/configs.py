@@ -94,10 +94,14 @@ def kind(
 
 
 def check_names(
-  config: Mapping[str, Any], where: str, names: Sequence[str]
+  config: Mapping[str, Any],
+  where: str,
+  names: Sequence[str],
+  optional: Sequence[str] = (),
 ) -> None:
   """ValueError for a key of config that is not among names, or is missing."""
-  for key in sorted({*section(config, where.rstrip("."))} ^ {*names}):
+  found = {*section(config, where.rstrip("."))} - {*optional}
+  for key in sorted(found ^ {*names}):
     what = "is missing" if key in names else "is unknown"
     raise ValueError(
       f"config key {where}{key} {what}, expected {', '.join(names)}"

@@ -1,26 +1,95 @@
-"""The device mesh and where a batch and a state live on it."""
+"""The device mesh, and where a batch lives on it."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from imagen_jax.types import BATCH_AXES
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """One axis, "data", over all devices (or those given)."""
-  devices = jax.devices() if devices is None else devices
-  return Mesh(np.asarray(devices), ("data",))
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+  """How many devices along each axis; -1 is all that the others leave.
+
+  data and fsdp both spread the batch. Along data every device has the whole
+  weights, along fsdp a part of them, to be gathered for use; along tensor a
+  part of the channels or heads, for good. Several slices of a pod, which a
+  slower network joins, are further devices along data.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    for name, size in sizes.items():
+      if size < 1 and size != -1:
+        raise ValueError(f"mesh {name} is {size}, expected 1 or more, or -1")
+    if list(sizes.values()).count(-1) > 1:
+      raise ValueError(f"mesh is {sizes}, expected -1 at most once")
+
+  def sizes(self, count: int, slices: int = 1) -> tuple[int, int, int]:
+    """Devices along each axis, count in all; ValueError if that cannot be."""
+    given = dataclasses.asdict(self)
+    known = math.prod(size for size in given.values() if size != -1)
+    sizes = [count // known if n == -1 else n for n in given.values()]
+    if math.prod(sizes) != count:
+      raise ValueError(
+        f"mesh is {given}, of {known} devices or a multiple, but there are "
+        f"{count}"
+      )
+    if sizes[0] % slices:
+      raise ValueError(
+        f"mesh data is {sizes[0]}, expected a multiple of the {slices} slices"
+      )
+    return tuple(sizes)
 
 
-def batch_sharding(mesh: Mesh, global_batch: int) -> NamedSharding:
-  """Rows of a batch spread over the mesh; ValueError if they do not divide."""
-  if global_batch % mesh.size:
-    raise ValueError(
-      f"batch_size is {global_batch}, expected a multiple of the "
-      f"{mesh.size} devices"
+def make_mesh(
+  shape: MeshShape = MeshShape(), devices: Sequence[Any] | None = None
+) -> Mesh:
+  """The mesh over all devices (or those given), neighbours along tensor."""
+  devices = jax.devices() if devices is None else list(devices)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  sizes = shape.sizes(len(devices), slices)
+  if slices == 1:
+    placed = mesh_utils.create_device_mesh(sizes, devices)
+  else:
+    inner = (sizes[0] // slices, *sizes[1:])
+    placed = mesh_utils.create_hybrid_device_mesh(
+      inner, (slices, 1, 1), devices
     )
-  return NamedSharding(mesh, PartitionSpec("data"))
+  names = [field.name for field in dataclasses.fields(MeshShape)]
+  return Mesh(placed, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def batch_sharding(
+  mesh: Mesh, global_batch: int, parts: int = 1
+) -> NamedSharding:
+  """Rows of a batch spread over the mesh; ValueError if they do not divide.
+
+  parts: in how many parts, one after the other, the batch is computed.
+  """
+  ways = math.prod(mesh.shape[name] for name in BATCH_AXES)
+  if global_batch % (ways * parts):
+    times = f" times accumulate {parts}" if parts > 1 else ""
+    raise ValueError(
+      f"batch_size is {global_batch}, expected a multiple of the {ways} "
+      f"devices along {' and '.join(BATCH_AXES)}{times}"
+    )
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
+  """The same where they divide; where not, every device has all rows."""
+  ways = math.prod(mesh.shape[name] for name in BATCH_AXES)
+  return replicated(mesh) if rows % ways else batch_sharding(mesh, rows)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -50,3 +119,8 @@ def to_global(batch, sharding: NamedSharding, global_batch: int):
     ),
     batch,
   )
+
+
+def to_host(tree: Any) -> Any:
+  """Global arrays -> numpy, whole on every host; all hosts must call it."""
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -18,7 +18,8 @@ class Progress:
   """Steps done, speed and time left of one piece of work.
 
   start() marks the end of whatever must not count as work, such as
-  compilation, and pause()/resume() leave out checkpoints and sample grids.
+  compilation, and pause()/resume() leave out checkpoints and sample grids. Of
+  many processes all but one are to be quiet.
   """
 
   def __init__(
@@ -28,10 +29,11 @@ class Progress:
     *,
     unit: str = "step",
     out: TextIO | None = None,
+    quiet: bool = False,
   ):
     self._name, self._total, self._unit = name, total, unit
     self._out = sys.stdout if out is None else out
-    self._live = self._out.isatty()
+    self._live, self._quiet = self._out.isatty(), quiet
     self.start(0)
 
   def start(self, step: int) -> None:
@@ -62,6 +64,8 @@ class Progress:
 
   def say(self, line: str, last: bool = True) -> None:
     """Writes a line; on a terminal, one that the next may redraw."""
+    if self._quiet:
+      return
     if self._live:
       self._out.write(f"\r\033[K{line}" + ("\n" if last else ""))
     else:

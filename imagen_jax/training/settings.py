@@ -26,9 +26,13 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """How long to train and what to tell and keep meanwhile (steps)."""
+  """How long to train and what to tell and keep meanwhile (steps).
+
+  accumulate: in how many parts, one after the other, a batch is computed.
+  """
 
   steps: int = 2_500_000
+  accumulate: int = 1
   seed: int = 0
   ema_decay: float = 0.9999
   log_every: int = 100
@@ -41,6 +45,7 @@ class Training:
   def __post_init__(self):
     counts = (
       "steps",
+      "accumulate",
       "log_every",
       "sample_every",
       "checkpoint_every",

@@ -8,8 +8,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from imagen_jax.stage import Stage
+from imagen_jax.runtime.sharding import Placement, like_param
+from imagen_jax.stage import Draws, Stage
 from imagen_jax.types import TextEmbedding
 
 Batch = dict[str, jax.Array]
@@ -38,12 +40,31 @@ def init_state(
   return TrainState(step, params, ema, optimizer.init(params))
 
 
+def place_state(
+  state: TrainState,
+  optimizer: optax.GradientTransformation,
+  placement: Placement,
+) -> TrainState:
+  """Shardings of a state (of shapes): all of a parameter in the same places."""
+  params = placement.params(state.params)
+  whole = NamedSharding(placement.mesh, PartitionSpec())
+  opt_state = optax.tree.map_params(
+    optimizer,
+    like_param,
+    state.opt_state,
+    state.params,
+    params,
+    transform_non_params=lambda _: whole,
+  )
+  return TrainState(whole, params, params, opt_state)
+
+
 def batch_loss(
   stage: Stage,
   encoder: nn.Module,
   params: Any,
   text_params: Any,
-  key: jax.Array,
+  draws: Draws,
   batch: Batch,
 ) -> tuple[jax.Array, jax.Array]:
   """Per-example loss and logsnr [B] of a batch of pictures and token ids.
@@ -54,7 +75,7 @@ def batch_loss(
   ids, mask = batch["tokens"], batch["mask"]
   tokens = encoder.apply({"params": text_params}, ids, mask)
   text = TextEmbedding(tokens, mask)
-  return stage.loss(params, key, batch["image"], text, batch.get("lowres"))
+  return stage.loss(params, draws, batch["image"], text, batch.get("lowres"))
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
@@ -66,6 +87,14 @@ def ema_decay(step: jax.Array, decay: float) -> jax.Array:
   return jnp.minimum(decay, (1.0 + n) / (10.0 + n))
 
 
+def split(rows: jax.Array, parts: int) -> jax.Array:
+  """[B, ...] -> [parts, B / parts, ...], part i of rows i, i + parts, ...
+
+  So a device that has neighbouring rows has as many of each part.
+  """
+  return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
+
+
 def make_train_step(
   stage: Stage,
   encoder: nn.Module,
@@ -73,23 +102,43 @@ def make_train_step(
   *,
   decay: float,
   seed: int,
+  accumulate: int = 1,
+  shardings: Any = None,
 ) -> Callable[
   [TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]
 ]:
   """step(state, text_params, batch) -> (state, metrics).
 
-  The text encoder, of weights text_params, is frozen (Sec. 2.1).
+  The text encoder, of weights text_params, is frozen (Sec. 2.1). The batch is
+  computed in `accumulate` parts, one after the other, which give one gradient.
+  shardings of the parameters, if given, are those of their gradients too: left
+  to itself the compiler sums these into whole ones on every device.
   """
 
-  def mean_loss(params, text_params, key, batch):
-    losses, _ = batch_loss(stage, encoder, params, text_params, key, batch)
+  @jax.value_and_grad
+  def loss_and_grad(params, text_params, draws, batch):
+    if shardings is not None:
+      params = jax.lax.with_sharding_constraint(params, shardings)
+    losses, _ = batch_loss(stage, encoder, params, text_params, draws, batch)
     return losses.mean()
+
+  def accumulated(params, text_params, draws, batch):
+    if accumulate == 1:
+      return loss_and_grad(params, text_params, draws, batch)
+
+    def add(total, part):
+      one = loss_and_grad(params, text_params, *part)
+      return jax.tree.map(jnp.add, total, one), None
+
+    nothing = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    parts = jax.tree.map(lambda rows: split(rows, accumulate), (draws, batch))
+    total, _ = jax.lax.scan(add, nothing, parts)
+    return jax.tree.map(lambda leaf: leaf / accumulate, total)
 
   def step(state, text_params, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    loss, grads = jax.value_and_grad(mean_loss)(
-      state.params, text_params, key, batch
-    )
+    draws = stage.draw(key, len(batch["image"]))
+    loss, grads = accumulated(state.params, text_params, draws, batch)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     d = ema_decay(state.step, decay)

@@ -15,11 +15,56 @@ def devices():
   return mesh.make_mesh()
 
 
-def test_the_mesh_is_one_axis_over_all_devices(devices):
-  assert devices.axis_names == ("data",)
-  assert list(devices.devices) == jax.devices()
-  some = mesh.make_mesh(jax.devices()[2:5])
-  assert list(some.devices) == jax.devices()[2:5]
+def test_the_mesh_has_all_devices_along_data(devices):
+  assert devices.axis_names == ("data", "fsdp", "tensor")
+  assert list(devices.devices.flat) == jax.devices()
+  some = mesh.make_mesh(devices=jax.devices()[2:5])
+  assert list(some.devices.flat) == jax.devices()[2:5]
+  assert dict(some.shape) == {"data": 3, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+  ("given", "sizes"),
+  [
+    ({}, (8, 1, 1)),
+    ({"data": 2, "fsdp": -1}, (2, 4, 1)),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, (2, 2, 2)),
+    ({"fsdp": 2, "tensor": 4}, (1, 2, 4)),
+  ],
+)
+def test_minus_one_is_what_is_left(given, sizes):
+  made = mesh.make_mesh(mesh.MeshShape(**given))
+  assert tuple(made.shape.values()) == sizes
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"fsdp": 0}, "^mesh fsdp is 0, expected 1 or more, or -1$"),
+    ({"fsdp": -1}, "^mesh is .*, expected -1 at most once$"),
+    ({"data": 1, "fsdp": 3}, "of 3 devices or a multiple, but there are 8$"),
+    ({"fsdp": 3}, "of 3 devices or a multiple, but there are 8$"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_refused(given, message):
+  with pytest.raises(ValueError, match=message):
+    mesh.make_mesh(mesh.MeshShape(**given))
+
+
+def test_slices_are_further_devices_along_data():
+  """Two made-up slices of four: no two devices of one share a place."""
+  fake = [
+    types.SimpleNamespace(
+      id=i, slice_index=i // 4, platform="cpu", process_index=0
+    )
+    for i in range(8)
+  ]
+  shape = mesh.MeshShape(fsdp=2, tensor=2)
+  assert shape.sizes(8, slices=2) == (2, 2, 2)
+  with pytest.raises(
+    ValueError, match="data is 1, expected a multiple of the 2"
+  ):
+    mesh.make_mesh(mesh.MeshShape(data=1, fsdp=8), fake)
 
 
 def test_a_batch_is_spread_evenly(devices):
@@ -34,9 +79,25 @@ def test_a_batch_is_spread_evenly(devices):
 
 def test_an_indivisible_batch_is_refused(devices):
   with pytest.raises(
-    ValueError, match="^batch_size is 12, expected a multiple of the 8 devices$"
+    ValueError, match="^batch_size is 12, expected a multiple of the 8 devices"
   ):
     mesh.batch_sharding(devices, 12)
+  with pytest.raises(ValueError, match="fsdp times accumulate 4$"):
+    mesh.batch_sharding(devices, 16, parts=4)
+
+
+def test_rows_that_do_not_divide_are_on_every_device(devices):
+  assert mesh.rows_sharding(devices, 12).is_fully_replicated
+  assert mesh.rows_sharding(devices, 16) == mesh.batch_sharding(devices, 16)
+
+
+def test_tensor_does_not_spread_rows():
+  made = mesh.make_mesh(mesh.MeshShape(data=2, fsdp=2, tensor=2))
+  spread = mesh.batch_sharding(made, 4)
+  rows = {
+    s[0].indices(4)[:2] for s in spread.devices_indices_map((4,)).values()
+  }
+  assert rows == {(0, 1), (1, 2), (2, 3), (3, 4)}
 
 
 def test_replicated_is_everything_everywhere(devices):
@@ -48,7 +109,7 @@ def test_replicated_is_everything_everywhere(devices):
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_one_host_feeds_everything(count):
-  some = mesh.make_mesh(jax.devices()[:count])
+  some = mesh.make_mesh(devices=jax.devices()[:count])
   assert mesh.host_rows(mesh.batch_sharding(some, 16), 16) == (0, 1)
 
 

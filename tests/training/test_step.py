@@ -176,8 +176,9 @@ def test_a_step_draws_from_the_seed_and_its_number_alone(small):
   @jax.jit
   def expected(net, n):
     key = jax.random.fold_in(jax.random.key(SEED), n)
+    draws = SMALL.draw(key, BATCH)
     losses = lambda net: batch_loss(
-      SMALL, ENCODER, net, text, key, make_batch()
+      SMALL, ENCODER, net, text, draws, make_batch()
     )[0]
     value, gradient = jax.value_and_grad(lambda net: losses(net).mean())(net)
     return value, optax.tree.norm(gradient)
@@ -209,7 +210,7 @@ def run_on(real):
   compiled = {}
 
   def run_on(devices, state, steps):
-    devices = mesh.make_mesh(devices)
+    devices = mesh.make_mesh(devices=devices)
     everywhere = mesh.replicated(devices)
     spread = mesh.batch_sharding(devices, BATCH)
     if devices not in compiled:

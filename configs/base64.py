@@ -1,0 +1,82 @@
+"""The base stage: text to 64x64 pictures (App. F.1). 2B parameters.
+
+  python -m imagen_jax.train --config=configs/base64.py --workdir=DIR
+  python -m imagen_jax.compile --config=configs/base64.py --topology=v4-512
+
+on 256 TPU v4, as the paper's (Sec. 4.1). The argument is the size of the
+ablation (App. D.3): 300M, 500M, 1B or 2B. Only the width of 2B is printed; the
+others are ours.
+
+2.30B parameters: the layout without any text is 2.10B; pooling text of width
+4096 takes 59M, its projections the rest. T5 is part of the step, frozen.
+What F.1 does not say (mesh, remat, bfloat16, EMA) is ours.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import t5_xxl
+
+EMBED_DIM = {"300M": 192, "500M": 256, "1B": 320, "2B": 512}
+
+
+def get_config(size: str = "2B") -> ConfigDict:
+  """The config of the stage at a size."""
+  if size not in EMBED_DIM:
+    known = ", ".join(EMBED_DIM)
+    raise ValueError(f"base64.py:{size} is no size, expected {known}")
+  embed_dim = EMBED_DIM[size]
+  config = ConfigDict()
+  config.text = t5_xxl.get_config().text
+  config.stage = dict(
+    size=64,
+    schedule=dict(kind="cosine"),
+    prediction="eps",
+    text_drop=0.1,
+    net=dict(
+      kind="UNet",
+      image_size=64,
+      embed_dim=embed_dim,
+      channel_mult=(1, 2, 3, 4),
+      num_res_blocks=3,
+      attn_resolutions=(32, 16, 8),
+      text_cross_attn_res=(32, 16, 8),
+      per_head_channels=64,
+      feature_pooling_type="attention",
+      text_width=4 * embed_dim,
+      remat=("full", "full", "full", "full"),
+      scan=True,
+      dtype="bfloat16",
+    ),
+  )
+  config.data = dict(
+    name="captioned_shapes", data_dir="~/tensorflow_datasets", batch_size=2048
+  )
+  config.optimizer = dict(
+    kind="adafactor",
+    learning_rate=1e-4,
+    warmup_steps=10_000,
+    decay_steps=2_500_000,
+  )
+  config.train = dict(steps=2_500_000, ema_decay=0.9999)
+  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.sampling = dict(
+    steps=256,
+    guidance=5.0,
+    step=dict(kind="ancestral", gamma=0.0),
+    threshold=dict(kind="dynamic", p=99.5),
+  )
+  config.weights = "runs/base64"
+  return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+  """The size ablation (App. D.3): 400,000 steps each."""
+  for width in EMBED_DIM.values():
+    yield {
+      "stage.net.embed_dim": width,
+      "stage.net.text_width": 4 * width,
+      "train.steps": 400_000,
+    }

@@ -1,0 +1,30 @@
+"""The second super-resolution stage: 256x256 to 1024x1024 (App. F.3).
+
+It trains on crops, 64x64 to 256x256 (Sec. 2.5), has no self-attention, the
+linear schedule, and samples by DDIM.
+
+  python -m imagen_jax.train --config=configs/sr1024.py --workdir=DIR
+  python -m imagen_jax.compile --config=configs/sr1024.py --topology=v4-256
+
+on 128 TPU v4, as the paper's (Sec. 4.1). 575M parameters. The paper says 400M,
+which its table does not give: it is that of the stage before but for
+self-attention, and so is its size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import sr256
+
+
+def get_config() -> ConfigDict:
+  """The config of the stage."""
+  config = sr256.get_config()
+  config.stage.size = 1024
+  config.stage.lowres_size = 256
+  config.stage.crop_size = 256
+  config.stage.schedule.kind = "linear"
+  *blocks, last = config.stage.net.blocks
+  config.stage.net.blocks = (*blocks, last | {"self_attention": False})
+  config.sampling.update(steps=32, step=dict(kind="ddim"))
+  config.weights = "runs/sr1024"
+  return config

@@ -1,0 +1,70 @@
+"""The first super-resolution stage: 64x64 to 256x256 pictures (App. F.2).
+
+  python -m imagen_jax.train --config=configs/sr256.py --workdir=DIR
+  python -m imagen_jax.compile --config=configs/sr256.py --topology=v4-256
+
+on 128 TPU v4, as the paper's (Sec. 4.1). 584M parameters; the paper says 600M.
+What F.2 does not say (mesh, remat, bfloat16, EMA, width of the embedding) is
+ours.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base64
+
+
+def block(**settings: Any) -> dict[str, Any]:
+  """A row of F.2's `blocks`; all have these strides and kernels."""
+  shared = dict(strides=(2, 2), kernel_size=(3, 3), remat="full")
+  return shared | settings
+
+
+def get_config() -> ConfigDict:
+  """The config of the stage."""
+  config = base64.get_config()
+  config.stage = dict(
+    size=256,
+    lowres_size=64,
+    schedule=dict(kind="cosine"),
+    prediction="eps",
+    text_drop=0.1,
+    net=dict(
+      kind="EfficientUNet",
+      blocks=(
+        block(channels=128, num_res_blocks=2),
+        block(channels=256, num_res_blocks=4),
+        block(channels=512, num_res_blocks=8),
+        block(
+          channels=1024,
+          num_res_blocks=8,
+          self_attention=True,
+          text_cross_attention=True,
+          num_attention_heads=8,
+        ),
+      ),
+      embed_dim=128,
+      feature_pooling_type="attention",
+      text_width=1024,
+      scan=True,
+      dtype="bfloat16",
+    ),
+  )
+  config.optimizer = dict(
+    kind="adam",
+    learning_rate=1e-4,
+    b1=0.9,
+    b2=0.999,
+    warmup_steps=10_000,
+    decay_steps=2_500_000,
+  )
+  config.sampling = dict(
+    steps=128,
+    guidance=5.0,
+    step=dict(kind="ancestral", gamma=0.0),
+    threshold=dict(kind="dynamic", p=99.5),
+    aug_level=0.2,
+  )
+  config.weights = "runs/sr256"
+  return config

@@ -1,0 +1,128 @@
+"""Blocks one after the other: what is kept for the backward pass, and loops.
+
+Neither changes a result or a parameter's name. What a policy keeps of a block
+costs memory; what it does not is computed again on the way back. A loop over
+equal blocks costs nothing and is compiled once, where XLA would compile each
+of a hundred residual blocks anew.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Modules that make one block together; None where a block lacks one.
+Unit = tuple[nn.Module | None, ...]
+
+
+def is_product(primitive: Any, *_: Any, **params: Any) -> bool:
+  """Whether to keep a result: of convolutions and of matrices with weights.
+
+  Not that of attention's batched products, whose size is pixels x pixels.
+  """
+  if primitive.name == "dot_general":
+    _, (batch, _) = params["dimension_numbers"]
+    return not batch
+  return primitive.name == "conv_general_dilated"
+
+
+# What of a block is kept: all that is needed, products alone, or its input.
+REMAT = {
+  "none": jax.checkpoint_policies.everything_saveable,
+  "products": is_product,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def in_turn(
+  step: Callable[[Unit, Any, Any], tuple[Any, Any]],
+  units: Sequence[Unit],
+  carry: Any,
+  xs: Sequence[Any] | None = None,
+  *,
+  remat: str = "none",
+  scan: bool = False,
+) -> tuple[Any, list[Any]]:
+  """carry, ys: step(unit, carry, x) -> carry, y for each unit and its x.
+
+  To be called in a compact method that has just made the units. remat is a key
+  of REMAT; with scan, neighbours of the same settings and shapes are one loop.
+  """
+  if remat not in REMAT:
+    known = ", ".join(map(repr, REMAT))
+    raise ValueError(f"remat is {remat!r}, expected one of {known}")
+  xs = [None] * len(units) if xs is None else xs
+  ys = []
+  if _is_written(units):
+    for unit, x in zip(units, xs, strict=True):
+      carry, y = step(unit, carry, x)
+      ys.append(y)
+    return carry, ys
+  for modules, rows in _rows(units, xs, scan):
+    run = partial(_run, step, modules)
+    if remat != "none":
+      run = jax.checkpoint(run, policy=REMAT[remat], prevent_cse=len(rows) == 1)
+    if len(rows) == 1:
+      carry, y = run(carry, rows[0])
+      ys.append(y)
+    else:
+      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+      carry, y = jax.lax.scan(run, carry, stacked)
+      ys += [
+        jax.tree.map(lambda leaf, i=i: leaf[i], y) for i in range(len(rows))
+      ]
+  return carry, ys
+
+
+def _run(step, modules: Unit, carry: Any, row: tuple[Any, Any]):
+  """One step, by modules without variables and the variables apart."""
+  variables, x = row
+  unit = tuple(
+    None if module is None else partial(module.apply, values)
+    for module, values in zip(modules, variables, strict=True)
+  )
+  return step(unit, carry, x)
+
+
+def _is_written(units: Sequence[Unit]) -> bool:
+  """Whether the units are making variables, which a loop could not return."""
+  modules = [m for m in itertools.chain(*units) if m is not None]
+  names = ("params", "text")
+  return any(modules[0].is_mutable_collection(name) for name in names)
+
+
+def _rows(units: Sequence[Unit], xs: Sequence[Any], scan: bool):
+  """(modules, [(variables, x), ...]) for each row of equal units."""
+  split = [_split(unit) for unit in units]
+  rows = [(values, x) for (_, values), x in zip(split, xs, strict=True)]
+  shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), rows)
+  key = lambda i: (split[i][0], shapes[i]) if scan else i
+  for _, members in itertools.groupby(range(len(units)), key):
+    members = list(members)
+    yield split[members[0]][0], [rows[i] for i in members]
+
+
+def _split(unit: Unit) -> tuple[Unit, tuple[Any, ...]]:
+  """A unit's modules, nameless and free of the net, and their variables."""
+  pairs = [(None, {}) if module is None else module.unbind() for module in unit]
+  modules, variables = zip(*pairs, strict=True)
+  dtypes = [getattr(module, "dtype", None) for module in modules]
+  return modules, tuple(map(_as_used, variables, dtypes))
+
+
+def _as_used(variables: Any, dtype: Any) -> Any:
+  """Kernels in the dtype that their module casts them to anyway.
+
+  Cast here they are half as large when devices that hold a part of each send
+  it to the others.
+  """
+
+  def cast(path, leaf):
+    is_kernel = getattr(path[-1], "key", None) == "kernel"
+    return leaf.astype(dtype) if is_kernel and dtype else leaf
+
+  return jax.tree_util.tree_map_with_path(cast, variables)

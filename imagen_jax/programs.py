@@ -1,0 +1,152 @@
+"""What a config computes, as functions with the shapes of their arguments.
+
+To be compiled ahead of time, for devices that need not be there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from imagen_jax import build
+from imagen_jax.runtime import mesh
+from imagen_jax.runtime.sharding import Placement
+from imagen_jax.stage import CHANNELS, Stage
+from imagen_jax.training.step import init_state, make_train_step, place_state
+from imagen_jax.types import TextEmbedding
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A function and the shapes, dtypes and places of its arguments.
+
+  params: the trees of weights among these, to tell what of them is replicated.
+  """
+
+  name: str
+  batch: int
+  fn: Callable[..., Any]
+  args: tuple[Any, ...]
+  params: Any
+  out_shardings: Any = None
+  donate: tuple[int, ...] = ()
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+  """Shapes with shardings: of every leaf, or one for all."""
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+    shardings,
+  )
+
+
+def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+  """An array that is not there."""
+  return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def text_weights(text: build.Text, placement: Placement) -> Any:
+  shapes = build.text_shapes(text)
+  return placed(shapes, placement.params(shapes))
+
+
+def net_shapes(stage: Stage, text: build.Text) -> Any:
+  return jax.eval_shape(lambda: build.init_net(stage, text, jax.random.key(0)))
+
+
+def train_program(config: Mapping[str, Any], devices: Mesh) -> Program:
+  """The training step of a stage, as the verb train runs it."""
+  build.check_keys(config)
+  stage, text = build.stage(config["stage"]), build.text(config["text"])
+  data, run = build.data(config["data"]), build.training(config["train"])
+  optimizer = build.optimizer(config["optimizer"])
+  placement = Placement(devices)
+  state = jax.eval_shape(
+    lambda net: init_state(net, optimizer), net_shapes(stage, text)
+  )
+  places = place_state(state, optimizer, placement)
+  side, rows, ids = stage.train_size, data.batch_size, text.length
+  batch = {
+    "image": shape(rows, side, side, CHANNELS),
+    "tokens": shape(rows, ids, dtype=jnp.int32),
+    "mask": shape(rows, ids, dtype=jnp.bool_),
+  }
+  if stage.lowres_size:
+    small = side // stage.factor
+    batch["lowres"] = shape(rows, small, small, CHANNELS)
+  step = make_train_step(
+    stage, text.encoder, optimizer,
+    decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
+    shardings=places.params,
+  )  # fmt: skip
+  spread = mesh.batch_sharding(devices, rows, run.accumulate)
+  state, words = placed(state, places), text_weights(text, placement)
+  return Program(
+    "train", rows, step, (state, words, placed(batch, spread)),
+    params=(state.params, words),
+    out_shardings=(places, mesh.replicated(devices)),
+    donate=(0,),
+  )  # fmt: skip
+
+
+def embed_program(config: Mapping[str, Any], devices: Mesh) -> Program:
+  """The text encoder on one batch of prompts."""
+  text = build.text(config["text"])
+  weights = text_weights(text, Placement(devices))
+  rows = text.batch_size
+  ids = shape(rows, text.length, dtype=jnp.int32)
+  mask = shape(rows, text.length, dtype=jnp.bool_)
+  inputs = placed((ids, mask), mesh.batch_sharding(devices, rows))
+  encode = lambda params, *args: text.encoder.apply({"params": params}, *args)
+  return Program("embed", rows, encode, (weights, *inputs), params=weights)
+
+
+def sample_programs(
+  config: Mapping[str, Any], devices: Mesh
+) -> Iterator[Program]:
+  """The text encoder and every stage's sampler, for one batch of pictures."""
+  cascade, text = build.cascade(config), build.text(config["text"])
+  yield embed_program(config, devices)
+  rows = config["batch_size"]
+  place = mesh.rows_sharding(devices, rows)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+  words = TextEmbedding(
+    shape(rows, text.length, text.encoder.emb_dim),
+    shape(rows, text.length, dtype=jnp.bool_),
+  )
+  for name, stage, sampling in zip(
+    cascade.names, cascade.stages, cascade.samplings, strict=True
+  ):
+    net = net_shapes(stage, text)
+    net = placed(net, Placement(devices).params(net))
+    side = stage.lowres_size
+    lowres = side and shape(rows, side, side, CHANNELS)
+    inputs = placed((keys, words, lowres), place)
+    yield Program(
+      f"sample {name}",
+      rows,
+      partial(Stage.sample, stage, sampling=sampling),
+      (net, *inputs),
+      params=net,
+    )
+
+
+def of(
+  config: Mapping[str, Any], mode: str, devices: Mesh
+) -> Iterator[Program]:
+  """What a config's mode compiles."""
+  if mode == "train":
+    yield train_program(config, devices)
+  elif mode == "embed":
+    yield embed_program(config, devices)
+  else:
+    yield from sample_programs(config, devices)
