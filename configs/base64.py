@@ -46,7 +46,7 @@ def get_config(size: str = "2B") -> ConfigDict:
       per_head_channels=64,
       feature_pooling_type="attention",
       text_width=4 * embed_dim,
-      remat=("full", "full", "full", "full"),
+      remat=("none", "none", "none", "none"),
       scan=True,
       dtype="bfloat16",
     ),
@@ -61,7 +61,7 @@ def get_config(size: str = "2B") -> ConfigDict:
     decay_steps=2_500_000,
   )
   config.train = dict(steps=2_500_000, ema_decay=0.9999)
-  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.mesh = dict(data=-1, fsdp=64, tensor=1)
   config.sampling = dict(
     steps=256,
     guidance=5.0,

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
   config.stage.schedule.kind = "linear"
   *blocks, last = config.stage.net.blocks
   config.stage.net.blocks = (*blocks, last | {"self_attention": False})
-  config.sampling.update(steps=32, step=dict(kind="ddim"))
+  config.sampling.steps = 32
+  config.sampling.step = dict(kind="ddim")
   config.weights = "runs/sr1024"
   return config

@@ -17,7 +17,7 @@ from configs import base64
 
 def block(**settings: Any) -> dict[str, Any]:
   """A row of F.2's `blocks`; all have these strides and kernels."""
-  shared = dict(strides=(2, 2), kernel_size=(3, 3), remat="full")
+  shared = dict(strides=(2, 2), kernel_size=(3, 3), remat="none")
   return shared | settings
 
 
@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
     warmup_steps=10_000,
     decay_steps=2_500_000,
   )
+  config.mesh = dict(data=-1, fsdp=16, tensor=1)
   config.sampling = dict(
     steps=128,
     guidance=5.0,

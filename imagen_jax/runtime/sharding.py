@@ -12,7 +12,9 @@ REPLICATED = "replicated"
 # A pattern that is searched for in a parameter's path, and its placement: the
 # mesh axis of each dimension, in order, those at the end left out if None; or
 # REPLICATED. "fsdp", if it is not among them, takes the largest dimension that
-# it divides and that is free. The first match counts.
+# it divides and that is free, the last one if there is no other: it lies along
+# a TPU's 128 lanes, and pieces of it are slow to put together. The first match
+# counts.
 Rule = tuple[str, tuple[str | None, ...] | str]
 RULES: tuple[Rule, ...] = (
   # Vectors: small, and used by every device.
@@ -64,10 +66,12 @@ class Placement:
       axis if axis and fits(axis, n) else None for axis, n in zip(axes, shape)
     ]
     free = [
-      (n, i) for i, n in enumerate(shape) if axes[i] is None and fits("fsdp", n)
+      (i < len(shape) - 1, n, i)
+      for i, n in enumerate(shape)
+      if axes[i] is None and fits("fsdp", n)
     ]
     if free and "fsdp" not in axes:
-      axes[max(free)[1]] = "fsdp"
+      axes[max(free)[-1]] = "fsdp"
     while axes and axes[-1] is None:
       axes.pop()
     return PartitionSpec(*axes)

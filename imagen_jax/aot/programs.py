@@ -140,6 +140,12 @@ def sample_programs(
     )
 
 
+def mode_of(config: Mapping[str, Any]) -> str:
+  """What a config is of: a stage, a cascade, or else a text encoder."""
+  kinds = {"stage": "train", "stages": "sample"}
+  return next((kinds[key] for key in kinds if key in config), "embed")
+
+
 def of(
   config: Mapping[str, Any], mode: str, devices: Mesh
 ) -> Iterator[Program]:

@@ -1,0 +1,1 @@
+"""Compiling ahead of time, for devices that are not there."""

@@ -1,0 +1,145 @@
+"""What a compiled program needs: rows, for people and for files."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from imagen_jax.aot.programs import Program
+from imagen_jax.runtime.collectives import collectives
+from imagen_jax.runtime.flops import count_flops
+from imagen_jax.runtime.sharding import replicated_bytes
+from imagen_jax.runtime.topologies import Slice
+
+ABOUT = """\
+# Compiled ahead of time
+
+Written by `python -m imagen_jax.compile --json`, by the compiler that runs on
+the TPUs, without any. GiB are the peak of one device and what it has; PFLOP are
+of one step or one sampling, of all devices, what is recomputed included; ideal
+is the time they take at peak. Gathered and reduced is what one device
+receives; replicated are weights of over 1 MiB that every device has whole.
+Before a command, source the flags of its TPUs, such as `. launch/env/v4.sh`.
+"""
+
+
+def report(it: Program, devices: Mesh, tpus: Slice) -> dict[str, Any]:
+  """One row: what a program is, and what the compiler says of it."""
+  begun = time.monotonic()
+  weights = jax.tree.leaves(it.params)
+  with jax.set_mesh(devices):
+    flops = count_flops(it.fn, *it.args)
+  row = {
+    "program": it.name,
+    "topology": tpus.name,
+    "num_slices": tpus.num_slices,
+    "chips": tpus.chips,
+    "mesh": dict(devices.shape),
+    "batch": it.batch,
+    "parameters": sum(leaf.size for leaf in weights),
+    "replicated_bytes": replicated_bytes(weights),
+    "flops": flops,
+    "ideal_seconds": flops / (tpus.peak_flops * devices.size),
+    "hbm_limit_bytes": tpus.hbm_bytes,
+    "libtpu_init_args": os.environ.get("LIBTPU_INIT_ARGS", "").strip(),
+  }
+  jitted = jax.jit(
+    it.fn, donate_argnums=it.donate, out_shardings=it.out_shardings
+  )
+  try:
+    with jax.set_mesh(devices):
+      compiled = jitted.lower(*it.args).compile()
+  except jax.errors.JaxRuntimeError as error:
+    row |= {"fits": False, "peak_bytes": needed(error)}
+  else:
+    traffic = collectives(compiled.as_text())
+    row |= {
+      "fits": True,
+      "peak_bytes": compiled.memory_analysis().peak_memory_in_bytes,
+      "collectives": {k: dataclasses.asdict(v) for k, v in traffic.items()},
+    }
+  return row | {"compile_seconds": round(time.monotonic() - begun, 1)}
+
+
+# What the compiler says of a program that is too large, early or late.
+TOO_LARGE = (
+  r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds",
+  r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm",
+)
+
+
+def needed(error: Exception) -> int:
+  """Bytes that a program would have needed, by the compiler's message."""
+  for pattern in TOO_LARGE:
+    if found := re.search(pattern, str(error)):
+      return int(float(found[1]) * 1024 ** " KMGT".index(found[2]))
+  raise error
+
+
+def line(row: Mapping[str, Any]) -> str:
+  """A row for people."""
+  gib = lambda count: f"{count / 2**30:.2f} GiB"
+  sent = ", ".join(
+    f"{kind} {traffic['count']}x {gib(traffic['bytes'])}"
+    for kind, traffic in row.get("collectives", {}).items()
+  )
+  return (
+    f"{row['program']} on {row['topology']}, batch {row['batch']}: "
+    f"{'fits' if row['fits'] else 'DOES NOT FIT'}, {gib(row['peak_bytes'])} of "
+    f"{gib(row['hbm_limit_bytes'])} per device; {row['flops']:.3g} FLOPs, "
+    f"{row['ideal_seconds']:.3g} s at peak; sent: {sent or 'nothing'}; "
+    f"replicated weights {gib(row['replicated_bytes'])}; compiled in "
+    f"{row['compile_seconds']:.0f} s"
+  )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """Rows as Markdown, under the commands that made them."""
+  head = (
+    "Program", "Chips", "Batch", "GiB per device", "PFLOP", "Ideal s",
+    "Gathered GiB", "Reduced GiB", "Replicated MiB", "Compiled in s",
+  )  # fmt: skip
+  lines = ["|" + "|".join(head) + "|", "|" + "---|" * len(head)]
+  for row in rows:
+    sent = row.get("collectives") or {}
+    moved = lambda *kinds, sent=sent: (
+      sum(sent[kind]["bytes"] for kind in kinds if kind in sent) / 2**30
+    )
+    peak, limit = row["peak_bytes"] / 2**30, row["hbm_limit_bytes"] / 2**30
+    cells = (
+      f"`{row['command']}`<br>{row['program']}",
+      f"{row['chips']} ({row['topology']})",
+      row["batch"],
+      f"{peak:.1f} of {limit:.2f}" + ("" if row["fits"] else ": does not fit"),
+      f"{row['flops'] / 1e15:.4g}",
+      f"{row['ideal_seconds']:.3g}",
+      f"{moved('all-gather'):.1f}",
+      f"{moved('all-reduce', 'reduce-scatter'):.1f}",
+      f"{row['replicated_bytes'] / 2**20:.0f}",
+      f"{row['compile_seconds']:.0f}",
+    )
+    lines.append("|" + "|".join(map(str, cells)) + "|")
+  return "\n".join(lines) + "\n"
+
+
+def keep(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+  """Puts rows into a JSON file, in place of those of the same command.
+
+  And all of them into a table beside it, a .md file.
+  """
+  old = json.loads(path.read_text()) if path.exists() else []
+  commands = {row["command"] for row in rows}
+  rows = [row for row in old if row["command"] not in commands] + rows
+  texts = {path: json.dumps(rows, indent=1) + "\n"}
+  texts[path.with_suffix(".md")] = f"{ABOUT}\n{table(rows)}"
+  for target, text in texts.items():
+    part = target.with_name(target.name + ".part")
+    part.write_text(text)
+    part.replace(target)
