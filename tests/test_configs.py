@@ -3,9 +3,11 @@
 By jax.eval_shape alone: nothing is computed and no weights exist.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
+import re
 import runpy
 
 import jax
@@ -13,21 +15,65 @@ import jax.numpy as jnp
 import pytest
 
 from imagen_jax import build
+from imagen_jax.nets.efficient_unet import SR256_BLOCKS, EfficientUNet
+from imagen_jax.nets.unet import UNet
+from imagen_jax.runtime.mesh import MeshShape
 from imagen_jax.training.step import init_state, make_train_step
 from imagen_jax.types import TextEmbedding
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+XXL = 4_762_310_656
 # Parameters of the net and of the text encoder.
-STAGES = {
+DEMO = {
   "shapes16": (4_874_755, 526_336),
   "shapes64": (3_449_763, 526_336),
   "shapes256": (1_626_459, 526_336),
 }
-CASCADES = {"shapes": ("shapes16", "shapes64", "shapes256")}
+PAPER = {
+  "base64": (2_305_382_403, XXL),
+  "sr256": (583_579_011, XXL),
+  "sr1024": (575_182_211, XXL),
+}
+STAGES = DEMO | PAPER
+SIZES = {
+  "300M": 371_600_643,
+  "500M": 618_519_555,
+  "1B": 935_357_187,
+  "2B": 2_305_382_403,
+}
+# Layers, width, heads, width of the MLP, parameters.
+T5 = {
+  "small": (8, 512, 6, 1024, 35_332_800),
+  "base": (12, 768, 12, 2048, 109_628_544),
+  "large": (24, 1024, 16, 2816, 341_231_104),
+  "xl": (24, 2048, 32, 5120, 1_223_527_424),
+  "xxl": (24, 4096, 64, 10240, XXL),
+}
+CASCADES = {
+  "shapes": ("shapes16", "shapes64", "shapes256"),
+  "imagen": ("base64", "sr256", "sr1024"),
+  "imagen:fid": ("base64", "sr256"),
+}
+# With every argument that there is.
+ALL = (
+  *STAGES,
+  *CASCADES,
+  "imagen:looks",
+  *(f"base64:{size}" for size in SIZES),
+  "t5_xxl",
+  *(f"t5_xxl:{size}" for size in T5),
+)
+
+
+def module(name: str):
+  """A config file as it is run, a dict."""
+  return runpy.run_path(str(FOLDER / f"{name}.py"))
 
 
 def get_config(name: str):
-  return runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]()
+  """The config of FILE, or of FILE:ARGUMENT."""
+  name, _, argument = name.partition(":")
+  return module(name)["get_config"](*[argument] if argument else [])
 
 
 def count(tree) -> int:
@@ -40,16 +86,35 @@ def shape_of(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
 
 def test_every_file_is_in_this_test():
   found = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
-  assert found == {*STAGES, *CASCADES}
+  assert found == {name.partition(":")[0] for name in ALL}
 
 
-@pytest.mark.parametrize("name", [*STAGES, *CASCADES])
+@pytest.mark.parametrize("name", ALL)
 def test_the_header_tells_the_command(name):
-  text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+  file = name.partition(":")[0]
+  text = (FOLDER / f"{file}.py").read_text(encoding="utf-8")
   header = text.split('"""')[1]
-  assert f"--config=configs/{name}.py" in header
+  assert f"--config=configs/{file}.py" in header
+  config = get_config(name)
   # As it is written into checkpoints and pictures.
-  assert json.loads(get_config(name).to_json_best_effort())
+  assert json.loads(config.to_json_best_effort())
+  assert math.prod(build.mesh(config).sizes(256)) == 256
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("base64:3B", "base64.py:3B is no size, expected 300M, 500M, 1B, 2B"),
+    (
+      "t5_xxl:huge",
+      "t5_xxl.py:huge is no size of T5, expected small, base, large, xl, xxl",
+    ),
+    ("imagen:nice", "imagen.py:nice is unknown, expected looks, fid"),
+  ],
+)
+def test_an_unknown_argument_is_refused(name, message):
+  with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    get_config(name)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -59,11 +124,13 @@ def test_a_stage_trains_and_samples(name):
   stage, text = build.stage(config.stage), build.text(config.text)
   data, run = build.data(config.data), build.training(config.train)
   optimizer = build.optimizer(config.optimizer)
-  assert config.weights == f"weights/{name}.safetensors"
+  shipped = name in DEMO
+  path = f"weights/{name}.safetensors" if shipped else f"runs/{name}"
+  assert config.weights == path
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   net = jax.eval_shape(lambda key: build.init_net(stage, text, key), key)
-  encoder = jax.eval_shape(lambda key: build.init_text(text, key), key)
+  encoder = build.text_shapes(text)
   assert (count(net), count(encoder)) == STAGES[name]
 
   # A training step takes the state to another alike.
@@ -78,8 +145,9 @@ def test_a_stage_trains_and_samples(name):
     small = size // stage.factor
     examples["lowres"] = shape_of(batch, small, small, 3)
   step = make_train_step(
-    stage, text.encoder, optimizer, decay=run.ema_decay, seed=run.seed
-  )
+    stage, text.encoder, optimizer,
+    decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
+  )  # fmt: skip
   state = jax.eval_shape(lambda p: init_state(p, optimizer), net)
   after, metrics = jax.eval_shape(step, state, encoder, examples)
   assert after == state
@@ -114,7 +182,95 @@ def test_a_cascade_is_its_stages(name):
   ):
     alone = get_config(member)
     assert stage == build.stage(alone.stage)
-    assert sampling == build.sampling(alone.sampling)
+    assert (sampling == build.sampling(alone.sampling)) == (
+      name != "imagen:fid"
+    )
     assert config[member].weights == alone.weights
     # What the stage learnt to read is what the cascade's encoder writes.
     assert build.text(alone.text) == build.text(config.text)
+
+
+# --- The paper's.
+
+
+def test_nets_are_the_papers():
+  """The tables of App. F are the modules' defaults, and counted as such."""
+  how = {"scan": False, "dtype": jnp.float32}  # and not what
+  net = lambda name: build.stage(get_config(name).stage).net.clone(**how)
+  assert net("base64").clone(remat=()) == UNet()
+  last = dataclasses.replace(SR256_BLOCKS[-1], self_attention=False)
+  third = (*SR256_BLOCKS[:-1], last)
+  for name, blocks in (("sr256", SR256_BLOCKS), ("sr1024", third)):
+    found = net(name)
+    plain = [dataclasses.replace(b, remat="none") for b in found.blocks]
+    assert found.clone(blocks=tuple(plain)) == EfficientUNet(blocks)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_of_the_base_stage(size):
+  """Near what they are called, the part that reads the text counted in."""
+  config = get_config(f"base64:{size}")
+  stage, text = build.stage(config.stage), build.text(config.text)
+  key = jax.random.key(0)
+  found = count(jax.eval_shape(lambda: build.init_net(stage, text, key)))
+  assert found == SIZES[size]
+  named = float(size.replace("M", "e6").replace("B", "e9"))
+  assert 0.9 < found / named < 1.25
+  assert size != "2B" or 2.30e9 < found < 2.31e9  # as App. F.1 is printed
+
+
+def test_the_sweep_is_of_these_sizes():
+  points = list(module("base64")["sweep"]())
+  assert len(points) == len(SIZES)
+  for size, point in zip(SIZES, points, strict=True):
+    config = get_config("base64")
+    config.update_from_flattened_dict(point)
+    build.check_keys(config)
+    assert build.stage(config.stage) == build.stage(
+      get_config(f"base64:{size}").stage
+    )
+    assert build.training(config.train).steps == 400_000
+
+
+@pytest.mark.parametrize("size", T5)
+def test_sizes_of_t5(size):
+  """By what a layer has: four projections, three of the MLP, two norms."""
+  layers, width, heads, hidden, published = T5[size]
+  layer = 4 * width * 64 * heads + 3 * width * hidden + 2 * width
+  expected = 32_128 * width + layers * layer + 32 * heads + width
+  text = build.text(get_config(f"t5_xxl:{size}").text)
+  shapes = build.text_shapes(text)
+  assert count(shapes) == expected == published
+  assert size in text.weights
+  # Frozen, so what is computed with in bfloat16 alone is kept in it.
+  for path, leaf in jax.tree.leaves_with_path(shapes):
+    half = path[-1].key in ("kernel", "embedding")
+    assert leaf.dtype == (jnp.bfloat16 if half else jnp.float32), path
+
+
+def test_the_default_sizes_are_the_papers():
+  for name, size in (("base64", "2B"), ("t5_xxl", "xxl"), ("imagen", "looks")):
+    assert get_config(name) == get_config(f"{name}:{size}")
+
+
+def test_the_meshes_divide_the_batches():
+  """On the paper's 256 and 128 chips (Sec. 4.1); T5 and sampling by tensor."""
+  for name, chips in (("base64", 256), ("sr256", 128), ("sr1024", 128)):
+    config = get_config(name)
+    data, fsdp, tensor = build.mesh(config).sizes(chips)
+    assert data * fsdp == chips and tensor == 1 and fsdp > 1
+    parts = chips * build.training(config.train).accumulate
+    batch = build.data(config.data).batch_size
+    assert batch == 2048 and batch % parts == 0
+  for name in ("t5_xxl", "imagen"):
+    assert build.mesh(get_config(name)) == MeshShape(data=1, tensor=-1)
+
+
+def test_the_samplings_of_imagen():
+  """App. D.2 and Table 1: (guidance, augmentation) of every stage."""
+  told = lambda name: [
+    (sampling.guidance, sampling.aug_level)
+    for sampling in build.cascade(get_config(name)).samplings
+  ]
+  assert told("imagen:looks") == [(5.0, 0.0), (5.0, 0.2), (5.0, 0.2)]
+  assert told("imagen:fid") == [(1.35, 0.0), (8.0, 0.0)]

@@ -15,6 +15,7 @@ ROWS = (
   ("stage", "text", "interop"),
   ("cascade", "training", "evals"),
   ("build",),
+  ("aot",),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...
@@ -75,6 +76,8 @@ def test_diffusion_imports_jax_only():
     ("stage.py", "from imagen_jax import diffusion, nets, types", True),
     ("train.py", "import imagen_jax.build", True),
     ("train.py", "import imagen_jaxlike.sample", True),
+    ("aot/programs.py", "from imagen_jax import build", True),
+    ("compile.py", "from imagen_jax import aot, build", True),
     ("types.py", "from imagen_jax import nets", False),
     ("__init__.py", "from imagen_jax import types", False),
     ("diffusion/a.py", "from imagen_jax.nets import unet", False),
@@ -85,6 +88,8 @@ def test_diffusion_imports_jax_only():
     ("text/a.py", "import jax, imagen_jax.stage", False),
     ("evals/a.py", "from .. import sample", False),
     ("build.py", "from imagen_jax import train", False),
+    ("build.py", "from imagen_jax import aot", False),
+    ("aot/programs.py", "from imagen_jax.sample import main", False),
     ("train.py", "from imagen_jax import sample", False),
   ],
 )

@@ -105,7 +105,7 @@ def embed_program(config: Mapping[str, Any], devices: Mesh) -> Program:
   rows = text.batch_size
   ids = shape(rows, text.length, dtype=jnp.int32)
   mask = shape(rows, text.length, dtype=jnp.bool_)
-  inputs = placed((ids, mask), mesh.batch_sharding(devices, rows))
+  inputs = placed((ids, mask), mesh.rows_sharding(devices, rows))
   encode = lambda params, *args: text.encoder.apply({"params": params}, *args)
   return Program("embed", rows, encode, (weights, *inputs), params=weights)
 

@@ -90,9 +90,12 @@ def _run(step, modules: Unit, carry: Any, row: tuple[Any, Any]):
 
 def _is_written(units: Sequence[Unit]) -> bool:
   """Whether the units are making variables, which a loop could not return."""
-  modules = [m for m in itertools.chain(*units) if m is not None]
-  names = ("params", "text")
-  return any(modules[0].is_mutable_collection(name) for name in names)
+  return any(
+    module.is_mutable_collection(name)
+    for module in itertools.chain(*units)
+    if module is not None
+    for name in ("params", "text")
+  )
 
 
 def _rows(units: Sequence[Unit], xs: Sequence[Any], scan: bool):

@@ -77,7 +77,10 @@ def parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except flags.Error as error:
     if "whilst parsing config file" in str(error):
-      raise  # the config is a program, and this its traceback
+      said = sentence_of_config(error)
+      if said is None:
+        raise  # the config is a program, and this its traceback
+      fail(said, 2)
     fail(str(error), 2)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     frames = traceback.extract_tb(error.__traceback__)
@@ -87,6 +90,15 @@ def parse(argv: list[str]) -> list[str]:
     overrides = [arg for arg in argv if "-config." in arg]
     overrides = [arg for arg in overrides if f".{part}." in arg] or overrides
     fail(f"the config has no place for {' or '.join(overrides)}", 2)
+
+
+def sentence_of_config(error: BaseException) -> str | None:
+  """What get_config itself raised a ValueError to say, of its argument."""
+  while error.__context__ is not None:
+    error = error.__context__
+  *_, frame = traceback.extract_tb(error.__traceback__)
+  by_itself = frame.name == "get_config" and isinstance(error, ValueError)
+  return str(error) if by_itself else None
 
 
 def check_at_least(flag: flags.FlagHolder, lowest: int) -> None:

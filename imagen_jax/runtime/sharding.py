@@ -85,12 +85,13 @@ def like_param(leaf: Any, param: Any, sharding: NamedSharding) -> NamedSharding:
   """
   axes = [*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec))]
   if leaf.shape != param.shape:
-    without = [
-      i
+    fewer = [
+      axes[:i] + axes[i + 1 :]
       for i in range(len(axes))
       if leaf.shape == (*param.shape[:i], *param.shape[i + 1 :])
     ]
-    axes = axes[: without[0]] + axes[without[0] + 1 :] if without else []
+    # Of equal dimensions either may be the one that is gone.
+    axes = min(fewer, key=lambda left: left.count(None), default=[])
   return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 

@@ -78,3 +78,15 @@ def test_a_pair_of_blocks_may_keep_the_resolution(random_params):
   out = jax.jit(net.apply)({"params": params}, *make_inputs())
   assert out.shape == (2, SIDE, SIDE, 3)
   assert jnp.abs(out[0] - out[1]).max() > 1e-3
+
+
+def test_a_level_may_have_attention_alone():
+  block = BlockSpec(
+    8, num_res_blocks=0, self_attention=True, num_attention_heads=2
+  )
+  net = EfficientUNet(blocks=(block,), embed_dim=8, norm_groups=4)
+  z, time, cond = jnp.zeros((1, 4, 4, 3)), jnp.zeros(1), Conditioning()
+  made = jax.eval_shape(net.init, jax.random.key(0), z, time, cond)
+  assert made["params"]["dblock_0"]["body"].keys() == {"attention"}
+  out = jax.eval_shape(net.apply, made, z, time, cond)
+  assert out.shape == z.shape

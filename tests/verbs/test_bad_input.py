@@ -165,6 +165,11 @@ def test_a_bad_config(call, tmp_path, content, said):
       2,
       "unexpected argument 'two', expected only --flags",
     ),
+    (
+      ["--prompt=a", "--config=configs/imagen.py:nice"],
+      2,
+      "imagen.py:nice is unknown, expected looks, fid",
+    ),
   ],
 )
 def test_a_mistake_is_one_line_for_the_caller(run, tmp_path, args, code, said):

@@ -1,0 +1,224 @@
+"""Trains once for every point of a config's sweep().
+
+  python launch/sweep.py --config=configs/x.py --workdir=ROOT [--dry_run]
+    [--run="launch/slurm.sh --name={name} --"] [--config.KEY=VALUE ...]
+
+The config file defines, beside get_config(), the points as a generator:
+
+  def sweep():
+    for width in (128, 192):
+      yield {"stage.net.embed_dim": width, "optimizer.learning_rate": 1e-4}
+
+A point's name, such as embed_dim=128-learning_rate=0.0001, depends on nothing
+but sweep(), and ROOT/NAME is its workdir: called again, train returns at once
+where it is done and goes on elsewhere. --run is written before every command,
+with {name} and {index} filled in; without it the commands run here. They run
+one after another, those after a failure too. --dry_run prints them.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Configs import each other from the repository's root.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from absl import flags
+from ml_collections import config_flags
+
+from imagen_jax import build
+from imagen_jax.runtime import program
+
+NAME_LENGTH = 100
+Point = Mapping[str, Any]
+
+
+def load(path: str) -> Any:
+  """A config file as a module; ValueError if it has no sweep()."""
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"--config {path!r} is no file, expected a config")
+  spec = importlib.util.spec_from_file_location("swept_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not callable(getattr(module, "sweep", None)):
+    raise ValueError(
+      f"{path} has no sweep(), expected one that yields points such as "
+      "{'stage.net.embed_dim': 192}"
+    )
+  return module
+
+
+def configured(path: str, overrides: Sequence[str]) -> Any:
+  """The config that train reads from --config=PATH and --config.KEY=VALUEs."""
+  words = ["train", f"--config={path}", *overrides]
+  values = flags.FlagValues()
+  flag = config_flags.DEFINE_config_file(
+    "config",
+    lock_config=False,
+    accept_new_attributes=True,
+    flag_values=values,
+    sys_argv=words,
+  )
+  values(words)
+  return flag.value
+
+
+def settings(point: Point) -> list[str]:
+  """A point as flags; ValueError if it is none."""
+  if not isinstance(point, Mapping):
+    raise ValueError(f"sweep() yields {point!r}, expected a dict")
+  return [f"--config.{key}={text(key, v)}" for key, v in point.items()]
+
+
+def check(path: str, overrides: Sequence[str], point: Point) -> None:
+  """ValueError if train would refuse the config at this point."""
+  words = [*overrides, *settings(point)]
+  try:
+    config = configured(path, words)
+  except flags.Error as error:
+    raise ValueError(f"sweep()'s point {point}: {error}") from error
+  except (AttributeError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path}: the config has no place for {' or '.join(words)}"
+    ) from error
+  try:
+    build.check_keys(config)
+    build.stage(config.stage)
+    build.text(config.text)
+    build.data(config.data)
+    build.mesh(config)
+    build.training(config.train)
+    build.sampling(config.sampling)
+    build.optimizer(config.optimizer)
+  except ValueError as error:
+    raise ValueError(f"sweep()'s point {point}: {error}") from error
+
+
+def text(key: str, value: Any) -> str:
+  """A value as --config.KEY=VALUE takes it; ValueError for other kinds."""
+  if isinstance(value, tuple):
+    return repr(tuple(value))
+  if not isinstance(value, bool | int | float | str):
+    raise ValueError(
+      f"sweep() sets {key} to {value!r}, expected a number, a string, a bool "
+      "or a tuple"
+    )
+  return str(value)
+
+
+def short_keys(points: Sequence[Point]) -> dict[str, str]:
+  """Each key's shortest ending that no other key of the sweep has."""
+  keys = sorted({key for point in points for key in point})
+  short = {}
+  for key in keys:
+    parts = key.split(".")
+    endings = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
+    alone = (
+      ending
+      for ending in endings
+      if not any(f".{k}".endswith(f".{ending}") for k in keys if k != key)
+    )
+    short[key] = next(alone, key)
+  return short
+
+
+def name_of(point: Point, short: Mapping[str, str]) -> str:
+  """A readable name for a folder; a hash ends one that had to be changed."""
+  pairs = []
+  for key in sorted(point, key=short.__getitem__):
+    value = point[key]
+    label = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    pairs.append(f"{short[key]}={label}")
+  whole = "-".join(pairs) or "unchanged"
+  name = re.sub(r"[^\w.,=+-]", "_", whole, flags=re.ASCII)[:NAME_LENGTH]
+  if name == whole:
+    return name
+  return f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def commands(
+  path: str, workdir: str, run: str, overrides: Sequence[str]
+) -> dict[str, list[str]]:
+  """What to run for each point, by its name; ValueError for a bad point."""
+  module = load(path)
+  module.get_config()  # a mistake in it has its traceback
+  points = list(module.sweep())
+  for point in points:
+    check(path, overrides, point)
+  short, found = short_keys(points), {}
+  for index, point in enumerate(points):
+    name = name_of(point, short)
+    if name in found:
+      raise ValueError(f"sweep() yields the point {name} twice")
+    before = [
+      word.replace("{name}", name).replace("{index}", str(index))
+      for word in shlex.split(run)
+    ]
+    found[name] = [
+      *before,
+      *("python", "-m", "imagen_jax.train"),
+      f"--config={path}",
+      f"--workdir={workdir.rstrip('/')}/{name}",
+      *overrides,
+      *settings(point),
+    ]
+  if not found:
+    raise ValueError(f"{path}: sweep() yields no point")
+  return found
+
+
+def run_all(found: Mapping[str, Sequence[str]]) -> None:
+  """Runs one after another, all; ValueError that names those that failed."""
+  bin_folder = pathlib.Path(sys.executable).parent
+  path = f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}"
+  failed = []
+  for index, (name, words) in enumerate(found.items()):
+    print(f"[{index + 1}/{len(found)}] {shlex.join(words)}", file=sys.stderr)
+    try:
+      code = subprocess.run(words, env={**os.environ, "PATH": path}).returncode
+    except OSError as error:
+      raise ValueError(f"--run: {words[0]}: {error.strerror}") from error
+    if code:
+      failed.append(f"{name} (exit code {code})")
+  if failed:
+    raise ValueError(
+      f"{len(failed)} of {len(found)} runs failed: {', '.join(failed)}"
+    )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("--config", required=True)
+  parser.add_argument("--workdir", required=True)
+  parser.add_argument("--run", default="")
+  parser.add_argument("--dry_run", action="store_true")
+  args, overrides = parser.parse_known_args()
+  for word in overrides:
+    if not word.startswith("--config."):
+      parser.error(f"unexpected {word!r}, expected --config.KEY=VALUE")
+  try:
+    found = commands(args.config, args.workdir, args.run, overrides)
+    if args.dry_run:
+      print("\n".join(map(shlex.join, found.values())))
+    else:
+      run_all(found)
+  except ValueError as error:
+    program.fail(str(error), 1)
+  except KeyboardInterrupt:
+    program.fail("interrupted", 130)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,297 @@
+"""Programs as compiled ahead: they are those that the verbs run.
+
+On 8 fake devices, in tiny: what a verb makes and hands its step or sampler is
+held against the shapes and places that the program names.
+"""
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from ml_collections import ConfigDict
+
+from imagen_jax import build, cascade, sample
+from imagen_jax.aot import programs
+from imagen_jax.data.pipeline import make_batches
+from imagen_jax.runtime import mesh, program, weights
+from imagen_jax.runtime.flops import count_flops
+from imagen_jax.runtime.sharding import Placement
+from imagen_jax.training.step import init_state, place_state
+
+QUICK = {"xla_backend_optimization_level": 0}  # to compile
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+NET = {
+  "embed_dim": 8,
+  "feature_pooling_type": "mean",
+  "text_width": 8,
+  "norm_groups": 4,
+}
+BASE = NET | {
+  "kind": "UNet",
+  "image_size": 8,
+  "channel_mult": (1,),
+  "num_res_blocks": 1,
+  "attn_resolutions": (8,),
+  "text_cross_attn_res": (8,),
+  "per_head_channels": 8,
+}
+BLOCK = {
+  "channels": 8,
+  "strides": None,
+  "num_res_blocks": 1,
+  "text_cross_attention": True,
+  "num_attention_heads": 2,
+}
+LARGER = NET | {"kind": "EfficientUNet", "blocks": (BLOCK,), "scan": True}
+TEXT = {
+  "encoder": {
+    "vocab_size": 512,
+    "emb_dim": 16,
+    "num_heads": 2,
+    "num_encoder_layers": 2,
+    "head_dim": 8,
+    "mlp_dim": 16,
+    "dtype": "bfloat16",
+  },
+  "vocabulary": "weights/shapes.model",
+  "length": 16,
+}
+# The second stage trains on crops, 8 of 16 wide, made from 4 of 8.
+STAGES = {
+  "base": {"size": 8, "net": BASE, "prediction": "x"},
+  "larger": {"size": 16, "lowres_size": 8, "crop_size": 8, "net": LARGER},
+}
+
+
+def train_config(here, batch_size=8, **train):
+  return ConfigDict(
+    {
+      "text": TEXT | {"weights": f"{here}/text.safetensors"},
+      "stage": STAGES["larger"],
+      "data": {"batch_size": batch_size},
+      "optimizer": {"kind": "adafactor"},
+      "train": {"steps": 10, **train},
+      "sampling": {},
+      "weights": "",
+      "mesh": MESH,
+    }
+  )
+
+
+def cascade_config(here):
+  stage = lambda name: {
+    "stage": STAGES[name],
+    "sampling": {"steps": 2},
+    "weights": f"{here}/{name}.safetensors",
+  }
+  return ConfigDict(
+    {
+      "stages": tuple(STAGES),
+      **{name: stage(name) for name in STAGES},
+      "text": TEXT | {"weights": f"{here}/text.safetensors"},
+      "batch_size": 4,
+      "mesh": MESH,
+    }
+  )
+
+
+def devices_of(config):
+  return mesh.make_mesh(build.mesh(config))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+  """A folder with the weights of the text encoder and of both stages."""
+  here = tmp_path_factory.mktemp("programs")
+  config, key = cascade_config(here), jax.random.key(0)
+  text = build.text(config.text)
+  trees = {"text": lambda: build.init_text(text, key)}
+  for name in STAGES:
+    stage = build.stage(config[name].stage)
+    trees[name] = lambda stage=stage: build.init_net(stage, text, key)
+  for name, make in trees.items():
+    like = jax.eval_shape(make)
+    tree = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1), like)
+    weights.save_weights(here / f"{name}.safetensors", tree)
+  return here
+
+
+def assert_alike(arrays, told):
+  """The shape, dtype and place of every array are what a program says."""
+  assert jax.tree.structure(arrays) == jax.tree.structure(told)
+  for (path, array), like in zip(
+    jax.tree.leaves_with_path(arrays), jax.tree.leaves(told), strict=True
+  ):
+    where = jax.tree_util.keystr(path)
+    assert (array.shape, array.dtype) == (like.shape, like.dtype), where
+    assert array.sharding.is_equivalent_to(like.sharding, array.ndim), where
+
+
+# --- A training step.
+
+
+def made_by_train(config):
+  """(state, text weights, batch) as the verb train makes them, of zeros."""
+  stage, text = build.stage(config.stage), build.text(config.text)
+  optimizer, data = build.optimizer(config.optimizer), build.data(config.data)
+  devices = devices_of(config)
+  placement = Placement(devices)
+  spread = mesh.batch_sharding(devices, data.batch_size)
+  make = lambda: init_state(
+    build.init_net(stage, text, jax.random.key(0)), optimizer
+  )
+  shapes = jax.eval_shape(make)
+  state = jax.device_put(
+    jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes),
+    place_state(shapes, optimizer, placement),
+  )
+  records = [{"image": np.zeros((32, 32, 3), np.uint8), "caption": "a star"}]
+  batch = next(make_batches(
+    records, size=stage.size, lowres_size=stage.lowres_size,
+    crop=stage.crop_size, tokenize=build.tokenizer(text),
+    global_batch=data.batch_size, seed=data.seed,
+  ))  # fmt: skip
+  batch = mesh.to_global(batch, spread, data.batch_size)
+  return state, placement.put(build.load_text(text)), batch
+
+
+def test_train_is_the_verbs_step(here):
+  """It compiles, takes what the verb has and leaves the state in its places."""
+  config = train_config(here)
+  devices = devices_of(config)
+  assert programs.mode_of(config) == "train"
+  (found,) = programs.of(config, "train", devices)
+  assert (found.name, found.batch) == ("train", 8)
+  args = made_by_train(config)
+  assert_alike(args, found.args)
+  assert found.params == (found.args[0].params, found.args[1])
+  step = jax.jit(
+    found.fn, donate_argnums=found.donate, out_shardings=found.out_shardings
+  )
+  with jax.set_mesh(devices):
+    lowered = step.lower(*found.args)
+    state, metrics = lowered.compile(QUICK)(*args)
+  assert_alike(state, found.args[0])  # and so will the next step take it
+  assert int(state.step) == 1 and np.isfinite(metrics["loss"])
+  assert args[0].params["conv_in"]["kernel"].is_deleted()  # donated
+  # The step was told where gradients lie, such as those of a convolution.
+  assert '[{}, {}, {"fsdp"}, {"tensor"}]> : tensor<3x3x8x8' in lowered.as_text()
+
+
+def test_operations_grow_with_the_batch(here):
+  def program(batch_size, **train):
+    config = train_config(here, batch_size, **train)
+    (found,) = programs.of(config, "train", devices_of(config))
+    return found.fn, *found.args
+
+  few = count_flops(*program(8))
+  assert few > 0
+  assert 1.9 * few < count_flops(*program(16)) <= 2 * few
+  # In parts it is the same work, in a loop over them.
+  step, *args = program(16, accumulate=4)
+  loops = re.findall(r" length=(\d+)", str(jax.make_jaxpr(step)(*args)))
+  assert loops == ["4"]
+
+
+def test_what_train_would_refuse_is_refused(here):
+  config = train_config(here, accumulate=4)
+  with pytest.raises(ValueError, match="batch_size is 8, .* accumulate 4$"):
+    list(programs.of(config, "train", devices_of(config)))
+  del config.train
+  with pytest.raises(ValueError, match="^config key train is missing"):
+    list(programs.of(config, "train", devices_of(config)))
+
+
+# --- Sampling.
+
+
+@pytest.fixture(scope="module")
+def sampled(here, tmp_path_factory):
+  """What the verb sample hands its samplers: [(stage, arguments)]."""
+  file = here / "tiny.py"
+  config = cascade_config(here).to_json_best_effort()
+  file.write_text(
+    "import json\nfrom ml_collections import ConfigDict\n\n"
+    f"def get_config():\n  return ConfigDict(json.loads({config!r}))\n"
+  )
+  seen = []
+
+  def sampler(stage, *args, sampling):
+    seen.append((stage, sampling, args))
+    place = args[1].sharding  # of the keys, by rows
+    return jax.device_put(jnp.zeros((4, stage.size, stage.size, 3)), place)
+
+  argv = ["sample", f"--config={file}", "--prompt=a red star"]
+  argv += ["--num_images=4", f"--outdir={tmp_path_factory.mktemp('out')}"]
+  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+    patch.setattr(sys, "argv", argv)
+    patch.setattr(cascade, "sample_stage", sampler)
+    program.parse(argv)
+    sample.main()
+  return seen
+
+
+def test_sample_is_the_verbs_samplers(here, sampled):
+  config = cascade_config(here)
+  assert programs.mode_of(config) == "sample"
+  embed, *stages = programs.of(config, "sample", devices_of(config))
+  assert [p.name for p in stages] == ["sample base", "sample larger"]
+  for found, (stage, sampling, args) in zip(stages, sampled, strict=True):
+    assert found.fn.args == (stage,)
+    assert found.fn.keywords == {"sampling": sampling}
+    assert_alike(args, found.args)
+    assert found.params is found.args[0]
+  # Each takes what the one before makes.
+  words = jax.eval_shape(embed.fn, *embed.args)
+  assert words.shape[1:] == stages[0].args[2].tokens.shape[1:]
+  assert words.dtype == stages[0].args[2].tokens.dtype
+  pictures = jax.eval_shape(stages[0].fn, *stages[0].args)
+  lowres = stages[1].args[3]
+  assert stages[0].args[3] is None
+  assert (pictures.shape, pictures.dtype) == (lowres.shape, lowres.dtype)
+
+
+def test_a_picture_is_left_where_the_next_stage_is_told(here):
+  """By the compiler, whom nobody tells."""
+  config = cascade_config(here)
+  devices = devices_of(config)
+  _, base, larger = programs.of(config, "sample", devices)
+  with jax.set_mesh(devices):
+    made = jax.jit(base.fn).lower(*base.args).compile(QUICK).output_shardings
+  assert made.is_equivalent_to(larger.args[3].sharding, 4)
+
+
+def test_embed_is_the_verbs_encoder(here):
+  config = cascade_config(here)
+  devices = devices_of(config)
+  for mode in ("embed", "sample"):
+    found = next(iter(programs.of(config, mode, devices)))
+    assert (found.name, found.batch) == ("embed", 8)
+  text = build.text(config.text)
+  params = Placement(devices).put(build.load_text(text))
+  assert_alike(params, found.params)
+  ids, mask = build.tokenizer(text)(["a red star"] * 8)
+  ids, mask = jax.device_put((ids, mask), mesh.batch_sharding(devices, 8))
+  assert_alike((params, ids, mask), found.args)
+  kernels = [x for x in jax.tree.leaves(found.params) if x.ndim == 2]
+  assert {x.dtype for x in kernels} >= {jnp.dtype(jnp.bfloat16)}
+  assert programs.mode_of({"text": config.text}) == "embed"
+  flops = count_flops(found.fn, *found.args)
+  per_token = 2 * sum(
+    leaf.size
+    for path, leaf in jax.tree.leaves_with_path(found.params)
+    if path[-1].key == "kernel"
+  )
+  attention = 2 * 2 * (2 * 16 * 16 * 2 * 8)  # per prompt, of two layers
+  assert flops == 8 * (16 * per_token + attention)
+
+
+def test_sampling_without_a_mesh_is_on_one_device(here):
+  config = cascade_config(here)
+  assert dict(build.sampling_devices(config).shape) == MESH
+  del config.mesh
+  assert list(build.sampling_devices(config).devices.flat) == jax.devices()[:1]

@@ -1,0 +1,118 @@
+"""A copy of launch/ where every program of a platform is a pretended one."""
+
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROGRAMS = (
+  "gcloud",
+  "xpk",
+  "kubectl",
+  "docker",
+  "sbatch",
+  "srun",
+  "scancel",
+  "scontrol",
+  "sudo",
+)
+# Records its name and arguments, and fails if a file says so.
+PRETENDED = """#!/bin/sh
+{{ printf '%s\\0' "${{0##*/}}" "$@"; printf '\\n\\0'; }} >> {calls}
+[ ! -e {fails} ]
+"""
+VARIABLES = (
+  "ACCELERATOR_TYPE",
+  "CLUSTER",
+  "IMAGE",
+  "LIBTPU_INIT_ARGS",
+  "PROJECT_ID",
+  "RUNTIME_VERSION",
+  "TPU_NAME",
+  "XLA_FLAGS",
+  "XLA_PYTHON_CLIENT_MEM_FRACTION",
+  "ZONE",
+)
+
+
+class Platform:
+  """The scripts below a path with spaces, and who they would talk to."""
+
+  def __init__(self, tmp_path: pathlib.Path):
+    self.root = tmp_path / "a project"
+    self.bin = tmp_path / "bin"
+    self.calls_path = tmp_path / "calls"
+    self.fails = tmp_path / "fails"
+    self.bin.mkdir()
+    shutil.copytree(ROOT / "launch", self.root / "launch")
+    for name in ("setup.py", "requirements-lock.txt"):
+      shutil.copy(ROOT / name, self.root)
+    for name in PROGRAMS:
+      self.pretend(name, PRETENDED)
+    self.env = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    self.env["PATH"] = f"{self.bin}:{os.environ['PATH']}"
+
+  def pretend(self, name: str, text: str):
+    """Makes a program; {calls} and {fails} in its text become paths."""
+    path = self.bin / name
+    path.write_text(
+      text.format(
+        calls=shlex.quote(str(self.calls_path)),
+        fails=shlex.quote(str(self.fails)),
+      )
+    )
+    path.chmod(0o755)
+
+  def start(self, script: str, *args: str, **env: str) -> subprocess.Popen:
+    """Starts a script of launch/ from another folder."""
+    return subprocess.Popen(
+      [self.root / "launch" / script, *args],
+      cwd=self.bin,
+      env=self.env | env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+
+  def run(
+    self, script: str, *args: str, **env: str
+  ) -> subprocess.CompletedProcess:
+    """Runs a script of launch/ to its end."""
+    process = self.start(script, *args, **env)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+  def dry(self, script: str, *args: str, **env: str) -> list[list[str]]:
+    """The commands that a dry run prints, having run none."""
+    at = args.index("--") if "--" in args else len(args)
+    run = self.run(script, *args[:at], "--dry_run", *args[at:], **env)
+    assert (run.returncode, run.stderr) == (0, ""), run.stderr
+    assert self.calls() == []
+    return [shlex.split(line) for line in run.stdout.splitlines()]
+
+  def calls(self) -> list[list[str]]:
+    """What the pretended programs were called with since the last time."""
+    path = self.calls_path
+    text = path.read_text() if path.exists() else ""
+    path.unlink(missing_ok=True)
+    return [call.split("\0")[:-1] for call in text.split("\n\0")[:-1]]
+
+  def says(self, script: str, *args: str) -> str:
+    """The one sentence with which a script refuses, having run nothing."""
+    run = self.run(script, *args)
+    assert run.returncode == 2, run
+    assert run.stdout == ""
+    assert run.stderr.startswith(f"launch/{script}: ")
+    assert run.stderr.count("\n") == 1, run.stderr
+    assert self.calls() == []
+    return run.stderr
+
+
+@pytest.fixture
+def platform(tmp_path):
+  return Platform(tmp_path)

@@ -1,0 +1,200 @@
+"""launch/local.sh, with real processes."""
+
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Forms the job as a verb would from the variables, and gathers.
+PROGRAM = """
+import os, sys
+import jax
+import numpy as np
+
+index = int(os.environ["JAX_PROCESS_ID"])
+jax.distributed.initialize(
+  os.environ["JAX_COORDINATOR_ADDRESS"],
+  int(os.environ["JAX_NUM_PROCESSES"]),
+  index,
+  initialization_timeout=30,
+)
+from jax.experimental import multihost_utils
+
+mine = np.array([10 + index])
+print("gathered", multihost_utils.process_allgather(mine).ravel(), sys.argv[1:])
+"""
+# The second process fails, the first waits for it, or for SIGTERM, in vain.
+WAIT = "while :; do sleep 0.1; done"
+READY = "until [ -s ready ]; do sleep 0.1; done"
+FAILING = f"""
+if [ $JAX_PROCESS_ID = 1 ]; then {READY}; echo the reason >&2; exit 7; fi
+trap 'echo asked; exit 0' TERM
+echo > ready
+{WAIT}
+"""
+DEAF = f"""
+if [ $JAX_PROCESS_ID = 1 ]; then {READY}; exit 7; fi
+trap '' TERM
+echo $$ > ready; sleep 60
+"""
+SAVING = f"trap 'sleep 0.3; echo saved; exit 0' TERM; echo up; {WAIT}"
+
+
+def gone(pid: int) -> bool:
+  """Whether a process has ended, or will have in a moment."""
+  for _ in range(50):
+    try:
+      os.kill(pid, 0)
+    except ProcessLookupError:
+      return True
+    if pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+      return True
+    time.sleep(0.05)
+  return False
+
+
+def test_two_processes_form_one_jax_job(platform, tmp_path):
+  program = tmp_path / "program.py"
+  program.write_text(PROGRAM)
+  command = (sys.executable, str(program), "it's a", "$HOME")
+  run = platform.run("local.sh", "2", "--", *command)
+  assert run.returncode == 0, run.stderr
+  for i in (0, 1):
+    assert f"[{i}] gathered [10 11] [\"it's a\", '$HOME']" in run.stdout
+
+
+def test_what_is_printed_is_what_runs(platform):
+  args = ("3", "--port=1234", "--env=gpu")
+  command = ("--", "it's", "$HOME", "")
+  sourced, *printed = platform.dry("local.sh", *args, *command)
+  assert sourced == [".", str(platform.root / "launch" / "env" / "gpu.sh")]
+  for i, words in enumerate(printed):
+    assert words == [
+      "env",
+      "JAX_COORDINATOR_ADDRESS=localhost:1234",
+      "JAX_NUM_PROCESSES=3",
+      f"JAX_PROCESS_ID={i}",
+      *command[1:],
+    ]
+  show = 'echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"'
+  run = platform.run("local.sh", *args, "--", "sh", "-c", f"{show} $XLA_FLAGS")
+  assert sorted(line[:22] for line in run.stdout.splitlines()) == [
+    f"[{i}] localhost:1234 3 {i}" for i in range(3)
+  ]
+  assert run.stdout.count("--xla_gpu") == 3
+
+
+def test_a_free_port_is_found(platform):
+  found = {
+    platform.dry("local.sh", "1", "--", "x")[0][1].partition(":")[2]
+    for _ in range(2)
+  }
+  assert len(found) == 2
+  assert all(1024 <= int(port) < 65536 for port in found)
+
+
+def test_the_python_is_that_of_the_environment(platform):
+  python = platform.root / ".venv" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  python.write_text("#!/bin/sh\necho ours $PWD\n")
+  python.chmod(0o755)
+  run = platform.run("local.sh", "1", "--", "python")
+  assert run.stdout == f"[0] ours {platform.bin}\n"  # and the folder, yours
+
+
+def test_a_failure_ends_the_others(platform):
+  begun = time.monotonic()
+  run = platform.run("local.sh", "2", "--", "sh", "-c", FAILING)
+  assert time.monotonic() - begun < 10
+  assert run.returncode == 7
+  assert "[1] the reason\n" in run.stdout
+  assert "[0] asked\n" in run.stdout
+  assert "process 1 ended with exit code 7, ending the others." in run.stderr
+  assert re.search(r"process 1 was first to fail, exit code 7.\n$", run.stderr)
+
+
+def test_every_line_is_shown_before_the_end(platform, tmp_path):
+  script = shlex.quote(str(platform.root / "launch" / "local.sh"))
+  many = "yes '' | head -n 60000; printf last"  # a pipe full of short lines
+  shown = tmp_path / "shown"
+  with shown.open("w") as file:
+    subprocess.run(
+      ["bash", "-c", f'{script} 1 -- sh -c "{many}"'],
+      env=platform.env,
+      stdout=file,
+      check=True,
+    )
+  lines = shown.read_text().splitlines()
+  assert len(lines) == 60001
+  assert lines[-1] == "[0] last"
+
+
+def test_who_does_not_end_is_killed(platform):
+  run = platform.run("local.sh", "2", "--grace=1", "--", "sh", "-c", DEAF)
+  assert run.returncode == 7
+  assert run.stderr.count("\n") == 2, run.stderr  # nothing of bash's own
+  assert gone(int((platform.bin / "ready").read_text()))
+
+
+def test_a_command_that_does_not_exist(platform):
+  run = platform.run("local.sh", "2", "--", "no_such_command")
+  assert run.returncode == 127
+  assert "no_such_command" in run.stdout
+
+
+@pytest.mark.parametrize(
+  ("sent", "code"),
+  [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
+def test_an_interruption_ends_all(platform, sent, code):
+  process = platform.start("local.sh", "2", "--", "sh", "-c", SAVING)
+  assert {process.stdout.readline() for _ in "01"} == {"[0] up\n", "[1] up\n"}
+  os.killpg(process.pid, sent)  # as a terminal does
+  out, err = process.communicate(timeout=20)
+  assert process.returncode == code
+  assert sorted(out.splitlines()) == ["[0] saved", "[1] saved"]
+  assert err == ""
+
+
+def test_a_second_interruption_does_not_wait(platform):
+  script = "trap '' TERM; echo up; sleep 60"
+  process = platform.start(
+    "local.sh", "1", "--grace=60", "--", "sh", "-c", script
+  )
+  assert process.stdout.readline() == "[0] up\n"
+  os.killpg(process.pid, signal.SIGINT)
+  time.sleep(0.5)
+  assert process.poll() is None
+  os.killpg(process.pid, signal.SIGINT)
+  process.communicate(timeout=20)
+  assert process.returncode == 130
+
+
+def test_what_a_process_leaves_behind_is_ended(platform, tmp_path):
+  script = f"sleep 60 & echo $! > {tmp_path / 'pid'}"
+  run = platform.run("local.sh", "1", "--", "sh", "-c", script)
+  assert run.returncode == 0
+  assert gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize(
+  ("args", "sentence"),
+  [
+    ((), "the first argument is '', expected how many"),
+    (("0", "--", "x"), "the first argument is '0'"),
+    (("two", "--", "x"), "the first argument is 'two'"),
+    (("2",), "what to run is needed"),
+    (("2", "x"), "argument 'x' is unexpected"),
+    (("2", "--grace=soon", "--", "x"), "--grace is 'soon', expected a number"),
+    (("2", "--port=http", "--", "x"), "--port is 'http', expected a number"),
+    (("2", "--env=v9", "--", "x"), "there is no launch/env/v9.sh"),
+  ],
+)
+def test_refusals(platform, args, sentence):
+  assert sentence in platform.says("local.sh", *args)

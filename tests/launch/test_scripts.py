@@ -1,0 +1,61 @@
+"""What holds for every script of launch/."""
+
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+LAUNCHERS = ("local.sh", "slurm.sh", "tpu_vm.sh", "worker.sh", "xpk.sh")
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_help_is_the_comment_at_the_top(platform, script):
+  run = platform.run(script, "--help")
+  assert (run.returncode, run.stderr) == (0, "")
+  assert f"launch/{script}" in run.stdout
+  assert "--dry_run" in run.stdout
+  assert "#!" not in run.stdout
+  assert "set -euo" not in run.stdout
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_unknown_flags_are_named(platform, script):
+  first = {"local.sh": ("2",), "slurm.sh": ()}.get(script, ("start",))
+  said = platform.says(script, *first, "--no_such=1")
+  assert "flag '--no_such=1' is unknown" in said
+  assert "flag '--fly' is unknown" in platform.says(script, *first, "--fly")
+  said = platform.says(script, *first, "--env") if script != "xpk.sh" else ""
+  assert script == "xpk.sh" or "expected --env=VALUE" in said
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_scripts_are_strict_and_can_be_run(script):
+  assert "\nset -euo pipefail\n" in (LAUNCH / script).read_text()
+  assert (LAUNCH / script).stat().st_mode & 0o111
+
+
+def test_the_readme_names_every_program():
+  text = (LAUNCH / "README.md").read_text()
+  names = {path.name for path in LAUNCH.iterdir() if path.is_file()}
+  names = {name for name in names if not name.endswith(("ignore", ".md"))}
+  names |= {path.stem for path in (LAUNCH / "env").iterdir()}
+  assert {name for name in names if name not in text} == set()
+
+
+@pytest.mark.skipif(
+  shutil.which("shellcheck") is None, reason="needs shellcheck"
+)
+def test_shellcheck_finds_nothing():
+  paths = [
+    *LAUNCH.glob("*.sh"),
+    *LAUNCH.glob("env/*"),
+    *LAUNCH.glob("*.sbatch"),
+  ]
+  paths = [path.relative_to(ROOT) for path in paths]
+  run = subprocess.run(
+    ["shellcheck", "-x", *paths], cwd=ROOT, capture_output=True, text=True
+  )
+  assert run.returncode == 0, run.stdout

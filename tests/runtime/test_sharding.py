@@ -1,0 +1,299 @@
+"""Where parameters lie, by the rules: of made-up trees and of the real nets.
+
+By shapes alone but for the last section; the mesh is of 8 fake devices.
+"""
+
+import functools
+import math
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from imagen_jax import build
+from imagen_jax.runtime.mesh import MeshShape, make_mesh
+from imagen_jax.runtime.sharding import (
+  REPLICATED,
+  RULES,
+  Placement,
+  like_param,
+  replicated_bytes,
+)
+from imagen_jax.training import optimizers
+from imagen_jax.training.step import init_state, place_state
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def on(data=1, fsdp=1, tensor=1):
+  return make_mesh(MeshShape(data, fsdp, tensor))
+
+
+def shape(*sizes, dtype=jnp.float32):
+  return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def specs(tree, mesh, rules=RULES):
+  """The partition of every leaf."""
+  shardings = Placement(mesh, rules).params(tree)
+  assert all(leaf.mesh == mesh for leaf in jax.tree.leaves(shardings))
+  return jax.tree.map(lambda sharding: sharding.spec, shardings)
+
+
+# --- The rules.
+
+
+def test_the_first_match_counts():
+  rules = (("b/kernel", REPLICATED), ("kernel", ("tensor",)), ("", ()))
+  tree = {
+    name: {"kernel": shape(8, 2), "x": shape(8, 2)} for name in ("a", "b")
+  }
+  assert specs(tree, on(fsdp=4, tensor=2), rules) == {
+    "a": {"kernel": P("tensor"), "x": P("fsdp")},
+    "b": {"kernel": P(), "x": P("fsdp")},
+  }
+
+
+@pytest.mark.parametrize(
+  ("tree", "name"),
+  [({"a": {"table": shape(8)}}, "a/table"), ({"kernels": shape(8)}, "kernels")],
+)
+def test_a_parameter_without_a_rule_is_refused(tree, name):
+  message = f"^no sharding rule matches parameter {name}$"
+  with pytest.raises(ValueError, match=message):
+    specs({"conv": {"kernel": shape(8), "bias": shape(8)}, **tree}, on(fsdp=8))
+
+
+@pytest.mark.parametrize(
+  ("axes", "sizes", "expected"),
+  [
+    ((), (8, 16, 4), P(None, "fsdp")),
+    ((), (16, 8, 4), P("fsdp")),
+    ((), (3, 3, 8, 16), P(None, None, "fsdp")),  # the last is of the lanes
+    ((), (9, 4), P(None, "fsdp")),  # there is no other that divides
+    ((), (8,), P("fsdp")),
+    ((), (9, 7), P()),
+    ((), (), P()),
+    (("tensor",), (8, 4), P("tensor", "fsdp")),  # the largest is not free
+    (("tensor",), (8, 3), P("tensor")),
+    (("tensor",), (7, 4), P(None, "fsdp")),  # tensor does not divide it
+    (("tensor",), (4, 7), P("tensor")),
+    (("fsdp",), (4, 8), P("fsdp")),  # and not once more
+    (("fsdp", "tensor"), (4, 8), P("fsdp", "tensor")),
+    (REPLICATED, (8, 8), P()),
+  ],
+)
+def test_axes_of_a_shape(axes, sizes, expected):
+  rules = (("", axes),)
+  assert specs({"a": shape(*sizes)}, on(2, 2, 2), rules)["a"] == expected
+
+
+def test_axes_of_one_device_are_left_out():
+  tree = {"a": shape(8, 8)}
+  rules = (("a", ("tensor",)),)
+  assert specs(tree, on(data=8), rules)["a"] == P()
+  assert specs(tree, on(fsdp=8), rules)["a"] == P("fsdp")
+  assert specs(tree, on(tensor=8), rules)["a"] == P("tensor")
+
+
+# --- Parameters of the real nets.
+
+
+@functools.cache
+def shapes_of(name):
+  """(net, text): weights of a config in configs/, of which none is made."""
+  config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+  text = build.text(config.text)
+  if "stage" not in config:
+    return {}, build.text_shapes(text)
+  stage, key = build.stage(config.stage), jax.random.key(0)
+  net = jax.eval_shape(lambda: build.init_net(stage, text, key))
+  return net, build.text_shapes(text)
+
+
+def test_tensor_splits_heads_and_hidden_features():
+  net, text = shapes_of("base64")
+  found = specs(net, on(tensor=8)), specs(text, on(tensor=8))
+  attention = found[0]["down_1_attn_0"]
+  for name in ("query", "key", "value", "text_key", "text_value"):
+    assert attention[name]["kernel"] == P(None, "tensor"), name  # of heads
+  assert attention["out"]["kernel"] == P("tensor")
+  block = found[0]["down_1_res_1"]
+  assert block["conv_0"]["kernel"] == P(None, None, None, "tensor")
+  assert block["conv_1"]["kernel"] == P(None, None, "tensor")
+  assert block["emb_proj"]["kernel"] == P()
+  assert block["norm_0"]["scale"] == block["conv_0"]["bias"] == P()
+  layer = found[1]["encoder"]["layers_3"]
+  for name in ("query", "key", "value"):
+    assert layer["attention"][name]["kernel"] == P(None, "tensor"), name
+  assert layer["attention"]["out"]["kernel"] == P("tensor")
+  assert layer["mlp"]["wi_0"]["kernel"] == P(None, "tensor")
+  assert layer["mlp"]["wi_1"]["kernel"] == P(None, "tensor")
+  assert layer["mlp"]["wo"]["kernel"] == P("tensor")
+  assert found[1]["token_embedder"]["embedding"] == P("tensor")
+  assert found[1]["encoder"]["relpos_bias"]["rel_embedding"] == P()
+
+
+def test_fsdp_takes_what_tensor_leaves():
+  net, text = shapes_of("base64")
+  net, text = specs(net, on(fsdp=4, tensor=2)), specs(text, on(1, 4, 2))
+  attention = net["down_1_attn_0"]
+  # Channels, heads, features of a head; and the same backwards.
+  assert attention["query"]["kernel"] == P("fsdp", "tensor")
+  assert attention["out"]["kernel"] == P("tensor", "fsdp")
+  conv = net["down_1_res_1"]["conv_0"]["kernel"]
+  assert conv == P(None, None, "fsdp", "tensor")
+  mlp = text["encoder"]["layers_3"]["mlp"]
+  assert mlp["wi_0"]["kernel"] == P("fsdp", "tensor")
+  assert mlp["wo"]["kernel"] == P("tensor", "fsdp")
+  assert text["token_embedder"]["embedding"] == P("tensor", "fsdp")
+
+
+def whole(tree, shardings):
+  """Names of arrays above 1 MiB that are not in 8 equal parts."""
+  return [
+    jax.tree_util.keystr(path)
+    for (path, leaf), sharding in zip(
+      jax.tree.leaves_with_path(tree), jax.tree.leaves(shardings), strict=True
+    )
+    if leaf.size * leaf.dtype.itemsize > 2**20
+    and 8 * math.prod(sharding.shard_shape(leaf.shape)) != leaf.size
+  ]
+
+
+@pytest.mark.parametrize("name", ["base64", "sr256", "sr1024", "t5_xxl"])
+def test_all_above_a_mebibyte_is_split_over_fsdp(name):
+  placement = Placement(on(fsdp=8))
+  for tree in shapes_of(name):
+    assert whole(tree, placement.params(tree)) == []
+  # And the planted error is found.
+  rules = Placement(placement.mesh, (("", REPLICATED),))
+  assert len(whole(tree, rules.params(tree))) > 100
+
+
+def test_all_of_t5_above_a_mebibyte_is_split_over_tensor():
+  _, text = shapes_of("t5_xxl")
+  assert whole(text, Placement(on(tensor=8)).params(text)) == []
+
+
+@pytest.mark.parametrize("name", ["base64", "sr256"])
+def test_so_is_the_state_of_the_optimizer(name):
+  config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+  optimizer = build.optimizer(config.optimizer)
+  net, _ = shapes_of(name)
+  state = jax.eval_shape(lambda net: init_state(net, optimizer), net)
+  places = place_state(state, optimizer, Placement(on(fsdp=8)))
+  assert whole(state, places) == []
+
+
+# --- What an optimizer keeps.
+
+PARAMS = {
+  "block/conv_0": {"kernel": shape(3, 3, 128, 256), "bias": shape(256)},
+  "block/wi_0": {"kernel": shape(256, 131)},
+  "small": {"kernel": shape(6, 8)},
+}
+AXES = {
+  "block/conv_0": {"kernel": P(None, None, "fsdp", "tensor"), "bias": P()},
+  "block/wi_0": {"kernel": P("fsdp")},
+  "small": {"kernel": P("fsdp")},
+}
+
+
+def placed(optimizer):
+  """(state, the partitions of it) on the mesh (2, 2, 2)."""
+  state = jax.eval_shape(lambda net: init_state(net, optimizer), PARAMS)
+  places = place_state(state, optimizer, Placement(on(2, 2, 2)))
+  return state, jax.tree.map(lambda sharding: trimmed(sharding.spec), places)
+
+
+def trimmed(spec):
+  """Without the None at its end, which say nothing."""
+  axes = list(spec)
+  while axes and axes[-1] is None:
+    axes.pop()
+  return P(*axes)
+
+
+def test_adams_moments_lie_with_their_parameter():
+  optimizer = optimizers.adam(optimizers.learning_rate())
+  optimizer = optimizers.with_clipping(optimizer, 1.0)
+  state, places = placed(optimizer)
+  assert places.params == places.ema == AXES
+  assert places.step == P()
+  moments = optax.tree.get(places.opt_state, "mu")
+  assert moments == optax.tree.get(places.opt_state, "nu") == AXES
+  assert jax.tree.structure(state) == jax.tree.structure(places)
+
+
+def test_adafactors_moments_lie_with_what_is_left_of_theirs():
+  """Of a factored one the rows and the columns; else the whole of it."""
+  _, places = placed(optimizers.adafactor(optimizers.learning_rate()))
+  rows, columns, others = (
+    optax.tree.get(places.opt_state, name) for name in ("v_row", "v_col", "v")
+  )
+  conv, dense = "block/conv_0", "block/wi_0"
+  # The one is without the largest dimension, the other without the next.
+  assert rows[conv]["kernel"] == P(None, None, "fsdp")
+  assert columns[conv]["kernel"] == P(None, None, "tensor")
+  assert rows[dense]["kernel"] == P()
+  assert columns[dense]["kernel"] == P("fsdp")
+  assert others[dense]["kernel"] == others[conv]["kernel"] == P()
+  assert others["small"]["kernel"] == P("fsdp")
+  assert rows["small"]["kernel"] == columns["small"]["kernel"] == P()
+  assert places.params == AXES
+
+
+@pytest.mark.parametrize(
+  ("sizes", "of", "expected"),
+  [
+    ((128, 256), (128, 256), P("tensor", "fsdp")),
+    ((128,), (128, 256), P("tensor")),
+    ((256,), (128, 256), P("fsdp")),
+    ((1,), (128, 256), P()),
+    ((), (128, 256), P()),
+    ((128, 256, 1), (128, 256), P()),
+    ((3, 256), (3, 256, 256), P("tensor", "fsdp")),  # the last one is gone
+  ],
+)
+def test_like_param(sizes, of, expected):
+  place = jax.sharding.NamedSharding(on(2, 2, 2), P("tensor", "fsdp"))
+  found = like_param(shape(*sizes), shape(*of), place)
+  assert found.mesh == place.mesh and trimmed(found.spec) == expected
+
+
+# --- Arrays.
+
+
+def test_put_gives_every_device_its_part():
+  tree = {"kernel": np.arange(32.0).reshape(4, 8), "bias": np.arange(3.0)}
+  out = Placement(on(2, 2, 2), (("k", ("tensor",)), ("b", ()))).put(tree)
+  assert jax.tree.map(lambda leaf: leaf.sharding.spec, out) == {
+    "kernel": P("tensor", "fsdp"),
+    "bias": P(),
+  }
+  for name, part in (("kernel", (2, 4)), ("bias", (3,))):
+    np.testing.assert_array_equal(out[name], tree[name])
+    assert {s.data.shape for s in out[name].addressable_shards} == {part}
+
+
+def test_replicated_bytes():
+  """Of what is whole everywhere and of more than a mebibyte, or so told."""
+  mesh = on(fsdp=8)
+  leaf = lambda sizes, dtype, *axes: jax.ShapeDtypeStruct(
+    sizes, dtype, sharding=jax.sharding.NamedSharding(mesh, P(*axes))
+  )
+  leaves = [
+    leaf((2**18,), jnp.float32),  # a mebibyte, not above it
+    leaf((2**18 + 1,), jnp.float32),
+    leaf((2**19 + 1,), jnp.bfloat16),
+    leaf((2**20,), jnp.float32, "fsdp"),
+  ]
+  above = 4 * (2**18 + 1) + 2 * (2**19 + 1)
+  assert replicated_bytes(leaves) == above
+  assert replicated_bytes(leaves, least=0) == above + 2**20
