@@ -10,8 +10,8 @@ others are ours, and give 372M, 619M and 935M parameters.
 2B has 2.31B: the layout without any text is 2.10B, pooling text of width 4096
 takes 64M, the text's keys and values in every attention layer the rest. T5 is
 part of the step, frozen. `data` is to be overridden with pictures of one's own.
-What F.1 does not say (mesh, bfloat16, EMA) is ours; in
-launch/compiled.md nothing needs to be computed twice on 256 TPU v4.
+What F.1 does not say (mesh, bfloat16, EMA) is ours. On 256 TPU v4 all that the
+backward pass needs fits, so remat is "none" (launch/compiled.md).
 """
 
 from collections.abc import Iterator
