@@ -16,9 +16,19 @@ def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
     ),
     (
       [config, f"--workdir={new}", "--config.train.foo=1"],
-      "unknown config key train.foo, expected steps, seed, ema_decay, "
-      "log_every, sample_every, checkpoint_every, keep_checkpoints, "
-      "num_samples, sample_split",
+      "unknown config key train.foo, expected steps, accumulate, seed, "
+      "ema_decay, log_every, sample_every, checkpoint_every, "
+      "keep_checkpoints, num_samples, sample_split",
+    ),
+    (
+      [config, f"--workdir={new}", "--config.mesh.fsdp=3"],
+      "mesh is {'data': -1, 'fsdp': 3, 'tensor': 1}, of 3 devices or a "
+      "multiple, but there are 1",
+    ),
+    (
+      [config, f"--workdir={new}", "--config.train.accumulate=3"],
+      "batch_size is 8, expected a multiple of the 1 devices along data and "
+      "fsdp times accumulate 3",
     ),
     (
       [config, f"--workdir={new}", "--config.train.steps=0"],
