@@ -259,7 +259,8 @@ def test_initial_parameters_serve_pictures_of_the_full_size():
     lambda: stage.init(KEY, text_length=LENGTH, text_dim=DIM)
   )
   loss, logsnr = jax.eval_shape(
-    stage.loss, params, KEY, jnp.zeros((2, 16, 16, 3)), make_text(2),
+    stage.loss, params, jax.eval_shape(lambda: stage.draw(KEY, 2)),
+    jnp.zeros((2, 16, 16, 3)), make_text(2),
     jnp.zeros((2, 4, 4, 3)),
   )  # fmt: skip
   assert loss.shape == logsnr.shape == (2,)

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -37,6 +38,11 @@ VARIABLES = (
   "XLA_PYTHON_CLIENT_MEM_FRACTION",
   "ZONE",
 )
+
+
+def heed_interruptions() -> None:
+  """As a terminal's programs do; tests in the background begin without."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Platform:
@@ -77,6 +83,7 @@ class Platform:
       stderr=subprocess.PIPE,
       text=True,
       start_new_session=True,
+      preexec_fn=heed_interruptions,
     )
 
   def run(

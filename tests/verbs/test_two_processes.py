@@ -104,5 +104,7 @@ def test_one_of_them_speaks(together):
   _, said = together
   first, second, *resumed = [out for out, _ in said]
   assert "parameters on 2 device(s)" in first
-  assert second == ""
-  assert "resumed from step 2" in resumed[0] and resumed[1] == ""
+  assert "resumed from step 2" in resumed[0]
+  for silent in (second, resumed[1]):  # but for what carries the messages
+    lines = silent.splitlines()
+    assert [line for line in lines if not line.startswith("[Gloo]")] == []
