@@ -56,7 +56,7 @@ class T5Encoder(nn.Module):
       scan=self.scan,
       dtype=self.dtype,
       name="encoder",
-    )(x, mask)
+    )(pin_batch(x), mask)
 
 
 class TokenEmbedder(nn.Module):

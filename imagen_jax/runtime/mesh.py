@@ -58,12 +58,14 @@ def make_mesh(
   devices = jax.devices() if devices is None else list(devices)
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   sizes = shape.sizes(len(devices), slices)
+  # An axis may be a part of one of the torus's: 64 chips of one of 16x16.
+  split = {"allow_split_physical_axes": True}
   if slices == 1:
-    placed = mesh_utils.create_device_mesh(sizes, devices)
+    placed = mesh_utils.create_device_mesh(sizes, devices, **split)
   else:
     inner = (sizes[0] // slices, *sizes[1:])
     placed = mesh_utils.create_hybrid_device_mesh(
-      inner, (slices, 1, 1), devices
+      inner, (slices, 1, 1), devices, **split
     )
   names = [field.name for field in dataclasses.fields(MeshShape)]
   return Mesh(placed, names, axis_types=(AxisType.Auto,) * len(names))

@@ -25,9 +25,14 @@ RULES: tuple[Rule, ...] = (
   (r"/(text_)?(query|key|value)/kernel$", (None, "tensor")),
   (r"/wi_[01]/kernel$", (None, "tensor")),
   (r"/(out|wo)/kernel$", ("tensor",)),
-  # A residual block: the channels between its two convolutions.
+  # What conditions a net: features between the two layers of an MLP, those
+  # that scale and shift channels, those of the text; and into the pooled text.
+  (r"/(dense_0|emb_proj|dense)/kernel$", (None, "tensor")),
+  (r"/(dense_1|text_proj)/kernel$", ("tensor",)),
+  # A residual block: the channels between its two convolutions; the 1x1 one
+  # beside these, so that one sum over devices does for both; resampling.
   (r"/conv_0/kernel$", (None, None, None, "tensor")),
-  (r"/conv_1/kernel$", (None, None, "tensor")),
+  (r"/(conv_1|skip|conv)/kernel$", (None, None, "tensor")),
   (r"(^|/)kernel$", ()),
 )
 

@@ -67,6 +67,28 @@ def test_slices_are_further_devices_along_data():
     mesh.make_mesh(mesh.MeshShape(data=1, fsdp=8), fake)
 
 
+def test_an_axis_may_be_a_part_of_one_of_the_torus():
+  """64 of a 16x16 torus: four rows, or a part of each of more."""
+
+  class Chip(types.SimpleNamespace):
+    __hash__ = object.__hash__
+
+  fake = [
+    Chip(
+      id=i,
+      platform="tpu",
+      device_kind="TPU v5 lite",
+      process_index=i // 4,
+      core_on_chip=0,
+      coords=(i % 16, i // 16, 0),
+    )
+    for i in range(256)
+  ]
+  found = mesh.make_mesh(mesh.MeshShape(fsdp=64), fake)
+  assert dict(found.shape) == {"data": 4, "fsdp": 64, "tensor": 1}
+  assert {device.id for device in found.devices.flat} == set(range(256))
+
+
 def test_a_batch_is_spread_evenly(devices):
   sharding = mesh.batch_sharding(devices, 16)
   rows = np.arange(16)

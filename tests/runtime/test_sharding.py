@@ -126,7 +126,12 @@ def test_tensor_splits_heads_and_hidden_features():
   block = found[0]["down_1_res_1"]
   assert block["conv_0"]["kernel"] == P(None, None, None, "tensor")
   assert block["conv_1"]["kernel"] == P(None, None, "tensor")
-  assert block["emb_proj"]["kernel"] == P()
+  assert block["emb_proj"]["kernel"] == P(None, "tensor")
+  skip = found[0]["up_1_res_1"]["skip"]
+  assert skip["kernel"] == P(None, None, "tensor")
+  time = found[0]["combine_embs"]["time_mlp"]
+  assert time["dense_0"]["kernel"] == P(None, "tensor")
+  assert time["dense_1"]["kernel"] == P("tensor")
   assert block["norm_0"]["scale"] == block["conv_0"]["bias"] == P()
   layer = found[1]["encoder"]["layers_3"]
   for name in ("query", "key", "value"):
@@ -166,19 +171,15 @@ def whole(tree, shardings):
   ]
 
 
+@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
 @pytest.mark.parametrize("name", ["base64", "sr256", "sr1024", "t5_xxl"])
-def test_all_above_a_mebibyte_is_split_over_fsdp(name):
-  placement = Placement(on(fsdp=8))
+def test_all_above_a_mebibyte_is_split(name, axis):
+  placement = Placement(on(**{axis: 8}))
   for tree in shapes_of(name):
     assert whole(tree, placement.params(tree)) == []
   # And the planted error is found.
   rules = Placement(placement.mesh, (("", REPLICATED),))
   assert len(whole(tree, rules.params(tree))) > 100
-
-
-def test_all_of_t5_above_a_mebibyte_is_split_over_tensor():
-  _, text = shapes_of("t5_xxl")
-  assert whole(text, Placement(on(tensor=8)).params(text)) == []
 
 
 @pytest.mark.parametrize("name", ["base64", "sr256"])
