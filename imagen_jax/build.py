@@ -5,6 +5,7 @@ defaults; a key or a value that does not fit them is an error naming both.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -136,6 +137,14 @@ def check_keys(config: Mapping[str, Any]) -> None:
   check_names(config, "", STAGE_KEYS)
 
 
+def as_json(config: Any) -> dict[str, Any]:
+  """A stage's config as JSON, the defaults of data and train filled in."""
+  return json.loads(config.to_json_best_effort()) | {
+    "data": dataclasses.asdict(data(config["data"])),
+    "train": dataclasses.asdict(training(config["train"])),
+  }
+
+
 def mesh(config: Mapping[str, Any]) -> MeshShape:
   """config.mesh -> MeshShape; without it, the whole weights on every device."""
   return fill(MeshShape, config.get("mesh", {}), "mesh", fields(MeshShape))
@@ -207,6 +216,17 @@ def init_net(built: Stage, config: Text, key: jax.Array) -> Any:
   """Random weights of a stage's net, for config.text's embeddings."""
   dim = config.encoder.emb_dim
   return built.init(key, text_length=config.length, text_dim=dim)
+
+
+def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
+  """config.optimizer -> its learning rate, by the number of the update."""
+  keys = {
+    "learning_rate": "peak",
+    "warmup_steps": "warmup_steps",
+    "decay_steps": "decay_steps",
+  }
+  given = {keys[key]: config[key] for key in keys if key in config}
+  return optimizers.learning_rate(**given)
 
 
 def optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:

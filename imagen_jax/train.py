@@ -2,7 +2,9 @@
 
   python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
 
-Called again with the same workdir it goes on from the newest checkpoint.
+Called again with the same workdir it goes on from the newest checkpoint. On
+SIGTERM or Ctrl-C it saves and ends with exit code 75. --dry_run shows a batch
+and what the run will take, and ends before the first step.
 """
 
 import os
@@ -12,40 +14,60 @@ import os
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import dataclasses
-import json
-import math
+import contextlib
 import pathlib
+import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from absl import flags
-from clu import metric_writers
 
 from imagen_jax import build
-from imagen_jax.data.images import to_uint8
-from imagen_jax.data.pipeline import make_batches
-from imagen_jax.data.png import enlarge, grid, write_png
+from imagen_jax.data.feed import Feed, Stopped
+from imagen_jax.data.pipeline import BadRecords, make_batches
+from imagen_jax.data.png import write_png
 from imagen_jax.data.source import load_source
-from imagen_jax.runtime import checkpoints, distributed, mesh, program
-from imagen_jax.runtime.progress import Progress
+from imagen_jax.runtime import distributed, mesh, program
+from imagen_jax.runtime.checkpoints import Checkpoints
+from imagen_jax.runtime.metrics import Metrics, memory
+from imagen_jax.runtime.preemption import SAVED, Preemption
+from imagen_jax.runtime.progress import Clock, Progress
 from imagen_jax.runtime.sharding import Placement
-from imagen_jax.stage import Sampling, Stage, sample_stage
+from imagen_jax.stage import Stage
 from imagen_jax.text.tokenizer import Tokenizer
+from imagen_jax.training.grids import batch_grid, sample_grid
+from imagen_jax.training.plan import (
+  batch_sentence,
+  memory_table,
+  model_flops,
+  parameter_table,
+)
 from imagen_jax.training.step import init_state, make_train_step, place_state
-from imagen_jax.types import TextEmbedding
+from imagen_jax.training.window import Window, pace, skipped_sentence
 
 read_config = program.define_config("configs/shapes16.py")
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, metrics and sample grids go."
 )
-
+ALLOW_CONFIG_CHANGE = flags.DEFINE_boolean(
+  "allow_config_change", False,
+  "Go on from a checkpoint of a config that computes something else.",
+)  # fmt: skip
+DRY_RUN = flags.DEFINE_boolean(
+  "dry_run", False, "Check all, show a batch and the sizes, and train nothing."
+)
+PROFILE_STEPS = flags.DEFINE_string(
+  "profile_steps", None, "A:B writes a trace of steps A to B to WORKDIR/trace."
+)
 DISTRIBUTED = flags.DEFINE_enum(
   "distributed", "auto", distributed.MODES,
   "How processes find each other: auto (variables, SLURM, TPU pod) or off.",
+)  # fmt: skip
+HEARTBEAT = flags.DEFINE_integer(
+  "heartbeat", 100,
+  "Seconds without a sign of life of one process until all others end.",
 )  # fmt: skip
 
 
@@ -57,9 +79,10 @@ def open_batches(
   split: str,
   batch_size: int,
   start_step: int = 0,
-  shard: tuple[int, int] = (0, 1),
+  rows: Sequence[int] | None = None,
+  bad: BadRecords | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of a split for a stage; shard is (index, count) of this host's."""
+  """Batches of a split for a stage; of each those rows, all by default."""
   return make_batches(
     load_source(data.name, split, data.data_dir),
     size=stage.size,
@@ -69,63 +92,43 @@ def open_batches(
     global_batch=batch_size,
     seed=data.seed,
     start_step=start_step,
-    shard_index=shard[0],
-    shard_count=shard[1],
+    rows=rows,
     cache=data.cache and split == data.split,
+    bad=bad,
   )
 
 
-def sample_grid(
-  stage: Stage,
-  sampling: Sampling,
-  params: Any,
-  text: TextEmbedding,
-  batch: dict[str, np.ndarray],
-) -> np.ndarray:
-  """One row per example: low-res picture (if any), sample, truth.
-
-  From fixed noise, and of the size that is trained on.
-  """
-  count, side = batch["image"].shape[:2]
-  lowres = batch.get("lowres")
-  small = dataclasses.replace(
-    stage,
-    size=side,
-    crop_size=None,
-    lowres_size=None if lowres is None else lowres.shape[1],
-  )
-  samples = sample_stage(
-    small,
-    params,
-    jax.random.split(jax.random.key(0), count),
-    text,
-    lowres,
-    sampling=sampling,
-  )
-  columns = [mesh.to_host(samples), batch["image"]]
-  columns = columns if lowres is None else [lowres, *columns]
-  shown = max(side, 64)
-  cells = [
-    enlarge(to_uint8(column[i]), shown)
-    for i in range(count)
-    for column in columns
-  ]
-  return grid(cells, columns=len(columns) * max(1, round(math.sqrt(count) / 2)))
+def profiled() -> range:
+  """The steps of --profile_steps; ValueError if it is not A:B."""
+  given = PROFILE_STEPS.value
+  if given is None:
+    return range(0)
+  first, _, last = given.partition(":")
+  if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+    raise ValueError(
+      f"--profile_steps is {given!r}, expected A:B, the first and the last step"
+    )
+  return range(int(first), int(last) + 1)
 
 
 def main() -> None:
   config, workdir = read_config(), WORKDIR.value
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
-  workdir = os.path.expanduser(workdir)
+  workdir, traced = os.path.expanduser(workdir), profiled()
   build.check_keys(config)
   stage, text = build.stage(config.stage), build.text(config.text)
   data, run = build.data(config.data), build.training(config.train)
   sampling = build.sampling(config.sampling)
   stage.check_sampling(sampling)
   optimizer = build.optimizer(config.optimizer)
+  learning_rate = build.learning_rate(config.optimizer)
   tokenizer = build.tokenizer(text)
-  distributed.start(DISTRIBUTED.value)
+  distributed.start(DISTRIBUTED.value, heartbeat=HEARTBEAT.value)
+  preemption = Preemption()
+  first_host = jax.process_index() == 0
+  progress = Progress("train", run.steps, quiet=not first_host)
+
   # The weights by rules, a batch by rows; made in their places.
   devices = mesh.make_mesh(build.mesh(config))
   jax.set_mesh(devices)
@@ -138,24 +141,21 @@ def main() -> None:
   state = jax.jit(make, out_shardings=places)()
   shown = next(open_batches(
     stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
+    bad=BadRecords(data.max_bad_share),
   ))  # fmt: skip
+  if DRY_RUN.value:
+    path = pathlib.Path(workdir) / "dry_run.png"
+    words = tokenizer.decode(shown["tokens"], shown["mask"])
+    if first_host:
+      write_png(path, batch_grid(shown, words))
+    progress.say(parameter_table(state.params) + "\n")
+    progress.say(memory_table(state, text_params) + "\n")
+    progress.say(batch_sentence(devices, data.batch_size, run.accumulate))
+    progress.say(f"examples: {path}")
+    return
   captions = build.text_encoder(text, text_params).from_ids(
     shown["tokens"], shown["mask"]
   )
-  manager = checkpoints.open_checkpoints(workdir, keep=run.keep_checkpoints)
-  state = checkpoints.restore(manager, state) or state
-  first = int(state.step)
-
-  source = open_batches(
-    stage, data, tokenizer,
-    split=data.split, batch_size=data.batch_size, start_step=first,
-    shard=mesh.host_rows(spread, data.batch_size),
-  )  # fmt: skip
-
-  def next_batch():
-    return mesh.to_global(next(source), spread, data.batch_size)
-
-  # One program; its compilation is no part of any step's time.
   step_fn = make_train_step(
     stage, text.encoder, optimizer,
     decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
@@ -164,53 +164,102 @@ def main() -> None:
   step_fn = jax.jit(
     step_fn, donate_argnums=0, out_shardings=(places, everywhere)
   )
-  first_host = jax.process_index() == 0
-  progress = Progress("train", run.steps, quiet=not first_host)
-  if first:
-    progress.say(f"resumed from step {first}")
-  if first < run.steps:
-    count = sum(x.size for x in jax.tree.leaves(state.params))
-    progress.say(f"{count:,} parameters on {devices.size} device(s); compiling")
-    begun, batch = time.monotonic(), next_batch()
-    step_fn = step_fn.lower(state, text_params, batch).compile()
-    progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
 
-  writer = metric_writers.create_default_writer(
-    workdir, just_logging=not first_host
-  )
-  text_config = json.loads(config.to_json_best_effort())
-  progress.start(first)
-  for step in range(first + 1, run.steps + 1):
-    state, metrics = step_fn(state, text_params, batch)
-    batch = next_batch()
-    last = step == run.steps
-    if step % run.log_every == 0 or last:
-      metrics = {k: float(v) for k, v in metrics.items()}
-      pace = progress.seconds_per_step(step)
-      progress.show(step, f"loss {metrics['loss']:.4f}")
-      metrics |= {
-        "step_seconds": pace,
-        "images_per_second": data.batch_size / pace,
-      }
-      writer.write_scalars(step, metrics)
-    keep = step % run.checkpoint_every == 0 or last
-    draw = step % run.sample_every == 0 or last
-    if keep or draw:
-      jax.block_until_ready(state)  # this step is work, what follows is not
-    progress.pause()
-    if keep:
-      checkpoints.save(manager, step, state, text_config)
-    if draw:
-      picture = sample_grid(stage, sampling, state.ema, captions, shown)
-      if first_host:
-        path = pathlib.Path(workdir) / "samples" / f"{step:08}.png"
-        write_png(path, picture)
-        writer.write_images(step, {"samples": picture[None]})
-    progress.resume()
-  writer.close()
-  manager.close()
+  as_json = build.as_json(config)
+  with contextlib.ExitStack() as stack:
+    saved = stack.enter_context(Checkpoints(
+      workdir, keep=run.keep_checkpoints, keep_every=run.keep_every,
+      say=progress.say,
+    ))  # fmt: skip
+    resumed = saved.restore(
+      state, as_json, allow_config_change=ALLOW_CONFIG_CHANGE.value
+    )
+    state = resumed or state
+    first = int(state.step)
+    bad = BadRecords(data.max_bad_share)
+    batches = open_batches(
+      stage, data, tokenizer,
+      split=data.split, batch_size=data.batch_size, start_step=first,
+      rows=mesh.host_rows(spread, data.batch_size), bad=bad,
+    )  # fmt: skip
+    feed = stack.enter_context(contextlib.closing(Feed(
+      (mesh.to_global(batch, spread, data.batch_size) for batch in batches),
+      patience=data.patience, say=progress.say, stop=preemption.told,
+    )))  # fmt: skip
+    metrics = stack.enter_context(
+      contextlib.closing(Metrics(workdir, first, quiet=not first_host))
+    )
+    if first:
+      progress.say(f"resumed from step {first}")
+    if first < run.steps:
+      # One program; its compilation is no part of any step's time.
+      count = sum(x.size for x in jax.tree.leaves(state.params))
+      progress.say(
+        f"{count:,} parameters on {devices.size} device(s); compiling"
+      )
+      begun, batch = time.monotonic(), next(feed)
+      flops = model_flops(stage, text.encoder, state.params, text_params, batch)
+      step_fn = step_fn.lower(state, text_params, batch).compile()
+      progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
+
+    window, clock = Window(run.max_skipped), Clock()
+    told, told_bad, asked = first, 0, False
+    progress.start(first)
+    for step in range(first + 1, run.steps + 1):
+      if traced and step == traced.start:
+        jax.profiler.start_trace(f"{workdir}/trace")
+      with clock.part("compute"):
+        state, found = step_fn(state, text_params, batch)
+      window.add(step, found)
+      asked = preemption.reached(step)
+      last = asked or step == run.steps
+      if not last:
+        try:
+          with clock.part("data"):
+            batch = next(feed)
+        except Stopped:
+          last = asked = True
+      if traced and step == traced[-1]:
+        jax.block_until_ready(state)
+        jax.profiler.stop_trace()
+        progress.say(f"traced {PROFILE_STEPS.value}: {workdir}/trace")
+      if step % run.log_every == 0 or last:
+        with clock.part("compute"):  # that is still under way
+          numbers, skipped = window.take()
+        progress.show(step, f"loss {numbers['loss']:.4f}")
+        if skipped:
+          progress.say(skipped_sentence(skipped))
+        if bad.count > told_bad:
+          progress.say(str(bad))
+        numbers |= pace(clock.take(), step - told, data.batch_size, flops)
+        numbers |= memory() | {"bad_records": bad.count}
+        updates = step - int(numbers["skipped_steps"])
+        numbers["learning_rate"] = float(learning_rate(updates - 1))
+        told, told_bad = step, bad.count
+        with clock.part("host"):
+          metrics.write(step, numbers)
+      keep = last or step % run.checkpoint_every == 0
+      draw = step % run.sample_every == 0 or step == run.steps
+      if keep or draw:
+        jax.block_until_ready(state)  # this step is work, what follows is not
+      progress.pause()
+      if keep:
+        saved.save(step, state, as_json)
+      if draw:
+        picture = sample_grid(stage, sampling, state.ema, captions, shown)
+        if first_host:
+          path = pathlib.Path(workdir) / "samples" / f"{step:08}.png"
+          write_png(path, picture)
+          metrics.write_image(step, "samples", picture)
+      progress.resume()
+      if asked:
+        break
+    saved.wait()
+  if asked:
+    progress.say(f"asked to end: saved step {step}, to go on from: {workdir}")
+    sys.exit(SAVED)
   progress.say(f"trained to step {int(state.step)}: {workdir}")
 
 
 if __name__ == "__main__":
-  program.run(main)
+  program.run_and_leave(main, (0, SAVED))

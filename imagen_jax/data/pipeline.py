@@ -1,6 +1,8 @@
 """Training batches as a pure function of (seed, step), for any host count."""
 
+import math
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
@@ -14,47 +16,173 @@ Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 # Decoding and resizing leave the interpreter lock; two threads keep up with
 # training and leave the processor to it.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+_LEAST_SIDE = 8  # of a picture worth learning from, in pixels
 
 
-class Pictures(Sequence):
-  """A source's records with their pictures decoded and resized.
+# The records from which the share of bad ones can be told, and those tried in
+# place of a bad one.
+_ENOUGH = 1000
 
-  Element i is dict(image=uint8 [size, size, 3], caption=str): 8 bits, as if
-  the dataset had been stored at this size. With `cache` every picture is
-  kept in memory from its first use on: size * size * 3 bytes each, which for
-  20,000 of them is 15 MB at 16 pixels, 250 MB at 64, 3.9 GB at 256.
+
+class BadRecords:
+  """Counts the records read here, and tells of those that cannot be used.
+
+  Of a host's own reads: `read` of them, `count` of them bad, and the first
+  few `reasons`, which name the record. Threads may add; a record is counted
+  every time it is read.
   """
 
-  def __init__(self, source: Sequence[Mapping], size: int, cache: bool):
+  def __init__(self, max_share: float):
+    self.read = 0
+    self.count = 0
+    self.reasons: list[str] = []
+    self._max_share = max_share
+    self._lock = threading.Lock()
+
+  def add(self, reason: str | None, total: int) -> None:
+    """Counts one of `total` records: good, or bad for a reason.
+
+    ValueError once more than max_share of enough records were bad: of 1000,
+    or of as many as there are.
+    """
+    with self._lock:
+      self.read += 1
+      if reason is not None:
+        self.count += 1
+        if len(self.reasons) < 3:
+          self.reasons.append(reason)
+      enough = self.read >= min(total, _ENOUGH)
+      if enough and self.count > self._max_share * self.read:
+        raise ValueError(
+          f"{self._numbers()}, more than the {self._max_share:.3g} that"
+          f" max_bad_share allows; the first is {self.reasons[0]}"
+        )
+
+  def __str__(self) -> str:
+    with self._lock:
+      reasons = "; ".join(self.reasons)
+      return self._numbers() + (f", such as {reasons}" if reasons else "")
+
+  def _numbers(self) -> str:
+    share = self.count / max(1, self.read)
+    return (
+      f"{self.count:,} of {self.read:,} records read are bad, a share of"
+      f" {share:.3g}"
+    )
+
+
+class Examples(Sequence):
+  """A source's records, their pictures resized and their captions as tokens.
+
+  Element i is dict(image=uint8 [size, size, 3], tokens=int32 [L], mask=bool
+  [L]): 8 bits, as if the dataset had been stored at this size. With `cache`
+  every one is kept in memory from its first use on: size * size * 3 bytes and
+  the tokens, which for 20,000 pictures is 15 MB at 16 pixels, 250 MB at 64,
+  3.9 GB at 256.
+
+  In place of a bad record stands another one, the same every time, and `bad`
+  counts it; without `bad` it raises ValueError.
+  """
+
+  def __init__(
+    self,
+    source: Sequence[Mapping],
+    size: int,
+    *,
+    tokenize: Tokenize,
+    cache: bool,
+    bad: BadRecords | None,
+  ):
     self._source = source
     self._size = size
+    self._tokenize = tokenize
     self._cache = {} if cache else None
+    self._bad = bad
 
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     if self._cache is None:
       return self._load(index)
     if index not in self._cache:
       self._cache[index] = self._load(index)
     return self._cache[index]
 
-  def _load(self, index: int) -> dict[str, np.ndarray | str]:
-    record = self._source[index]
-    caption = record["caption"]
-    if isinstance(caption, bytes):
-      caption = caption.decode()
-    if not caption.strip():
-      raise ValueError(f"record {index} has an empty caption")
+  def _load(self, index: int) -> dict[str, np.ndarray]:
+    """The record, or the first good one of those that may stand for it."""
+    if self._bad is None:
+      return self._read(index)
+    total = len(self)
+    tries = min(total, _ENOUGH)
+    for i in range(tries):
+      try:
+        example = self._read((index + i * _stride(total)) % total)
+      except ValueError as error:
+        self._bad.add(str(error), total)
+      else:
+        self._bad.add(None, total)
+        return example
+    raise ValueError(
+      f"all {tries:,} records tried from record {index} on are bad; the first"
+      f" is {self._bad.reasons[0]}"
+    )
+
+  def _read(self, index: int) -> dict[str, np.ndarray]:
+    """ValueError for a record that cannot be used."""
     try:
-      image = images.central_square(images.decode(record["image"]))
-    except ValueError as error:
-      raise ValueError(f"record {index}: {error}") from error
-    if len(image) != self._size:
-      small = images.resize(images.to_float(image), self._size)
-      image = images.to_uint8(small)
-    return {"image": image, "caption": caption}
+      record = self._source[index]
+      image = _square(record, self._size)
+      tokens, mask = self._tokenize([_caption(record)])
+      return {"image": image, "tokens": tokens[0], "mask": mask[0]}
+    except (OSError, RuntimeError, ValueError) as error:
+      # RuntimeError is array_record's, of a damaged file.
+      reason = " ".join(str(error).split())
+      raise ValueError(f"record {index}: {reason}") from error
+
+
+def _stride(total: int) -> int:
+  """A step that visits all records, and leaves at once a run of bad ones.
+
+  Those that stand for the records of a damaged file are thus apart, where
+  the next good one would be trained on for all of them.
+  """
+  step = max(1, round(0.618 * total))
+  while math.gcd(step, total) > 1:
+    step += 1
+  return step
+
+
+def _square(record: Mapping, size: int) -> np.ndarray:
+  """A record's picture, uint8 [size, size, 3]; small ones are enlarged."""
+  if "image" not in record:
+    raise ValueError("it has no image")
+  image = images.central_square(images.decode(record["image"], size))
+  if len(image) < _LEAST_SIDE:
+    raise ValueError(
+      f"image is {len(image)} pixels narrow, expected at least {_LEAST_SIDE}"
+    )
+  if len(image) == size:
+    return image
+  return images.to_uint8(images.resize(images.to_float(image), size))
+
+
+def _caption(record: Mapping) -> str:
+  """A record's caption, text with something in it."""
+  if "caption" not in record:
+    raise ValueError("it has no caption")
+  caption = record["caption"]
+  if not isinstance(caption, bytes | str):
+    kind = type(caption).__name__
+    raise ValueError(f"caption is {kind}, expected text")
+  if isinstance(caption, bytes):
+    try:
+      caption = caption.decode()
+    except UnicodeDecodeError as error:
+      raise ValueError("caption is not UTF-8") from error
+  if not caption.strip():
+    raise ValueError("caption is empty")
+  return caption
 
 
 def make_batches(
@@ -67,48 +195,51 @@ def make_batches(
   global_batch: int,
   seed: int,
   start_step: int = 0,
-  shard_index: int = 0,
-  shard_count: int = 1,
+  rows: Sequence[int] | None = None,
   cache: bool = False,
+  bad: BadRecords | None = None,
 ) -> Iterator[Batch]:
-  """This shard's rows of the global batches of steps start_step, ... .
+  """This host's rows of the global batches of steps start_step, ... .
 
-  source: records with an `image` (encoded, or uint8 [H, W, 3]) and a
-  `caption` (str or bytes). Pictures are resized to `size`; with `crop` a
-  random window of that side is trained on. A super-resolution stage also
-  sees it shrunk by size / lowres_size. `tokenize` turns n captions into ids
-  int32 [n, L] and mask bool [n, L], and is called from threads.
+  source: records with an `image` (encoded, or uint8 as `images.decode` takes
+  it) and a `caption` (str or bytes). Pictures are resized to `size`; with
+  `crop` a random window of that side is trained on. A super-resolution stage
+  also sees it shrunk by size / lowres_size. `tokenize` turns n captions into
+  ids int32 [n, L] and mask bool [n, L], L being the same for all, or raises
+  ValueError; it is called from threads. A record that cannot be used is
+  counted by `bad` and replaced by another one, until `bad` raises ValueError;
+  without `bad` the first such record does.
 
   Yields image float32 [b, s, s, 3] and lowres float32 [b, l, l, 3] in
   [-1, 1], tokens int32 [b, L] and mask bool [b, L], with s the crop or the
-  size, l = s * lowres_size / size, and b = global_batch / shard_count. Shard
-  i has the i-th block of b rows of the global batch, which itself depends on
-  nothing but the seed and the step.
+  size, l = s * lowres_size / size, and b the number of `rows`, all of them by
+  default. The global batch itself depends on nothing but the source, the seed
+  and the step.
   """
   _check_sizes(size, lowres_size, crop)
-  _check_shards(global_batch, shard_index, shard_count)
+  rows = range(global_batch) if rows is None else rows
+  _check_rows(rows, global_batch)
   if not len(source):
     raise ValueError("source has no records")
-  examples = _examples(Pictures(source, size, cache), crop, seed)
+  examples = Examples(source, size, tokenize=tokenize, cache=cache, bad=bad)
+  order = _in_order(examples, crop, seed)
   low_side = lowres_size and (crop or size) * lowres_size // size
-  rows = global_batch // shard_count
 
   def batch(step: int) -> Batch:
-    first = step * global_batch + shard_index * rows
-    block = [examples[i] for i in range(first, first + rows)]
-    return _collate(block, low_side, tokenize)
+    first = step * global_batch
+    return _collate([order[first + int(row)] for row in rows], low_side)
 
-  # Whole batches are the elements that the threads fill in: a shard's block
-  # of rows is not a slice of `examples`, and to resume is to count from there.
+  # Whole batches are the elements that the threads fill in: a host's rows are
+  # no slice of `order`, and to resume is to count from there.
   steps = grain.MapDataset.range(start_step, sys.maxsize)
   return iter(steps.map(batch).to_iter_dataset(_READ))
 
 
-def _examples(
-  pictures: Pictures, crop: int | None, seed: int
+def _in_order(
+  examples: Examples, crop: int | None, seed: int
 ) -> grain.MapDataset:
   """Endless examples by global index, in a new order every epoch."""
-  order = grain.MapDataset.source(pictures).seed(seed).shuffle().repeat()
+  order = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
   if crop is None:
     return order
 
@@ -119,15 +250,14 @@ def _examples(
   return order.random_map(window)
 
 
-def _collate(
-  examples: list[dict], low_side: int | None, tokenize: Tokenize
-) -> Batch:
+def _collate(examples: list[Batch], low_side: int | None) -> Batch:
   """Examples of one batch -> its arrays."""
-  image = images.to_float(np.stack([e["image"] for e in examples]))
-  tokens, mask = tokenize([e["caption"] for e in examples])
-  batch = {"image": image, "tokens": tokens, "mask": mask}
+  batch = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+  batch["image"] = images.to_float(batch["image"])
   if low_side:
-    batch["lowres"] = np.stack([images.resize(x, low_side) for x in image])
+    batch["lowres"] = np.stack(
+      [images.resize(x, low_side) for x in batch["image"]]
+    )
   return batch
 
 
@@ -143,13 +273,11 @@ def _check_sizes(size: int, lowres_size: int | None, crop: int | None) -> None:
     raise ValueError(f"crop must be a multiple of {factor}, got {crop}")
 
 
-def _check_shards(global_batch: int, shard_index: int, shard_count: int):
-  if not 0 <= shard_index < shard_count:
+def _check_rows(rows: Sequence[int], global_batch: int) -> None:
+  if global_batch < 1:
+    raise ValueError(f"global_batch is {global_batch}, expected at least 1")
+  outside = [int(row) for row in rows if not 0 <= row < global_batch]
+  if outside or not len(rows):
     raise ValueError(
-      f"shard_index must be in 0..{shard_count - 1}, got {shard_index}"
-    )
-  if global_batch < 1 or global_batch % shard_count:
-    raise ValueError(
-      f"global_batch must be a positive multiple of {shard_count},"
-      f" the shard count, got {global_batch}"
+      f"rows are {outside}, expected some in 0..{global_batch - 1}"
     )

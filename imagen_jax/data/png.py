@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 
 def write_png(
@@ -40,6 +40,29 @@ def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
   """uint8 [H, W, 3] -> [size, size, 3] in plain squares, to be looked at."""
   image = Image.fromarray(picture)
   return np.asarray(image.resize((size, size), Image.Resampling.NEAREST))
+
+
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+  """uint8 [H, W, 3] with a white strip below it, and in that the text.
+
+  The text is broken into lines, and cut after the third.
+  """
+  font = ImageFont.load_default(size=11)
+  width = picture.shape[1]
+  lines, rest = [], text.split()
+  while rest and len(lines) < 3:
+    count = len(rest)
+    while count > 1 and font.getlength(" ".join(rest[:count])) > width - 4:
+      count -= 1
+    lines.append(" ".join(rest[:count]))
+    rest = rest[count:]
+  if rest:
+    lines[-1] += " ..."
+  strip = Image.new("RGB", (width, 3 * 13 + 4), "white")
+  ImageDraw.Draw(strip).multiline_text(
+    (2, 1), "\n".join(lines), fill="black", font=font, spacing=1
+  )
+  return np.concatenate([picture, np.asarray(strip)])
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:

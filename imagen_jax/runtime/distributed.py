@@ -21,25 +21,27 @@ SRUN = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 MODES = ("auto", "off")
 
 
-def start(mode: str = "auto") -> str:
+def start(mode: str = "auto", *, heartbeat: int = 100) -> str:
   """Joins the job that the environment tells of; returns what that was.
 
   To be called before anything else uses JAX. In this order: the variables of
   EXPLICIT; SLURM's, under srun; a TPU's host, one of many or alone. Anything
-  else, and mode "off", is a process by itself. Waits for all processes.
+  else, and mode "off", is a process by itself. Waits for all processes. One
+  that gives no sign of life for `heartbeat` seconds ends all the others.
   ValueError for variables that say too little.
   """
+  alive = {"heartbeat_timeout_seconds": heartbeat}
   if mode == "off":
     return "one process"
   if any(name in os.environ for name in EXPLICIT):
     address, count, index = explicit()
-    jax.distributed.initialize(address, count, index)
+    jax.distributed.initialize(address, count, index, **alive)
     return f"process {index} of {count} at {address}"
   if all(name in os.environ for name in SRUN):
-    jax.distributed.initialize(cluster_detection_method="slurm")
+    jax.distributed.initialize(cluster_detection_method="slurm", **alive)
     return f"process {jax.process_index()} of {jax.process_count()} by SLURM"
   if has_tpu():
-    jax.distributed.initialize()
+    jax.distributed.initialize(**alive)
     return f"host {jax.process_index()} of {jax.process_count()} of a TPU"
   return "one process"
 

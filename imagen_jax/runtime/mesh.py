@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -99,28 +100,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def host_rows(sharding: NamedSharding, global_batch: int) -> tuple[int, int]:
-  """(index, count): which of how many equal parts of a batch this host feeds.
+def host_rows(sharding: NamedSharding, global_batch: int) -> np.ndarray:
+  """The rows of a batch that this host feeds, in order: those of its devices.
 
-  Read off the sharding and not off the process index, which are different
-  things once an axis of the mesh spans hosts.
+  They are in pieces, for the four chips of a TPU's host are neighbours along
+  two axes of the torus; and hosts that a tensor axis spans feed the same ones.
   """
   places = sharding.addressable_devices_indices_map((global_batch,))
-  spans = sorted({s[0].indices(global_batch)[:2] for s in places.values()})
-  rows = sum(stop - start for start, stop in spans)
-  first, last = spans[0][0], spans[-1][1]
-  assert last - first == rows and first % rows == 0, f"rows in pieces: {spans}"
-  return first // rows, global_batch // rows
+  return np.unique(
+    [np.arange(global_batch)[rows] for (rows,) in places.values()]
+  )
 
 
 def to_global(batch, sharding: NamedSharding, global_batch: int):
-  """This host's numpy rows -> global arrays of global_batch rows."""
-  return jax.tree.map(
-    lambda a: jax.make_array_from_process_local_data(
-      sharding, a, (global_batch, *a.shape[1:])
-    ),
-    batch,
-  )
+  """Numpy arrays of the rows of host_rows -> global ones of global_batch."""
+  fed = host_rows(sharding, global_batch)
+
+  def whole(part: np.ndarray) -> jax.Array:
+    def of_device(index: tuple[slice, ...]) -> np.ndarray:
+      wanted = np.arange(global_batch)[index[0]]
+      return part[np.searchsorted(fed, wanted)]
+
+    shape = (global_batch, *part.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, of_device)
+
+  return jax.tree.map(whole, batch)
 
 
 def to_host(tree: Any) -> Any:

@@ -5,9 +5,10 @@ import pathlib
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Container
+from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -33,10 +34,30 @@ def run(main: Callable[[], None]) -> None:
       if error.filename is None:
         raise
       fail(f"{error.filename}: {error.strerror}", 1)
+    except jax.errors.JaxRuntimeError as error:
+      if not jax.distributed.is_initialized():
+        raise
+      said = str(error).split("\n")[0][:200]
+      fail(f"computing failed, perhaps because a process ended: {said}", 1)
     except KeyboardInterrupt:
       fail("interrupted", 130)
 
   app.run(guarded, flags_parser=parse)
+
+
+def run_and_leave(main: Callable[[], None], well: Container[int]) -> None:
+  """As run, but no thread that hangs, as in reading data, keeps the process.
+
+  One of many processes takes leave of the others if the exit code is one of
+  `well`; else it ends at once, for they may be waiting for it.
+  """
+  try:
+    run(main)
+  except SystemExit as end:
+    code = end.code or 0
+    if code in well and jax.distributed.is_initialized():
+      jax.distributed.shutdown()
+    leave(code)
 
 
 def define_config(example: str) -> Callable[[], Any]:
@@ -134,3 +155,10 @@ def fail(message: str, code: int) -> None:
   """Says why on standard error, in one line, and exits."""
   print("error: " + " ".join(message.split()), file=sys.stderr)
   sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+  """Ends the process at once, even if a thread of it hangs."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

@@ -1,7 +1,10 @@
 """Progress of long work: a line redrawn on a terminal, else plain lines."""
 
+import collections
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 import jax
@@ -71,6 +74,28 @@ class Progress:
     else:
       self._out.write(line + "\n")
     self._out.flush()
+
+
+class Clock:
+  """Seconds spent in named parts of a loop."""
+
+  def __init__(self):
+    self._spent: dict[str, float] = collections.defaultdict(float)
+
+  @contextlib.contextmanager
+  def part(self, name: str) -> Iterator[None]:
+    """Counts the time of a with-block."""
+    begun = time.monotonic()
+    try:
+      yield
+    finally:
+      self._spent[name] += time.monotonic() - begun
+
+  def take(self) -> dict[str, float]:
+    """The seconds of each part since the last time."""
+    spent = dict(self._spent)
+    self._spent.clear()
+    return spent
 
 
 class Stopwatch:

@@ -71,6 +71,19 @@ CHIPS = {
   "tpu7x": Chip(SHAPES_3D, 94.74, 1153.5, count=2, devices=2),
 }
 ALIASES = {"v5litepod": "v5e"}
+# Peak of dense products in bfloat16, by how a device names its kind.
+PEAK_TFLOPS = {
+  "TPU v4": CHIPS["v4"].peak_tflops,
+  "TPU v5": CHIPS["v5p"].peak_tflops,
+  "TPU v5 lite": CHIPS["v5e"].peak_tflops,
+  "TPU v6 lite": CHIPS["v6e"].peak_tflops,
+  "TPU7x": CHIPS["tpu7x"].peak_tflops,
+  "NVIDIA A100-SXM4-40GB": 312.0,
+  "NVIDIA A100-SXM4-80GB": 312.0,
+  "NVIDIA H100 80GB HBM3": 989.4,
+  "NVIDIA H200": 989.4,
+  "NVIDIA L4": 121.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)

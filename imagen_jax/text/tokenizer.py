@@ -67,6 +67,13 @@ class Tokenizer:
       mask[i, : len(pieces) + 1] = True
     return ids, mask
 
+  def decode(self, ids: np.ndarray, mask: np.ndarray) -> list[str]:
+    """The texts of ids and mask, as they are after normalising and cutting."""
+    return [
+      self._model.decode(row[real].tolist())
+      for row, real in zip(ids, mask, strict=True)
+    ]
+
   def _report_cut(self, prompt: str, pieces: list[int]) -> None:
     """Warns once per text, and for the first texts only."""
     # Two threads may come here with one text: it is then named twice, no worse.

@@ -10,7 +10,8 @@ class Data:
 
   name and split as TFDS knows them; data_dir is where they are prepared.
   batch_size counts the examples of all hosts. cache keeps the resized
-  pictures of the split in memory.
+  pictures of the split in memory. Training ends if more than max_bad_share of
+  the records cannot be used, or if none come for patience seconds.
   """
 
   name: str = "captioned_shapes"
@@ -19,9 +20,17 @@ class Data:
   batch_size: int = 2048
   seed: int = 0
   cache: bool = False
+  max_bad_share: float = 0.01
+  patience: float = 600.0
 
   def __post_init__(self):
     check_ranges(self, lowest={"batch_size": 1})
+    if not 0 <= self.max_bad_share <= 1:
+      raise ValueError(
+        f"max_bad_share is {self.max_bad_share}, expected 0 to 1"
+      )
+    if not self.patience > 0:
+      raise ValueError(f"patience is {self.patience}, expected more than 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +38,9 @@ class Training:
   """How long to train and what to tell and keep meanwhile (steps).
 
   accumulate: in how many parts, one after the other, a batch is computed.
+  keep_every: besides the last keep_checkpoints, those of every so many steps
+  are kept. max_skipped: so many steps in a row without a finite loss or
+  gradient end the run; fewer are skipped.
   """
 
   steps: int = 2_500_000
@@ -39,6 +51,8 @@ class Training:
   sample_every: int = 10_000
   checkpoint_every: int = 5_000
   keep_checkpoints: int = 3
+  keep_every: int | None = None
+  max_skipped: int = 10
   num_samples: int = 16
   sample_split: str = "test"
 
@@ -50,9 +64,14 @@ class Training:
       "sample_every",
       "checkpoint_every",
       "keep_checkpoints",
+      "max_skipped",
       "num_samples",
     )
     check_ranges(self, lowest=dict.fromkeys(counts, 1))
+    if self.keep_every is not None and self.keep_every < 1:
+      raise ValueError(
+        f"keep_every is {self.keep_every}, expected at least 1, or None"
+      )
     if not 0 <= self.ema_decay <= 1:
       raise ValueError(f"ema_decay is {self.ema_decay}, expected 0 to 1")
 

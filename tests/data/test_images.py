@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import jax
 import numpy as np
@@ -6,6 +8,20 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import images
+
+
+def encode(picture, kind="png", **options):
+  file = io.BytesIO()
+  picture.save(file, kind, **options)
+  return file.getvalue()
+
+
+def quarters(height=32, width=48):
+  """A picture with a colour in each quarter, uint8 [H, W, 3]."""
+  image = np.full((height, width, 3), (250, 20, 30), np.uint8)
+  image[: height // 2, width // 2 :] = (20, 240, 30)
+  image[height // 2 :, width // 2 :] = (30, 20, 250)
+  return image
 
 
 def test_to_float_and_back_is_exact():
@@ -76,30 +92,89 @@ def test_central_square(shape):
   assert square[0, 0, 0] == image[top, left, 0]
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_decode_gives_three_channels(mode):
-  file = io.BytesIO()
-  Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(file, "png")
-  image = images.decode(file.getvalue())
-  np.testing.assert_array_equal(image, np.full((4, 5, 3), 255))
-  assert image.dtype == np.uint8
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a picture", "truncated"])
-def test_decode_names_the_trouble(damage):
-  if damage == "truncated":
-    file = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(file, "png")
-    damage = file.getvalue()[:3000]
-  with pytest.raises(ValueError, match="cannot be decoded"):
-    images.decode(damage)
-
-
-def test_decode_takes_arrays_of_the_right_kind_only():
-  image = np.zeros((4, 5, 3), np.uint8)
+def test_plain_pictures():
+  image = quarters()
   assert images.decode(image) is image
-  with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\], got float32"):
-    images.decode(image.astype(np.float32))
-  with pytest.raises(ValueError, match=r"got uint8 \(4, 5\)"):
-    images.decode(image[..., 0])
+  grey = np.repeat(image[..., :1], 3, -1)
+  np.testing.assert_array_equal(images.decode(image[..., 0]), grey)
+  np.testing.assert_array_equal(images.decode(image[..., :1]), grey)
+  alpha = np.full((32, 48, 1), 255, np.uint8)
+  alpha[0, 0] = 0
+  over = images.decode(np.concatenate([image, alpha], -1))
+  assert tuple(over[0, 0]) == (255, 255, 255)
+  np.testing.assert_array_equal(over[1:], image[1:])
+
+
+@pytest.mark.parametrize(
+  ("image", "message"),
+  [
+    (np.zeros((4, 5, 3), np.float32), r"uint8 .* got float32 \(4, 5, 3\)"),
+    (np.zeros((4, 5, 2), np.uint8), r"got uint8 \(4, 5, 2\)"),
+    (np.zeros((1, 4, 5, 3), np.uint8), r"got uint8 \(1, 4, 5, 3\)"),
+    (np.zeros(4, np.uint8), r"got uint8 \(4,\)"),
+    (None, "image is NoneType, expected bytes or an array"),
+    ("picture.png", "image is str, expected bytes or an array"),
+  ],
+)
+def test_what_is_neither_bytes_nor_plain(image, message):
+  with pytest.raises(ValueError, match=message):
+    images.decode(image)
+
+
+def shrunk(image, size):
+  return images.to_uint8(images.resize(images.to_float(image), size))
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_shrinking_while_decoding_changes_next_to_nothing(size):
+  coarse = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+  photo = Image.fromarray(coarse).resize((800, 800), Image.Resampling.BICUBIC)
+  data = encode(photo, "jpeg", quality=95)
+  full, small = images.decode(data), images.decode(data, size)
+  assert 3 * size <= len(small) < len(full)
+  difference = shrunk(full, size).astype(int) - shrunk(small, size)
+  assert np.abs(difference).max() <= 3 and np.abs(difference).mean() < 0.5
+
+
+def test_other_kinds_shrink_only_if_large():
+  data = encode(Image.fromarray(quarters(256, 256)))
+  np.testing.assert_array_equal(images.decode(data, 16), quarters(256, 256))
+  large = encode(Image.fromarray(quarters(2200, 3300)), compress_level=1)
+  small = images.decode(large, 64)  # by 11: the short side stays over 192
+  np.testing.assert_array_equal(small, quarters(200, 300))
+  assert images.decode(large, 1000).shape == (2200, 3300, 3)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_large_photo_is_decoded():
+  data = encode(Image.fromarray(quarters(12000, 9000)), "jpeg", quality=95)
+  image = images.decode(data, 64)
+  assert image.shape == (1500, 1125, 3)
+  difference = np.abs(image.astype(int) - quarters(1500, 1125))
+  assert difference.mean() < 1
+
+
+def bomb(side):
+  """A real PNG of side x side black pixels, in a few kilobytes."""
+
+  def chunk(name, data):
+    check = struct.pack(">I", zlib.crc32(name + data))
+    return struct.pack(">I", len(data)) + name + data + check
+
+  deflate = zlib.compressobj(9)
+  row = bytes(1 + side // 8)
+  pixels = b"".join(deflate.compress(row * 1000) for _ in range(side // 1000))
+  pixels += deflate.flush()
+  header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+  return b"\x89PNG\r\n\x1a\n" + b"".join(
+    [chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+  )
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
+  assert images.decode(bomb(1000)).shape == (1000, 1000, 3)  # a true PNG
+  data = bomb(16000)
+  assert len(data) < 100_000
+  monkeypatch.setattr(Image, "core", None)  # what holds pixels
+  with pytest.raises(ValueError, match="256000000 pixels. exceeds limit"):
+    images.decode(data, 64)

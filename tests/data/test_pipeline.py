@@ -1,13 +1,18 @@
 import io
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from imagen_jax.data import images, pipeline
+from imagen_jax.text.tokenizer import Tokenizer
 
 LENGTH = 4
+VOCABULARY = (
+  pathlib.Path(pipeline.__file__).parents[1] / "weights" / "shapes.model"
+)
 
 
 def tokenize(captions):
@@ -64,19 +69,15 @@ def test_shapes_types_and_ranges():
   assert base["image"].shape == (8, 16, 16, 3) and "lowres" not in base
 
 
-@pytest.mark.parametrize("shard_count", [2, 4])
+@pytest.mark.parametrize(
+  "rows", [range(4), range(6, 8), np.array([0, 1, 4, 5]), [7]]
+)
 @pytest.mark.parametrize("options", [{}, CROPS], ids=["whole", "crops"])
-def test_shards_are_blocks_of_one_global_batch(shard_count, options):
-  whole = take(4, **options)
-  shards = [
-    take(4, shard_index=i, shard_count=shard_count, **options)
-    for i in range(shard_count)
+def test_a_host_has_its_rows_of_one_global_batch(rows, options):
+  whole = [
+    {k: v[list(rows)] for k, v in batch.items()} for batch in take(4, **options)
   ]
-  union = [
-    {k: np.concatenate([b[k] for b in parts]) for k in parts[0]}
-    for parts in zip(*shards, strict=True)
-  ]
-  assert_same(union, whole)
+  assert_same(take(4, rows=rows, **options), whole)
 
 
 @pytest.mark.parametrize("options", [{}, CROPS], ids=["whole", "crops"])
@@ -140,11 +141,57 @@ def test_pictures_are_cut_square_and_resized():
   )
 
 
+@pytest.mark.parametrize(
+  ("caption", "text"),
+  [
+    (b"number 2", "number 2"),
+    ("caf\u00e9".encode(), "caf\u00e9"),
+    (np.bytes_(b"red"), "red"),
+    (" a fox\n", " a fox\n"),
+    ("\U0001f98a", "\U0001f98a"),
+  ],
+)
+def test_captions_that_are_text(caption, text):
+  seen = []
+
+  def note(captions):
+    seen.extend(captions)
+    return np.zeros((1, 1), np.int32), np.ones((1, 1), bool)
+
+  source = [{"image": np.zeros((8, 8), np.uint8), "caption": caption}]
+  take(1, source, tokenize=note, global_batch=1)
+  assert set(seen) == {text}
+
+
+@pytest.mark.parametrize(
+  ("caption", "reason"),
+  [
+    ("\u200b\u200b", "prompt 0 is empty"),  # of no width
+    ("half an emoji \ud83d", "prompt 0 is not valid Unicode text"),
+  ],
+)
+def test_captions_that_the_vocabulary_refuses(caption, reason):
+  source, bad = make_source(4), pipeline.BadRecords(max_share=1)
+  source[2]["caption"] = caption
+  (batch,) = take(1, source, tokenize=Tokenizer(VOCABULARY, 16), bad=bad)
+  assert batch["mask"].any(1).all()
+  assert bad.reasons[0] == f"record 2: {reason}"
+
+
+def test_small_and_grey_pictures_are_converted():
+  file = io.BytesIO()
+  Image.new("L", (8, 9), 200).save(file, "png")
+  source = [{"image": file.getvalue(), "caption": "number 0"}]
+  (batch,) = take(1, source, global_batch=1)
+  expected = images.to_float(np.full((1, 16, 16, 3), 200, np.uint8))
+  np.testing.assert_array_equal(batch["image"], expected)
+
+
 @pytest.mark.parametrize("caption", ["", " \n", b""])
 def test_an_empty_caption_is_named(caption):
   source = make_source()
   source[7]["caption"] = caption
-  with pytest.raises(ValueError, match="record 7 has an empty caption"):
+  with pytest.raises(ValueError, match="record 7: caption is empty"):
     take(2, source)
 
 
@@ -158,9 +205,9 @@ def test_a_broken_picture_is_named():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (dict(shard_count=3), "global_batch must be a positive multiple of 3"),
-    (dict(global_batch=0), "global_batch must be a positive multiple of 1"),
-    (dict(shard_index=2, shard_count=2), r"shard_index must be in 0\.\.1"),
+    (dict(global_batch=0), "global_batch is 0, expected at least 1"),
+    (dict(rows=[7, 8]), r"rows are \[8\], expected some in 0\.\.7"),
+    (dict(rows=[]), r"rows are \[\], expected some in 0\.\.7"),
     (dict(crop=17), r"crop must be in 1\.\.16, the size, got 17"),
     (dict(crop=0), r"crop must be in 1\.\.16, the size, got 0"),
     (dict(lowres_size=5), "lowres_size must divide 16, got 5"),

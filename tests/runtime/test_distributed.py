@@ -12,6 +12,9 @@ GIVEN = {
 }
 
 
+ALIVE = {"heartbeat_timeout_seconds": 100}
+
+
 @pytest.fixture
 def started(monkeypatch):
   """Calls of jax.distributed.initialize, none of which does anything."""
@@ -36,8 +39,9 @@ def test_a_process_by_itself_starts_nothing(started):
 
 def test_a_job_that_is_named(started, monkeypatch):
   setenv(monkeypatch, **GIVEN)
-  assert distributed.start() == "process 3 of 4 at host:1234"
-  assert started == [(("host:1234", 4, 3), {})]
+  assert distributed.start(heartbeat=7) == "process 3 of 4 at host:1234"
+  alive = {"heartbeat_timeout_seconds": 7}
+  assert started == [(("host:1234", 4, 3), alive)]
 
 
 def test_off_is_off(started, monkeypatch):
@@ -51,7 +55,8 @@ def test_slurm_only_under_srun(started, monkeypatch):
   assert distributed.start() == "one process"
   setenv(monkeypatch, **dict.fromkeys(distributed.SRUN, "0"))
   assert "SLURM" in distributed.start()
-  assert started == [((), {"cluster_detection_method": "slurm"})]
+  by_slurm = {"cluster_detection_method": "slurm", **ALIVE}
+  assert started == [((), by_slurm)]
 
 
 def test_a_tpu_host_where_jax_will_use_it(started, monkeypatch):
@@ -64,7 +69,7 @@ def test_a_tpu_host_where_jax_will_use_it(started, monkeypatch):
   assert distributed.start() == "one process"
   setenv(monkeypatch, JAX_PLATFORMS="tpu,cpu")
   assert "of a TPU" in distributed.start()
-  assert started == [((), {})]
+  assert started == [((), ALIVE)]
 
 
 def test_a_failure_is_not_swallowed(started, monkeypatch):

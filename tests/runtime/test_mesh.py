@@ -104,7 +104,7 @@ def test_an_indivisible_batch_is_refused(devices):
     ValueError, match="^batch_size is 12, expected a multiple of the 8 devices"
   ):
     mesh.batch_sharding(devices, 12)
-  with pytest.raises(ValueError, match="fsdp times accumulate 4$"):
+  with pytest.raises(ValueError, match="fsdp and data times accumulate 4$"):
     mesh.batch_sharding(devices, 16, parts=4)
 
 
@@ -132,32 +132,25 @@ def test_replicated_is_everything_everywhere(devices):
 @pytest.mark.parametrize("count", [1, 8])
 def test_one_host_feeds_everything(count):
   some = mesh.make_mesh(devices=jax.devices()[:count])
-  assert mesh.host_rows(mesh.batch_sharding(some, 16), 16) == (0, 1)
-
-
-def sharding_of_host(*spans):
-  """What a host with devices at these spans of rows can see of a sharding."""
-  places = {i: (slice(*span),) for i, span in enumerate(spans)}
-  return types.SimpleNamespace(addressable_devices_indices_map=lambda _: places)
+  rows = mesh.host_rows(mesh.batch_sharding(some, 16), 16)
+  np.testing.assert_array_equal(rows, np.arange(16))
 
 
 @pytest.mark.parametrize(
   ("spans", "expected"),
   [
-    (((0, 8), (8, 16)), (0, 2)),
-    (((24, 32), (16, 24)), (1, 2)),
-    (((16, 24),), (2, 4)),
-    (((8, 16), (8, 16)), (1, 4)),  # two devices with the same rows
-    (((None, None),), (0, 1)),
+    (((0, 2), (2, 4)), [0, 1, 2, 3]),
+    (((6, 8), (0, 2)), [0, 1, 6, 7]),  # in pieces, as of a TPU's host
+    (((4, 6), (4, 6)), [4, 5]),  # two devices with the same rows
+    (((None, None),), range(8)),
   ],
 )
 def test_a_host_feeds_the_rows_of_its_devices(spans, expected):
-  assert mesh.host_rows(sharding_of_host(*spans), 32) == expected
-
-
-def test_rows_in_pieces_are_not_taken_for_a_part():
-  with pytest.raises(AssertionError, match="rows in pieces"):
-    mesh.host_rows(sharding_of_host((0, 8), (16, 24)), 32)
+  places = {i: (slice(*span),) for i, span in enumerate(spans)}
+  sharding = types.SimpleNamespace(
+    addressable_devices_indices_map=lambda _: places
+  )
+  np.testing.assert_array_equal(mesh.host_rows(sharding, 8), expected)
 
 
 def test_to_global_keeps_values_and_types(devices):
@@ -170,3 +163,27 @@ def test_to_global_keeps_values_and_types(devices):
   for name, value in batch.items():
     assert out[name].dtype == value.dtype
     np.testing.assert_array_equal(out[name], value)
+
+
+def test_to_global_finds_the_rows_of_a_host_that_has_pieces(monkeypatch):
+  """Devices 0, 1, 4, 5 of eight, as of one of two hosts."""
+  made = mesh.make_mesh(mesh.MeshShape(fsdp=4))
+  spread = mesh.batch_sharding(made, 16)
+  mine = {device.id for device in made.devices.flat if device.id % 4 < 2}
+  rows = [
+    r for d, r in spread.devices_indices_map((16,)).items() if d.id in mine
+  ]
+  whole = np.arange(16)
+  fed = np.sort(np.concatenate([whole[r] for r in rows]))
+  monkeypatch.setattr(mesh, "host_rows", lambda *_: fed)
+  seen = []
+
+  def from_callback(shape, sharding, callback):
+    seen.extend((r, callback(r)) for r in rows)
+    return shape
+
+  monkeypatch.setattr(jax, "make_array_from_callback", from_callback)
+  assert mesh.to_global({"a": whole[fed] * 10}, spread, 16) == {"a": (16,)}
+  assert len(seen) == 4
+  for r, values in seen:
+    np.testing.assert_array_equal(values, whole[r] * 10)

@@ -11,20 +11,23 @@ import runpy
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from imagen_jax import build
-from imagen_jax.runtime.mesh import MeshShape, make_mesh
+from imagen_jax.nets.layers import pin_batch
+from imagen_jax.runtime.mesh import (
+  MeshShape,
+  batch_sharding,
+  make_mesh,
+  replicated,
+)
 from imagen_jax.runtime.sharding import (
   REPLICATED,
   RULES,
   Placement,
-  like_param,
   replicated_bytes,
 )
-from imagen_jax.training import optimizers
 from imagen_jax.training.step import init_state, place_state
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -192,80 +195,31 @@ def test_so_is_the_state_of_the_optimizer(name):
   assert whole(state, places) == []
 
 
-# --- What an optimizer keeps.
+@pytest.mark.parametrize("axes", [(None, "tensor"), ("tensor",)])
+def test_gradients_of_layers_in_a_row(axes):
+  """Of the same layout, which XLA gets wrong with rows in another order."""
+  made = on(2, 2, 2)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(4, 8)).astype(np.float32)
+  tree = [rng.normal(size=(8, 8)).astype(np.float32) / 3 for _ in range(2)]
 
-PARAMS = {
-  "block/conv_0": {"kernel": shape(3, 3, 128, 256), "bias": shape(256)},
-  "block/wi_0": {"kernel": shape(256, 131)},
-  "small": {"kernel": shape(6, 8)},
-}
-AXES = {
-  "block/conv_0": {"kernel": P(None, None, "fsdp", "tensor"), "bias": P()},
-  "block/wi_0": {"kernel": P("fsdp")},
-  "small": {"kernel": P("fsdp")},
-}
+  def loss(tree, x):
+    for kernel in tree:
+      x = pin_batch(jnp.tanh(pin_batch(x) @ kernel))
+    return (x**2 * np.arange(4)[:, None]).mean()
 
-
-def placed(optimizer):
-  """(state, the partitions of it) on the mesh (2, 2, 2)."""
-  state = jax.eval_shape(lambda net: init_state(net, optimizer), PARAMS)
-  places = place_state(state, optimizer, Placement(on(2, 2, 2)))
-  return state, jax.tree.map(lambda sharding: trimmed(sharding.spec), places)
-
-
-def trimmed(spec):
-  """Without the None at its end, which say nothing."""
-  axes = list(spec)
-  while axes and axes[-1] is None:
-    axes.pop()
-  return P(*axes)
-
-
-def test_adams_moments_lie_with_their_parameter():
-  optimizer = optimizers.adam(optimizers.learning_rate())
-  optimizer = optimizers.with_clipping(optimizer, 1.0)
-  state, places = placed(optimizer)
-  assert places.params == places.ema == AXES
-  assert places.step == P()
-  moments = optax.tree.get(places.opt_state, "mu")
-  assert moments == optax.tree.get(places.opt_state, "nu") == AXES
-  assert jax.tree.structure(state) == jax.tree.structure(places)
-
-
-def test_adafactors_moments_lie_with_what_is_left_of_theirs():
-  """Of a factored one the rows and the columns; else the whole of it."""
-  _, places = placed(optimizers.adafactor(optimizers.learning_rate()))
-  rows, columns, others = (
-    optax.tree.get(places.opt_state, name) for name in ("v_row", "v_col", "v")
+  expected = jax.jit(jax.value_and_grad(loss))(tree, x)
+  places = Placement(made, (("", axes),)).params(tree)
+  spread = batch_sharding(made, 4)
+  with jax.set_mesh(made):
+    found = jax.jit(
+      jax.value_and_grad(loss), out_shardings=(replicated(made), places)
+    )(jax.device_put(tree, places), jax.device_put(x, spread))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+    found,
+    expected,
   )
-  conv, dense = "block/conv_0", "block/wi_0"
-  # The one is without the largest dimension, the other without the next.
-  assert rows[conv]["kernel"] == P(None, None, "fsdp")
-  assert columns[conv]["kernel"] == P(None, None, "tensor")
-  assert rows[dense]["kernel"] == P()
-  assert columns[dense]["kernel"] == P("fsdp")
-  assert others[dense]["kernel"] == others[conv]["kernel"] == P()
-  assert others["small"]["kernel"] == P("fsdp")
-  assert rows["small"]["kernel"] == columns["small"]["kernel"] == P()
-  assert places.params == AXES
-
-
-@pytest.mark.parametrize(
-  ("sizes", "of", "expected"),
-  [
-    ((128, 256), (128, 256), P("tensor", "fsdp")),
-    ((128,), (128, 256), P("tensor")),
-    ((256,), (128, 256), P("fsdp")),
-    ((1,), (128, 256), P()),
-    ((), (128, 256), P()),
-    ((128, 256, 1), (128, 256), P()),
-    ((3, 256), (3, 256, 256), P("tensor", "fsdp")),  # the last one is gone
-  ],
-)
-def test_like_param(sizes, of, expected):
-  place = jax.sharding.NamedSharding(on(2, 2, 2), P("tensor", "fsdp"))
-  found = like_param(shape(*sizes), shape(*of), place)
-  assert found.mesh == place.mesh and trimmed(found.spec) == expected
 
 
 # --- Arrays.

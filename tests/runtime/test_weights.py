@@ -9,7 +9,7 @@ import pytest
 import safetensors.flax
 
 from imagen_jax.runtime import checkpoints, weights
-from imagen_jax.training.step import TrainState
+from imagen_jax.training.step import Skipped, TrainState
 
 
 def make_params() -> dict:
@@ -81,9 +81,10 @@ def test_parameters_are_named_by_path(path):
 def test_a_run_gives_its_averaged_weights(tmp_path):
   ema = make_params()
   zeros = jax.tree.map(jnp.zeros_like, ema)
-  state = TrainState(jnp.array(3), zeros, ema, ())
-  with checkpoints.open_checkpoints(str(tmp_path), keep=1) as manager:
-    checkpoints.save(manager, 3, state, {})
+  skipped = Skipped(jnp.array(0), jnp.array(0))
+  state = TrainState(jnp.array(3), zeros, ema, (), skipped)
+  with checkpoints.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(3, state, {})
   assert_same(weights.load(tmp_path, LIKE), ema)
 
 

@@ -153,7 +153,7 @@ def trained():
       state, history = args[0], []
       for _ in range(3):
         state, metrics = step(state, args[1], batch)
-        history.append(jax.tree.map(float, metrics))
+        history.append(jax.tree.map(np.asarray, metrics))
     return state, places, history, lowered.as_text()
 
   return trained
@@ -244,7 +244,7 @@ def test_losses_do_not_depend_on_how_the_batch_is_cut():
 
 # --- What the lowered program says.
 
-BATCH_ROWS = '[{"data", "fsdp"}, '
+BATCH_ROWS = '[{"fsdp", "data"}, '
 PICTURES = f"tensor<{BATCH}x{SIDE}x{SIDE}x8xf32>"
 WORDS = f"tensor<{BATCH}x{LENGTH}x{DIM}xf32>"
 

@@ -1,7 +1,10 @@
 """Bad input to the verb train: one sentence each, and no new folder."""
 
+import runpy
+
 import numpy as np
 
+from imagen_jax import build
 from imagen_jax.runtime import checkpoints
 
 
@@ -18,7 +21,7 @@ def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
       [config, f"--workdir={new}", "--config.train.foo=1"],
       "unknown config key train.foo, expected steps, accumulate, seed, "
       "ema_decay, log_every, sample_every, checkpoint_every, "
-      "keep_checkpoints, num_samples, sample_split",
+      "keep_checkpoints, keep_every, max_skipped, num_samples, sample_split",
     ),
     (
       [config, f"--workdir={new}", "--config.mesh.fsdp=3"],
@@ -27,8 +30,8 @@ def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
     ),
     (
       [config, f"--workdir={new}", "--config.train.accumulate=3"],
-      "batch_size is 8, expected a multiple of the 1 devices along data and "
-      "fsdp times accumulate 3",
+      "batch_size is 8, expected a multiple of the 1 devices along fsdp and "
+      "data times accumulate 3",
     ),
     (
       [config, f"--workdir={new}", "--config.train.steps=0"],
@@ -51,22 +54,40 @@ def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
       "weights nowhere cannot be read: No such file or directory",
     ),
     (
+      [config, f"--workdir={new}", "--profile_steps=3"],
+      "--profile_steps is '3', expected A:B, the first and the last step",
+    ),
+    *checkpoints_amiss(config, tmp_path),
+  ]
+
+
+def checkpoints_amiss(config: str, tmp_path) -> list[tuple[list[str], str]]:
+  """The same, of what a workdir already holds."""
+  return [
+    (
       [config, f"--workdir={tmp_path}/damaged"],
-      f"checkpoint {tmp_path}/damaged/checkpoints/5 cannot be read; if it is "
-      "damaged, remove it to use the one before it (",
+      f"no checkpoint in {tmp_path}/damaged/checkpoints can be read, the "
+      "newest, 5, because: ",
     ),
     (
       [config, f"--workdir={tmp_path}/other"],
       f"checkpoint {tmp_path}/other/checkpoints/5 has no array ema/",
+    ),
+    (
+      [config, f"--workdir={tmp_path}/other", "--config.data.seed=7"],
+      f"checkpoint {tmp_path}/other/checkpoints/5 is of another config: "
+      "data.seed was 0, is 7 (--allow_config_change goes on with it)",
     ),
   ]
 
 
 def test_bad_input_to_train(here, tmp_path, run_each):
   (tmp_path / "file").touch()
+  config = runpy.run_path(str(here / "tiny.py"))["get_config"]()
+  as_json = build.as_json(config)
   for name in ("other", "damaged"):
-    with checkpoints.open_checkpoints(str(tmp_path / name), keep=1) as manager:
-      checkpoints.save(manager, 5, {"step": np.array(5)}, {})
+    with checkpoints.Checkpoints(str(tmp_path / name), keep=1) as saved:
+      saved.save(5, {"step": np.array(5)}, as_json)
   (tmp_path / "damaged" / "checkpoints" / "5" / "state" / "_METADATA").unlink()
   cases = mistakes(here, tmp_path)
   done = run_each("train", [args for args, _ in cases])

@@ -1,0 +1,82 @@
+"""Processes that fail together, for one that goes on alone waits for ever."""
+
+import itertools
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+MEETINGS = itertools.count()
+
+
+class Failed(Exception):
+  """What failed on some process, and so counts as failed on all."""
+
+
+def together(act: Callable[[], Any]) -> Any:
+  """What act() gives; Failed on all processes if it raises on any.
+
+  If act waits for others, its failure on one must end the waiting of all.
+  """
+  found, failure = None, None
+  try:
+    found = act()
+  except Exception as error:  # Orbax and its stores raise many kinds.
+    failure = error
+  if not multihost_utils.process_allgather(np.array(failure is None)).all():
+    why = reason(failure) if failure else "another process failed"
+    raise Failed(why) from failure
+  return found
+
+
+def reason(error: Exception) -> str:
+  """Why something failed, in a few words."""
+  if isinstance(error, Failed) and error.__context__ is not None:
+    return reason(error.__context__)  # this process's own failure came first
+  said = str(error).strip().split("\n")[0][:200]
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):
+    return os.strerror(int(code[1]))
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return (
+    said if isinstance(error, Failed) else f"{type(error).__name__}: {said}"
+  )
+
+
+class Meeting:
+  """A barrier for Orbax's saves at which all fail when one has failed.
+
+  Orbax's own lets the others wait for the one that failed, for 20 minutes. But
+  that one goes on to a later barrier: so if processes come to different ones,
+  one has failed, and from then on all do until reset().
+  """
+
+  def __init__(self):
+    self.reset()
+
+  def reset(self) -> None:
+    """Lets them meet again; to be called by all, when none is waiting."""
+    self._name, self._count = f"checkpoints/{next(MEETINGS)}", 0
+    self._failed = False
+
+  def __call__(self, *, key: str, timeout_ms: int) -> None:
+    if jax.process_count() == 1:
+      return
+    if not self._failed:
+      self._failed = self._meet(key, timeout_ms) != {key}
+    if self._failed:
+      raise Failed("another process failed")
+
+  def _meet(self, key: str, timeout_ms: int) -> set[str]:
+    """Waits for all; to which keys they came."""
+    # Not public, but what Orbax waits by too: threads may, unlike by arrays.
+    client = jax._src.distributed.global_state.client
+    place = f"{self._name}/{self._count}"
+    self._count += 1
+    client.key_value_set(f"{place}/{jax.process_index()}", key)
+    client.wait_at_barrier(place, timeout_ms)
+    return {found for _, found in client.key_value_dir_get(f"{place}/")}

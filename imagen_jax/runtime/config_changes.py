@@ -1,0 +1,76 @@
+"""Which changes of its config a run may go on with."""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Keys that may change within a run, whole sections too: they say where, how
+# fast and how long to compute and what to tell and keep, but not what is
+# computed. [] stands for every part of a list.
+FREE = (
+  "mesh",
+  "sampling",
+  "weights",
+  "text.batch_size",
+  "text.encoder.scan",
+  "stage.net.remat",
+  "stage.net.scan",
+  "stage.net.blocks[].remat",
+  "data.data_dir",
+  "data.cache",
+  "data.max_bad_share",
+  "data.patience",
+  "train.steps",
+  "train.accumulate",
+  "train.log_every",
+  "train.sample_every",
+  "train.checkpoint_every",
+  "train.keep_checkpoints",
+  "train.keep_every",
+  "train.num_samples",
+  "train.sample_split",
+  "train.max_skipped",
+)
+# Files that may move, but not be others: their names are compared.
+FILES = ("text.vocabulary", "text.weights")
+SHOWN = 5
+
+
+def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+  """What two configs, as JSON has them, would compute differently; "" if none.
+
+  As "data.seed was 0, is 1", and so on for the first few keys.
+  """
+  old, new = _leaves(saved), _leaves(now)
+  changed = [
+    f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and not _is_free(key)
+  ]
+  rest = len(changed) - SHOWN
+  more = [f"and {rest} more"] if rest > 0 else []
+  return "; ".join(changed[:SHOWN] + more)
+
+
+def _is_free(key: str) -> bool:
+  key = re.sub(r"\[\d+\]", "[]", key)
+  return any(key == free or key.startswith(free + ".") for free in FREE)
+
+
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+  """{"stage.net.blocks[0].channels": 128, ...}; plain lists stay whole."""
+  if isinstance(value, Mapping):
+    parts = {f"{key}.{k}" if key else k: v for k, v in value.items()}
+  elif isinstance(value, list | tuple) and any(
+    isinstance(part, Mapping) for part in value
+  ):
+    parts = {f"{key}[{i}]": part for i, part in enumerate(value)}
+  elif key in FILES and isinstance(value, str):
+    return {key: pathlib.PurePath(value).name}
+  else:
+    return {key: list(value) if isinstance(value, tuple) else value}
+  found = {}
+  for name, part in parts.items():
+    found |= _leaves(part, name)
+  return found

@@ -1,0 +1,74 @@
+"""Pictures of how a training run does."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax.data.images import to_uint8
+from imagen_jax.data.png import captioned, enlarge, grid
+from imagen_jax.runtime import mesh
+from imagen_jax.stage import Sampling, Stage, sample_stage
+from imagen_jax.types import TextEmbedding
+
+LEAST = 64  # pixels a side; smaller pictures are shown enlarged
+
+
+def sample_grid(
+  stage: Stage,
+  sampling: Sampling,
+  params: Any,
+  text: TextEmbedding,
+  batch: dict[str, np.ndarray],
+) -> np.ndarray:
+  """One row per example: low-res picture (if any), sample, truth.
+
+  From fixed noise, and of the size that is trained on.
+  """
+  count, side = batch["image"].shape[:2]
+  lowres = batch.get("lowres")
+  small = dataclasses.replace(
+    stage,
+    size=side,
+    crop_size=None,
+    lowres_size=None if lowres is None else lowres.shape[1],
+  )
+  samples = sample_stage(
+    small,
+    params,
+    jax.random.split(jax.random.key(0), count),
+    text,
+    lowres,
+    sampling=sampling,
+  )
+  columns = [mesh.to_host(samples), batch["image"]]
+  columns = columns if lowres is None else [lowres, *columns]
+  return grid(
+    _cells(columns, max(side, LEAST)),
+    columns=len(columns) * max(1, round(math.sqrt(count) / 2)),
+  )
+
+
+def batch_grid(batch: dict[str, np.ndarray], captions: list[str]) -> np.ndarray:
+  """A batch as it is trained on: pictures, low-res ones before, captions."""
+  lowres, image = batch.get("lowres"), batch["image"]
+  columns = [image] if lowres is None else [lowres, image]
+  shown = max(image.shape[1], 2 * LEAST)
+  cells = _cells(columns, shown)
+  rows = [
+    grid(cells[i : i + len(columns)], columns=len(columns))
+    for i in range(0, len(cells), len(columns))
+  ]
+  rows = [captioned(*pair) for pair in zip(rows, captions, strict=True)]
+  return grid(rows, columns=max(1, round(math.sqrt(len(rows)))))
+
+
+def _cells(columns: list[np.ndarray], side: int) -> list[np.ndarray]:
+  """Float pictures of columns [B, h, w, 3], row by row, as uint8 of a side."""
+  return [
+    enlarge(to_uint8(column[i]), side)
+    for i in range(len(columns[0]))
+    for column in columns
+  ]
