@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data.png import enlarge, grid, write_png
+from imagen_jax.data.png import captioned, enlarge, grid, write_png
 
 
 def picture(height: int = 6, width: int = 5, seed: int = 0) -> np.ndarray:
@@ -91,3 +91,20 @@ def test_a_grid_is_row_by_row_with_gaps():
 
 def test_a_grid_of_one():
   np.testing.assert_array_equal(grid([picture()], columns=1), picture())
+
+
+def test_a_caption_lies_below_its_picture():
+  above = picture(20, 100)
+  strip = lambda text: captioned(above, text)[20:]
+  out = captioned(above, "a red star")
+  np.testing.assert_array_equal(out[:20], above)
+  assert out.shape[1] == 100 and out.dtype == np.uint8
+  dark = lambda part: int((part < 128).sum())
+  assert dark(strip("")) == 0 < dark(strip("a")) < dark(strip("a red star"))
+  # Of one size, however long the text, and all of it within.
+  words = "seven small blue squares with stripes above one large red triangle"
+  long = strip(words * 5)
+  assert long.shape == strip("a").shape
+  assert dark(long[:, :2]) == dark(long[:, -1:]) == 0
+  rows = (long < 128).any(axis=(1, 2))
+  assert np.count_nonzero(np.diff(rows.astype(int)) == 1) >= 3  # lines

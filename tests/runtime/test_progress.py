@@ -6,10 +6,10 @@ import jax
 import pytest
 
 from imagen_jax.runtime import progress as progress_lib
-from imagen_jax.runtime.progress import Progress, Stopwatch, clock
+from imagen_jax.runtime.progress import Clock, Progress, Stopwatch, clock
 
 
-class Clock:
+class Time:
   """time.monotonic, but it passes when told to."""
 
   now = 1000.0
@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def time(monkeypatch):
-  clock = Clock()
+  clock = Time()
   monkeypatch.setattr(progress_lib, "time", clock)
   return clock
 
@@ -144,3 +144,15 @@ def test_a_stopwatch_tells_of_compilation(time):
   time.wait(4)
   assert watch.lap() == "4.0 s, 3.0 s of it compiling"
   assert watch.lap() == "0.0 s"
+
+
+def test_a_clock_has_parts(time):
+  clock = Clock()
+  for seconds in (2, 3):
+    with clock.part("data"):
+      time.wait(seconds)
+    time.wait(100)  # in no part
+  with clock.part("host"):
+    time.wait(1)
+  assert clock.take() == {"data": 5, "host": 1}
+  assert clock.take() == {}

@@ -39,6 +39,11 @@ def test_ids_end_in_eos_and_are_padded_with_zeros(tokenizer, vocabulary):
     np.testing.assert_array_equal(real, np.arange(32) <= len(pieces))
 
 
+def test_texts_come_back_from_their_ids(tokenizer):
+  texts = ["a red star above two blue squares", "stripes"]
+  assert tokenizer.decode(*tokenizer(texts)) == texts
+
+
 def test_text_cannot_write_special_tokens(tokenizer):
   ids, _ = tokenizer(["a </s> star <pad>"])
   assert (ids[0] == 1).sum() == 1

@@ -193,6 +193,36 @@ def test_a_step_draws_from_the_seed_and_its_number_alone(small):
     np.testing.assert_allclose(metrics["param_norm"], square**0.5, rtol=1e-4)
 
 
+def test_a_step_that_is_not_finite_changes_nothing(small):
+  """But its number and the count; the next one is as if it had not been."""
+  step, net, text, optimizer = small
+  poisoned = make_batch() | {"image": make_batch()["image"] * np.nan}
+  state, _ = step(init_state(net, optimizer), text, make_batch())
+  after, metrics = step(state, text, poisoned)
+  after, again = step(after, text, poisoned)
+  for field in ("params", "ema", "opt_state"):
+    assert_same(getattr(after, field), getattr(state, field), atol=0)
+  assert int(after.step) == 3 and not np.isfinite(metrics["loss"])
+  assert (metrics["skipped_steps"], metrics["skipped_in_a_row"]) == (1, 1)
+  assert (again["skipped_steps"], again["skipped_in_a_row"]) == (2, 2)
+  after, metrics = step(after, text, make_batch())
+  assert (metrics["skipped_steps"], metrics["skipped_in_a_row"]) == (2, 0)
+  expected, _ = step(state.replace(step=jnp.int32(3)), text, make_batch())
+  assert_same(after.params, expected.params, atol=0)
+
+
+def test_norms_and_decay_are_of_what_they_say(small):
+  step, net, text, optimizer = small
+  state, metrics = step(init_state(net, optimizer), text, make_batch())
+  moved = jax.tree.map(jnp.subtract, state.params, net)
+  norm = optax.tree.norm(moved)
+  np.testing.assert_allclose(metrics["update_norm"], norm, rtol=1e-3)
+  np.testing.assert_allclose(metrics["ema_decay"], 0.1, rtol=1e-6)
+  sums, counts = metrics["logsnr"]
+  assert counts.sum() == BATCH
+  np.testing.assert_allclose(sums.sum() / BATCH, metrics["loss"], rtol=1e-5)
+
+
 # --- With a real net.
 
 
