@@ -7,7 +7,7 @@ defaults; a key or a value that does not fit them is an error naming both.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -273,10 +273,12 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
   )
 
 
-def sampling_devices(config: Mapping[str, Any]) -> Mesh:
+def sampling_devices(
+  config: Mapping[str, Any], devices: Sequence[Any] | None = None
+) -> Mesh:
   """A cascade config's mesh over all devices; without one, the first device."""
-  devices = jax.devices() if "mesh" in config else jax.devices()[:1]
-  return make_mesh(mesh(config), devices)
+  devices = jax.devices() if devices is None else devices
+  return make_mesh(mesh(config), devices if "mesh" in config else devices[:1])
 
 
 def load(

@@ -61,7 +61,10 @@ def main() -> None:
   if JSON.value:
     program.check_writable("json", pathlib.Path(JSON.value).parent)
   tpus = tpu_slice(TOPOLOGY.value, NUM_SLICES.value)
-  devices = mesh.make_mesh(build.mesh(config), tpus.devices)
+  if mode == "sample":
+    devices = build.sampling_devices(config, tpus.devices)
+  else:
+    devices = mesh.make_mesh(build.mesh(config), tpus.devices)
   rows, fits = [], True
   for tried in searched(config) if SEARCH.value else [{}]:
     found = []

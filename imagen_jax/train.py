@@ -244,7 +244,8 @@ def main() -> None:
         jax.block_until_ready(state)  # this step is work, what follows is not
       progress.pause()
       if keep:
-        saved.save(step, state, as_json)
+        with clock.part("checkpoint"):
+          saved.save(step, state, as_json)
       if draw:
         picture = sample_grid(stage, sampling, state.ema, captions, shown)
         if first_host:

@@ -1,6 +1,7 @@
 """What a compiled program needs: rows, for people and for files."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -48,6 +49,7 @@ def report(it: Program, devices: Mesh, tpus: Slice) -> dict[str, Any]:
     "flops": flops,
     "ideal_seconds": flops / (tpus.peak_flops * devices.size),
     "hbm_limit_bytes": tpus.hbm_bytes,
+    "libtpu": importlib.metadata.version("libtpu"),
     "libtpu_init_args": os.environ.get("LIBTPU_INIT_ARGS", "").strip(),
   }
   jitted = jax.jit(
@@ -59,13 +61,21 @@ def report(it: Program, devices: Mesh, tpus: Slice) -> dict[str, Any]:
   except jax.errors.JaxRuntimeError as error:
     row |= {"fits": False, "peak_bytes": needed(error)}
   else:
-    traffic = collectives(compiled.as_text())
     row |= {
       "fits": True,
       "peak_bytes": compiled.memory_analysis().peak_memory_in_bytes,
-      "collectives": {k: dataclasses.asdict(v) for k, v in traffic.items()},
+      "collectives": traffic_of(compiled),
     }
   return row | {"compile_seconds": round(time.monotonic() - begun, 1)}
+
+
+def traffic_of(compiled: jax.stages.Compiled) -> dict[str, Any] | None:
+  """Count and bytes of collectives by kind; None if that cannot be known."""
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError:  # as libtpu does for some of tpu7x
+    return None
+  return {k: dataclasses.asdict(v) for k, v in collectives(text).items()}
 
 
 # What the compiler says of a program that is too large, early or late.
@@ -86,10 +96,12 @@ def needed(error: Exception) -> int:
 def line(row: Mapping[str, Any]) -> str:
   """A row for people."""
   gib = lambda count: f"{count / 2**30:.2f} GiB"
-  sent = ", ".join(
-    f"{kind} {traffic['count']}x {gib(traffic['bytes'])}"
-    for kind, traffic in row.get("collectives", {}).items()
-  )
+  sent = "unknown"
+  if (kinds := row.get("collectives")) is not None:
+    sent = ", ".join(
+      f"{kind} {traffic['count']}x {gib(traffic['bytes'])}"
+      for kind, traffic in kinds.items()
+    )
   return (
     f"{row['program']} on {row['topology']}, batch {row['batch']}: "
     f"{'fits' if row['fits'] else 'DOES NOT FIT'}, {gib(row['peak_bytes'])} of "
@@ -108,10 +120,7 @@ def table(rows: list[dict[str, Any]]) -> str:
   )  # fmt: skip
   lines = ["|" + "|".join(head) + "|", "|" + "---|" * len(head)]
   for row in rows:
-    sent = row.get("collectives") or {}
-    moved = lambda *kinds, sent=sent: (
-      sum(sent[kind]["bytes"] for kind in kinds if kind in sent) / 2**30
-    )
+    sent = row.get("collectives")
     peak, limit = row["peak_bytes"] / 2**30, row["hbm_limit_bytes"] / 2**30
     cells = (
       f"`{row['command']}`<br>{row['program']}",
@@ -120,13 +129,21 @@ def table(rows: list[dict[str, Any]]) -> str:
       f"{peak:.1f} of {limit:.2f}" + ("" if row["fits"] else ": does not fit"),
       f"{row['flops'] / 1e15:.4g}",
       f"{row['ideal_seconds']:.3g}",
-      f"{moved('all-gather'):.1f}",
-      f"{moved('all-reduce', 'reduce-scatter'):.1f}",
+      moved(sent, "all-gather"),
+      moved(sent, "all-reduce", "reduce-scatter"),
       f"{row['replicated_bytes'] / 2**20:.0f}",
       f"{row['compile_seconds']:.0f}",
     )
     lines.append("|" + "|".join(map(str, cells)) + "|")
   return "\n".join(lines) + "\n"
+
+
+def moved(sent: Mapping[str, Any] | None, *kinds: str) -> str:
+  """GiB of some kinds of collectives."""
+  if sent is None:
+    return "?"
+  total = sum(sent[kind]["bytes"] for kind in kinds if kind in sent)
+  return f"{total / 2**30:.1f}"
 
 
 def keep(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:

@@ -21,7 +21,9 @@ RULES: tuple[Rule, ...] = (
   (r"(^|/)(scale|bias|cls_pos)$", REPLICATED),
   (r"/rel_embedding$", REPLICATED),
   # T5 and attention: heads, the hidden features of the MLP, the vocabulary.
-  (r"/embedding$", ("tensor",)),
+  # Of an embedding fsdp takes the features: in parts along the vocabulary, it
+  # is looked up by summing the whole batch over all devices.
+  (r"/embedding$", ("tensor", "fsdp")),
   (r"/(text_)?(query|key|value)/kernel$", (None, "tensor")),
   (r"/wi_[01]/kernel$", (None, "tensor")),
   (r"/(out|wo)/kernel$", ("tensor",)),

@@ -129,7 +129,7 @@ def test_progress_is_plain_lines(resumed, whole, killed, steps):
 def test_a_run_leaves_metrics_and_grids(here, whole, steps):
   files = (here / "whole").glob("events.out.tfevents.*")
   events = b"".join(path.read_bytes() for path in files)
-  for name in (b"loss", b"grad_norm", b"step_seconds", b"samples"):
+  for name in (b"loss", b"grad_norm", b"seconds/step", b"samples"):
     assert name in events
   names = sorted(path.name for path in (here / "whole" / "samples").iterdir())
   due = [

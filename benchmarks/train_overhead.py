@@ -1,0 +1,94 @@
+"""What training spends besides the step itself, as shares of the step's time.
+
+  python benchmarks/train_overhead.py [--config=configs/shapes16.py] \
+    [--steps=300] [--workdir=DIR]
+
+Runs the verb train with its own settings, but for a checkpoint, and numbers,
+every hundred steps; reads the seconds that it notes; and times the moving
+average of the weights alone, which is the most that it can cost within a step.
+Prints shares of the mean step, and, of what happens now and then, of as many
+steps as lie between in the config.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+from absl import flags
+
+from imagen_jax import build
+from imagen_jax.runtime import program
+from imagen_jax.runtime.metrics import FILE
+from imagen_jax.training.step import ema_decay
+
+EVERY = 100
+
+
+def run(config: str, workdir: str, steps: int) -> list[dict[str, float]]:
+  """Trains; the numbers of every EVERY steps but the first, which warm up."""
+  train = f"--config.train.{{}}={EVERY}".format
+  subprocess.run(
+    [
+      sys.executable, "-m", "imagen_jax.train", f"--config={config}",
+      f"--workdir={workdir}", f"--config.train.steps={steps}",
+      train("log_every"), train("checkpoint_every"),
+      f"--config.train.sample_every={10 * steps}",
+    ],
+    check=True,
+  )  # fmt: skip
+  lines = (pathlib.Path(workdir) / FILE).read_text().splitlines()
+  return [json.loads(line) for line in lines][1:]
+
+
+def ema_seconds(config) -> float:
+  """Seconds of one moving average over a net's weights, by itself."""
+  stage, text = build.stage(config.stage), build.text(config.text)
+  init = jax.jit(lambda: build.init_net(stage, text, jax.random.key(0)))
+  params, average = init(), init()
+
+  def move(average, params, step):
+    d = ema_decay(step, 0.9999)
+    return jax.tree.map(lambda e, p: d * e + (1 - d) * p, average, params)
+
+  move = jax.jit(move, donate_argnums=0)
+  step = jax.numpy.int32(10**6)
+  average = jax.block_until_ready(move(average, params, step))
+  count, begun = 20, time.monotonic()
+  for _ in range(count):
+    average = move(average, params, step)
+  jax.block_until_ready(average)
+  return (time.monotonic() - begun) / count
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--config", default="configs/shapes16.py")
+  parser.add_argument("--steps", type=int, default=300)
+  parser.add_argument("--workdir")
+  args = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder:
+    rows = run(args.config, args.workdir or folder, args.steps)
+  read = program.define_config(args.config)
+  flags.FLAGS([sys.argv[0], f"--config={args.config}"])
+  config = read()
+  each = build.training(config.train)
+  mean = lambda name: sum(row[f"seconds/{name}"] for row in rows) / len(rows)
+  step = mean("compute") + mean("data")
+  shares = {
+    "waiting for data": mean("data"),
+    "numbers told": mean("host") * EVERY / each.log_every,
+    "checkpoints": mean("checkpoint") * EVERY / each.checkpoint_every,
+    "EMA, by itself": ema_seconds(config),
+  }
+  print(f"a step takes {step:.3f} s on {jax.devices()[0].device_kind}")
+  for name, seconds in shares.items():
+    print(f"{name:18} {seconds / step:7.2%} of it")
+
+
+if __name__ == "__main__":
+  main()
