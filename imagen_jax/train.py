@@ -15,7 +15,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import contextlib
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 
 from imagen_jax import build
 from imagen_jax.data.feed import Feed, Stopped
@@ -144,14 +144,19 @@ def main() -> None:
     bad=BadRecords(data.max_bad_share),
   ))  # fmt: skip
   if DRY_RUN.value:
-    path = pathlib.Path(workdir) / "dry_run.png"
-    words = tokenizer.decode(shown["tokens"], shown["mask"])
+    path = epath.Path(workdir) / "dry_run.png"
+    some = next(open_batches(
+      stage, data, tokenizer, split=data.split, batch_size=data.batch_size,
+      rows=range(min(run.num_samples, data.batch_size)),
+      bad=BadRecords(data.max_bad_share),
+    ))  # fmt: skip
+    words = tokenizer.decode(some["tokens"], some["mask"])
     if first_host:
-      write_png(path, batch_grid(shown, words))
+      write_png(path, batch_grid(some, words))
     progress.say(parameter_table(state.params) + "\n")
     progress.say(memory_table(state, text_params) + "\n")
     progress.say(batch_sentence(devices, data.batch_size, run.accumulate))
-    progress.say(f"examples: {path}")
+    progress.say(f"the first of it: {path}")
     return
   captions = build.text_encoder(text, text_params).from_ids(
     shown["tokens"], shown["mask"]
@@ -249,7 +254,7 @@ def main() -> None:
       if draw:
         picture = sample_grid(stage, sampling, state.ema, captions, shown)
         if first_host:
-          path = pathlib.Path(workdir) / "samples" / f"{step:08}.png"
+          path = epath.Path(workdir) / "samples" / f"{step:08}.png"
           write_png(path, picture)
           metrics.write_image(step, "samples", picture)
       progress.resume()

@@ -1,11 +1,12 @@
 """PNG files: pictures with a note of how they were made, and grids of them."""
 
 import contextlib
+import io
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 
@@ -16,16 +17,19 @@ def write_png(
 ) -> None:
   """Writes uint8 [H, W, 3], whole or not at all; text goes in as metadata.
 
-  Folders that lack are made. ValueError if it cannot be written.
+  Folders that lack are made; gs:// paths too. ValueError if it cannot be
+  written.
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   info = PngImagePlugin.PngInfo()
   for key, value in (text or {}).items():
     info.add_itxt(key, value)
+  data = io.BytesIO()
+  Image.fromarray(picture).save(data, format="PNG", pnginfo=info)
   part = path.with_name(path.name + ".part")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(part, format="PNG", pnginfo=info)
+    part.write_bytes(data.getvalue())
     part.replace(path)
   except OSError as error:
     raise ValueError(

@@ -1,5 +1,8 @@
 """PNG files: pixels and notes come back, grids, and what cannot be written."""
 
+import resource
+import signal
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,19 +54,21 @@ def test_a_place_that_cannot_be_written(tmp_path, where):
   assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_failure_leaves_the_older_picture(tmp_path, monkeypatch):
+def test_a_failure_leaves_the_older_picture(tmp_path):
+  """Half way through the file, at a limit of its size."""
   path = tmp_path / "a.png"
   write_png(path, picture())
-
-  def fill_disk(self, file, **options):
-    file.write_bytes(b"half a pic")
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(Image.Image, "save", fill_disk)
-  with pytest.raises(
-    ValueError, match="a.png cannot be written: No space left"
-  ):
-    write_png(path, picture(seed=1))
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+  try:
+    with pytest.raises(
+      ValueError, match="a.png cannot be written: File too large"
+    ):
+      write_png(path, picture(seed=1))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
   np.testing.assert_array_equal(np.asarray(Image.open(path)), picture())
   assert list(tmp_path.iterdir()) == [path]
 
