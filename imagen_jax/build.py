@@ -14,10 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from jax.sharding import Mesh
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion import gaussian, guidance, samplers, schedules
+from imagen_jax.interop import t5
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.nets.unet import UNet
@@ -167,11 +169,11 @@ def text(config: Mapping[str, Any]) -> Text:
   return fill(Text, config, "text", fields(Text), encoder=encoder)
 
 
-def packaged(path: str) -> pathlib.Path:
+def packaged(path: str) -> epath.Path:
   """A path as it is, or, starting with "weights/", within the package."""
   if path.startswith("weights/"):
-    return PACKAGE / path
-  return pathlib.Path(path).expanduser()
+    return epath.Path(PACKAGE / path)
+  return epath.Path(path).expanduser()  # pathlib would break gs://
 
 
 def tokenizer(config: Text) -> Tokenizer:
@@ -200,9 +202,9 @@ def text_shapes(config: Text) -> Any:
   return jax.tree_util.tree_map_with_path(kept, like)
 
 
-def load_text(config: Text) -> Any:
-  """The weights of config.text's encoder."""
-  return weights.load_weights(packaged(config.weights), text_shapes(config))
+def load_text(config: Text, placement: Placement | None = None) -> Any:
+  """The weights of config.text's encoder, ours or published ones, placed."""
+  return t5.load(packaged(config.weights), text_shapes(config), placement)
 
 
 def text_encoder(config: Text, params: Any) -> TextEncoder:
@@ -292,4 +294,4 @@ def load(
     like = jax.eval_shape(lambda member=member: init_net(member, words, key))
     path = packaged(config[name]["weights"])
     nets.append(placement.put(weights.load(path, like)))
-  return text_encoder(words, placement.put(load_text(words))), nets
+  return text_encoder(words, load_text(words, placement)), nets

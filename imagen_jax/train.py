@@ -15,9 +15,11 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -47,6 +49,7 @@ from imagen_jax.training.plan import (
 from imagen_jax.training.step import init_state, make_train_step, place_state
 from imagen_jax.training.window import Window, pace, skipped_sentence
 
+T = TypeVar("T")
 read_config = program.define_config("configs/shapes16.py")
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, metrics and sample grids go."
@@ -111,7 +114,15 @@ def profiled() -> range:
   return range(int(first), int(last) + 1)
 
 
-def main() -> None:
+def first_of(batches: Iterator[T], **settings: Any) -> T:
+  """The first batch, waited for with the settings of a Feed."""
+  one = itertools.islice(batches, 1)
+  with contextlib.closing(Feed(one, **settings)) as feed:
+    return next(feed)
+
+
+def train() -> None:
+  """Trains; Stopped if it is asked to end while it waits for a first batch."""
   config, workdir = read_config(), WORKDIR.value
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
@@ -139,17 +150,19 @@ def main() -> None:
   make = lambda: init_state(build.init_net(stage, text, key), optimizer)
   places = place_state(jax.eval_shape(make), optimizer, placement)
   state = jax.jit(make, out_shardings=places)()
-  shown = next(open_batches(
+  waiting = {"patience": data.patience, "say": progress.say}
+  waiting["stop"] = preemption.told
+  shown = first_of(open_batches(
     stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
     bad=BadRecords(data.max_bad_share),
-  ))  # fmt: skip
+  ), **waiting)  # fmt: skip
   if DRY_RUN.value:
     path = epath.Path(workdir) / "dry_run.png"
-    some = next(open_batches(
+    some = first_of(open_batches(
       stage, data, tokenizer, split=data.split, batch_size=data.batch_size,
       rows=range(min(run.num_samples, data.batch_size)),
       bad=BadRecords(data.max_bad_share),
-    ))  # fmt: skip
+    ), **waiting)  # fmt: skip
     words = tokenizer.decode(some["tokens"], some["mask"])
     if first_host:
       write_png(path, batch_grid(some, words))
@@ -189,7 +202,7 @@ def main() -> None:
     )  # fmt: skip
     feed = stack.enter_context(contextlib.closing(Feed(
       (mesh.to_global(batch, spread, data.batch_size) for batch in batches),
-      patience=data.patience, say=progress.say, stop=preemption.told,
+      **waiting,
     )))  # fmt: skip
     metrics = stack.enter_context(
       contextlib.closing(Metrics(workdir, first, quiet=not first_host))
@@ -265,6 +278,14 @@ def main() -> None:
     progress.say(f"asked to end: saved step {step}, to go on from: {workdir}")
     sys.exit(SAVED)
   progress.say(f"trained to step {int(state.step)}: {workdir}")
+
+
+def main() -> None:
+  try:
+    train()
+  except Stopped:  # what there is is saved already
+    print("asked to end before the first step", flush=True)
+    sys.exit(SAVED)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@
 # shown behind their numbers. When one fails the others are ended, and its exit
 # code is this script's; Ctrl-C ends all (twice: at once).
 #
+#   --restarts=3   starts all again when one fails, so often at most; not one
+#                  that was asked to end, by a signal or with exit code 75
 #   --env=NAME     with the flags of launch/env/NAME.sh
 #   --grace=10     seconds to end by oneself (SIGTERM) before being killed
 #   --port=        of the coordinator; a free one otherwise
@@ -25,6 +27,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 count=${1-}
 grace=10
+restarts=
 port=
 env=
 pids=()    # of the processes; empty is one that has ended
@@ -32,6 +35,7 @@ readers=() # of what shows their lines
 failed=    # the number of the one that failed first
 code=0     # its exit code, or that of an interruption
 interrupts=0
+restarted=0
 
 exec 3>&2 # errors, while 2 is closed to what bash tells of ended jobs
 
@@ -62,6 +66,7 @@ show() { # NUMBER
 
 start() { # NUMBER
   # Both ends are opened here, where neither can wait for the other in vain.
+  rm -f "$pipes/$1"
   mkfifo "$pipes/$1"
   exec 4<>"$pipes/$1"
   exec 5<"$pipes/$1"
@@ -116,16 +121,42 @@ end_all() {
   while running; do sleep 0.1 || true; done
 }
 
+# Starts all and waits until they have ended.
+run_all() {
+  local i pid groups
+  pids=() readers=()
+  for ((i = 0; i < count; i++)); do start "$i"; done
+  groups=("${pids[@]}")
+  while running && [ "$code" -eq 0 ]; do sleep 0.2 || true; done
+  if [ "$code" -ne 0 ]; then
+    [ -z "$failed" ] ||
+      say "process $failed ended with exit code $code, ending the others."
+    end_all
+  fi
+  for pid in "${groups[@]}"; do # what ended processes left running
+    kill -KILL -- "-$pid" 2>/dev/null || true
+  done
+  wait "${readers[@]}" || true
+}
+
+# Whether to start them again: one failed, and nobody asked them to end.
+again() {
+  [ -n "$failed" ] && [ "$code" -ne 75 ] && [ "$interrupts" -eq 0 ] &&
+    [ "$restarted" -lt "${restarts:-0}" ]
+}
+
 case $count in
   --help | -h) parse "" "" "$@" ;;
 esac
 is_count "$count" ||
   fail "the first argument is '$count', expected how many processes to start."
 shift
-parse "grace port env" "" "$@"
+parse "grace restarts port env" "" "$@"
 need_command
 need_count grace
+[ -z "$restarts" ] || need_count restarts
 if [ -d "$root/.venv/bin" ]; then PATH=$root/.venv/bin:$PATH; fi
+given_port=$port
 : "${port:=$(free_port)}"
 need_count port
 if [ -n "$env" ]; then
@@ -148,18 +179,13 @@ trap 'rm -rf "$pipes"' EXIT
 trap 'code=130; interrupts=$((interrupts + 1))' INT
 trap 'code=143; interrupts=$((interrupts + 1))' TERM
 trap 'code=129; interrupts=$((interrupts + 1))' HUP
-for ((i = 0; i < count; i++)); do start "$i"; done
-groups=("${pids[@]}")
 exec 2>/dev/null
-while running && [ "$code" -eq 0 ]; do sleep 0.2 || true; done
-if [ "$code" -ne 0 ]; then
-  [ -z "$failed" ] ||
-    say "process $failed ended with exit code $code, ending the others."
-  end_all
-fi
-for pid in "${groups[@]}"; do # what ended processes left running
-  kill -KILL -- "-$pid" 2>/dev/null || true
+run_all
+while again; do
+  say "starting all again, restart $((++restarted)) of $restarts."
+  failed= code=0
+  port=${given_port:-$(free_port)}
+  run_all
 done
-wait "${readers[@]}" || true
 [ -z "$failed" ] || say "process $failed was first to fail, exit code $code."
 exit "$code"

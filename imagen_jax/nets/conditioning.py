@@ -36,7 +36,7 @@ class AttentionPooling(nn.Module):
     tokens = layer_norm("norm_in")(text.tokens)
     mean = mean_of_real(tokens, text.mask)[:, None, :]
     mean += self.param("cls_pos", nn.initializers.normal(0.02), (1, dim))
-    keys = jnp.concatenate([mean, tokens], axis=1)
+    keys = pin_batch(jnp.concatenate([mean, tokens], axis=1))
     mask = jnp.pad(text.mask, ((0, 0), (1, 0)), constant_values=True)
     head_dim = min(self.head_dim, dim)
     if dim % head_dim:
@@ -46,7 +46,7 @@ class AttentionPooling(nn.Module):
       )
     heads = (dim // head_dim, head_dim)
     query, key, value = (
-      nn.DenseGeneral(heads, dtype=self.dtype, name=name)(source)
+      pin_batch(nn.DenseGeneral(heads, dtype=self.dtype, name=name)(source))
       for name, source in (("query", mean), ("key", keys), ("value", keys))
     )
     pooled = attend(query, key, value, mask)

@@ -14,7 +14,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from imagen_jax.runtime.agreement import Failed, Meeting, reason, together
 from imagen_jax.runtime.config_changes import config_changes
-from imagen_jax.runtime.stored import checksums, crc, kinds, load, read_config
+from imagen_jax.runtime.stored import (
+  checksums,
+  crc,
+  end_what_orbax_begins,
+  kinds,
+  load,
+  read_config,
+)
 
 # The first process looks which there are.
 NAMES = ocp.path.step.standard_name_format(single_host_load_and_broadcast=True)
@@ -278,6 +285,7 @@ def _rename(path: epath.Path) -> str:
 def _silence_orbax() -> None:
   """Keeps Orbax from printing tracebacks of what is told in a sentence."""
   absl.logging.get_absl_logger().addFilter(_is_no_error_of_orbax)
+  end_what_orbax_begins()
 
 
 def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:

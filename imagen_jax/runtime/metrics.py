@@ -29,8 +29,16 @@ class Metrics:
       workdir, just_logging=quiet
     )
     if not quiet and self._path.exists():
-      lines = self._path.read_text().splitlines(keepends=True)
-      self._path.write_text("".join(x for x in lines if _is_up_to(x, first)))
+      self._keep_up_to(first)
+
+  def _keep_up_to(self, step: int) -> None:
+    """Drops later lines; who is killed meanwhile leaves the file as it was."""
+    lines = self._path.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if _is_up_to(line, step)]
+    if kept != lines:
+      new = self._path.with_name(f"{FILE}.new")
+      new.write_text("".join(kept))
+      new.replace(self._path)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Numbers of a step; those that are not finite become null in the JSON."""

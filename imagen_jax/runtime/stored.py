@@ -1,10 +1,9 @@
 """One checkpoint: its arrays, read back and compared with their checksums."""
 
 import asyncio
-import contextlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -46,8 +45,7 @@ def _read_notes(
   path: epath.Path,
 ) -> tuple[dict[str, str], dict[str, int] | None]:
   """Kinds and checksums of a checkpoint's arrays, by name; None without."""
-  with _loops():
-    found = ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
+  found = ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
   stored, notes = kinds(found), None
   if (path / "checksums").exists():
     notes = _read_json(path / "checksums")["arrays"]
@@ -64,8 +62,7 @@ def _read_tree(path: epath.Path, like: Any) -> Any:
     restore_args=ocp.checkpoint_utils.construct_restore_args(like),
     partial_restore=True,
   )
-  with _loops():
-    return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
+  return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
 
 
 def _read_json(item: epath.Path) -> Any:
@@ -149,8 +146,8 @@ def _hash(x: jax.Array) -> jax.Array:
 class _Loop(asyncio.SelectorEventLoop):
   """An event loop that ends what it began before it is closed.
 
-  When one read fails, Orbax closes the loop on all others. Each would print a
-  traceback when it is done, in a thread of its own, or collected.
+  When one read or write fails, Orbax closes the loop on all others. Each would
+  print a traceback when it is done, in a thread of its own, or collected.
   """
 
   def close(self) -> None:
@@ -167,12 +164,6 @@ class _Loops(asyncio.DefaultEventLoopPolicy):
   _loop_factory = _Loop
 
 
-@contextlib.contextmanager
-def _loops() -> Iterator[None]:
-  """Makes new event loops _Loop."""
-  policy = asyncio.get_event_loop_policy()
+def end_what_orbax_begins() -> None:
+  """Makes new event loops _Loop, for Orbax saves in threads of its own."""
   asyncio.set_event_loop_policy(_Loops())
-  try:
-    yield
-  finally:
-    asyncio.set_event_loop_policy(policy)

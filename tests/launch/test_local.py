@@ -176,6 +176,70 @@ def test_a_second_interruption_does_not_wait(platform):
   assert process.returncode == 130
 
 
+# Ends badly until it has been started so often; the first waits for that.
+RESTARTING = """
+echo >> starts.$JAX_PROCESS_ID
+[ $(wc -l < starts.$JAX_PROCESS_ID) -ge {good} ] && exit 0
+[ $JAX_PROCESS_ID = 0 ] && exec sleep 60
+exit {code}
+"""
+
+
+def restarted(platform, *args: str, good: int, code: int):
+  """A run, and how often each of its two processes was started."""
+  script = RESTARTING.format(good=good, code=code)
+  run = platform.run("local.sh", "2", *args, "--", "sh", "-c", script)
+  starts = [platform.bin / f"starts.{i}" for i in (0, 1)]
+  return run, [path.read_text().count("\n") for path in starts]
+
+
+def test_all_are_started_again(platform):
+  run, starts = restarted(platform, "--restarts=3", good=3, code=9)
+  assert (run.returncode, starts) == (0, [3, 3])
+  failure = "launch/local.sh: process 1 ended with exit code 9, ending the "
+  assert run.stderr.splitlines() == [
+    f"{failure}others.",
+    "launch/local.sh: starting all again, restart 1 of 3.",
+    f"{failure}others.",
+    "launch/local.sh: starting all again, restart 2 of 3.",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("args", "code", "count"),
+  [((), 9, 1), (("--restarts=2",), 9, 3), (("--restarts=2",), 75, 1)],
+)
+def test_not_for_ever_and_not_what_was_asked_to_end(
+  platform, args, code, count
+):
+  run, starts = restarted(platform, *args, good=9, code=code)
+  assert (run.returncode, starts) == (code, [count, count])
+  assert run.stderr.count("starting all again") == count - 1
+  end = f"process 1 was first to fail, exit code {code}.\n"
+  assert run.stderr.endswith(end)
+
+
+def test_an_interruption_is_no_failure(platform):
+  process = platform.start(
+    "local.sh", "2", "--restarts=2", "--", "sh", "-c", SAVING
+  )
+  assert {process.stdout.readline() for _ in "01"} == {"[0] up\n", "[1] up\n"}
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=20)
+  assert process.returncode == 143
+  assert sorted(out.splitlines()) == ["[0] saved", "[1] saved"]
+  assert err == ""
+
+
+def test_every_start_has_a_port_of_its_own(platform):
+  script = "echo $JAX_COORDINATOR_ADDRESS; exit 9"
+  args = ("--restarts=1", "--", "sh", "-c", script)
+  found = platform.run("local.sh", "1", *args).stdout.split("\n")[:-1]
+  assert len(set(found)) == 2
+  found = platform.run("local.sh", "1", "--port=1234", *args).stdout
+  assert found == "[0] localhost:1234\n" * 2
+
+
 def test_what_a_process_leaves_behind_is_ended(platform, tmp_path):
   script = f"sleep 60 & echo $! > {tmp_path / 'pid'}"
   run = platform.run("local.sh", "1", "--", "sh", "-c", script)
@@ -193,6 +257,7 @@ def test_what_a_process_leaves_behind_is_ended(platform, tmp_path):
     (("2", "x"), "argument 'x' is unexpected"),
     (("2", "--grace=soon", "--", "x"), "--grace is 'soon', expected a number"),
     (("2", "--port=http", "--", "x"), "--port is 'http', expected a number"),
+    (("2", "--restarts=0", "--", "x"), "--restarts is '0', expected a number"),
     (("2", "--env=v9", "--", "x"), "there is no launch/env/v9.sh"),
   ],
 )
