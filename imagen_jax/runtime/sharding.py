@@ -31,10 +31,11 @@ RULES: tuple[Rule, ...] = (
   # that scale and shift channels, those of the text; and into the pooled text.
   (r"/(dense_0|emb_proj|dense)/kernel$", (None, "tensor")),
   (r"/(dense_1|text_proj)/kernel$", ("tensor",)),
-  # A residual block: the channels between its two convolutions; the 1x1 one
-  # beside these, so that one sum over devices does for both; resampling.
+  # A residual block: the channels between its two convolutions. Not those of
+  # the 1x1 one beside these and of resampling: to sum their pictures over
+  # devices costs more than they do.
   (r"/conv_0/kernel$", (None, None, None, "tensor")),
-  (r"/(conv_1|skip|conv)/kernel$", (None, None, "tensor")),
+  (r"/conv_1/kernel$", (None, None, "tensor")),
   (r"(^|/)kernel$", ()),
 )
 

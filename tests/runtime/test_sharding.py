@@ -130,8 +130,7 @@ def test_tensor_splits_heads_and_hidden_features():
   assert block["conv_0"]["kernel"] == P(None, None, None, "tensor")
   assert block["conv_1"]["kernel"] == P(None, None, "tensor")
   assert block["emb_proj"]["kernel"] == P(None, "tensor")
-  skip = found[0]["up_1_res_1"]["skip"]
-  assert skip["kernel"] == P(None, None, "tensor")
+  assert found[0]["up_1_res_1"]["skip"]["kernel"] == P()
   time = found[0]["combine_embs"]["time_mlp"]
   assert time["dense_0"]["kernel"] == P(None, "tensor")
   assert time["dense_1"]["kernel"] == P("tensor")
@@ -174,15 +173,21 @@ def whole(tree, shardings):
   ]
 
 
-@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
 @pytest.mark.parametrize("name", ["base64", "sr256", "sr1024", "t5_xxl"])
-def test_all_above_a_mebibyte_is_split(name, axis):
-  placement = Placement(on(**{axis: 8}))
+def test_all_above_a_mebibyte_is_split_over_fsdp(name):
+  placement = Placement(on(fsdp=8))
   for tree in shapes_of(name):
     assert whole(tree, placement.params(tree)) == []
   # And the planted error is found.
   rules = Placement(placement.mesh, (("", REPLICATED),))
   assert len(whole(tree, rules.params(tree))) > 100
+
+
+def test_over_tensor_all_but_some_convolutions_is_split():
+  for name in ("base64", "sr256", "t5_xxl"):
+    for tree in shapes_of(name):
+      found = whole(tree, Placement(on(tensor=8)).params(tree))
+      assert all("'skip'" in path or "'conv'" in path for path in found)
 
 
 @pytest.mark.parametrize("name", ["base64", "sr256"])
