@@ -11,7 +11,8 @@ others are ours, and give 372M, 619M and 935M parameters.
 takes 64M, the text's keys and values in every attention layer the rest. T5 is
 part of the step, frozen. `data` is to be overridden with pictures of one's own.
 What F.1 does not say (mesh, bfloat16, EMA) is ours. On 256 TPU v4 all that the
-backward pass needs fits, so remat is "none" (launch/compiled.md).
+backward pass needs fits, so remat is "none" (launch/compiled.md); on 256 v5e it
+does with --config.train.accumulate=2.
 """
 
 from collections.abc import Iterator

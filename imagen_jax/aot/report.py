@@ -123,7 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     sent = row.get("collectives")
     peak, limit = row["peak_bytes"] / 2**30, row["hbm_limit_bytes"] / 2**30
     cells = (
-      f"`{row['command']}`<br>{row['program']}",
+      f"`{row['command']}`<br>{row['program']}{tried(row)}",
       f"{row['chips']} ({row['topology']})",
       row["batch"],
       f"{peak:.1f} of {limit:.2f}" + ("" if row["fits"] else ": does not fit"),
@@ -136,6 +136,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
     lines.append("|" + "|".join(map(str, cells)) + "|")
   return "\n".join(lines) + "\n"
+
+
+def tried(row: Mapping[str, Any]) -> str:
+  """What --search had set for a row."""
+  if "accumulate" not in row:
+    return ""
+  remat = ", ".join(row["remat"])
+  return f" (accumulate {row['accumulate']}, remat {remat})"
 
 
 def moved(sent: Mapping[str, Any] | None, *kinds: str) -> str:

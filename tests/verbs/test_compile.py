@@ -94,6 +94,18 @@ def test_a_row_takes_the_place_of_its_command(tmp_path):
   assert {p.name for p in tmp_path.iterdir()} == {"rows.json", "rows.md"}
 
 
+def test_what_the_search_had_set_is_told():
+  row = ROW | {"accumulate": 2, "remat": ["products", "none"]}
+  said = "(accumulate 2, remat products, none)|"
+  assert said in report.table([row]) and said not in report.table([ROW])
+
+
+def test_what_the_devices_send_may_be_unknown():
+  row = ROW | {"collectives": None}
+  assert "|?|?|" in report.table([row])
+  assert "sent: unknown" in report.line(row)
+
+
 @pytest.mark.parametrize("module", [base64, sr256])
 def test_the_search_goes_from_little_recomputation_to_much(module):
   net = module.get_config().stage.net
