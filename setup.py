@@ -37,6 +37,7 @@ setup(
     f"tensorflow-cpu>=2.21; {X86_LINUX}",
     f"tensorflow>=2.21; {ELSEWHERE}",
     "tensorflow-datasets>=4.9.10",
+    "tensorstore>=0.1.80",
   ],
   extras_require={
     "test": ["jaxtyping>=0.3", "pytest>=8.0", "ruff>=0.17"],

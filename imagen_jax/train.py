@@ -114,15 +114,23 @@ def profiled() -> range:
   return range(int(first), int(last) + 1)
 
 
+def begin(feed: Feed[T]) -> T:
+  """The first batch; who is asked to end meanwhile has nothing to save."""
+  try:
+    return next(feed)
+  except Stopped:
+    print("asked to end before the first step", flush=True)
+    sys.exit(SAVED)
+
+
 def first_of(batches: Iterator[T], **settings: Any) -> T:
-  """The first batch, waited for with the settings of a Feed."""
+  """The first batch alone, waited for with the settings of a Feed."""
   one = itertools.islice(batches, 1)
   with contextlib.closing(Feed(one, **settings)) as feed:
-    return next(feed)
+    return begin(feed)
 
 
-def train() -> None:
-  """Trains; Stopped if it is asked to end while it waits for a first batch."""
+def main() -> None:
   config, workdir = read_config(), WORKDIR.value
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
@@ -145,7 +153,7 @@ def train() -> None:
   jax.set_mesh(devices)
   placement, everywhere = Placement(devices), mesh.replicated(devices)
   spread = mesh.batch_sharding(devices, data.batch_size, run.accumulate)
-  text_params = placement.put(build.load_text(text))
+  text_params = build.load_text(text, placement)
   key = jax.random.key(run.seed)
   make = lambda: init_state(build.init_net(stage, text, key), optimizer)
   places = place_state(jax.eval_shape(make), optimizer, placement)
@@ -215,7 +223,7 @@ def train() -> None:
       progress.say(
         f"{count:,} parameters on {devices.size} device(s); compiling"
       )
-      begun, batch = time.monotonic(), next(feed)
+      begun, batch = time.monotonic(), begin(feed)
       flops = model_flops(stage, text.encoder, state.params, text_params, batch)
       step_fn = step_fn.lower(state, text_params, batch).compile()
       progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
@@ -278,14 +286,6 @@ def train() -> None:
     progress.say(f"asked to end: saved step {step}, to go on from: {workdir}")
     sys.exit(SAVED)
   progress.say(f"trained to step {int(state.step)}: {workdir}")
-
-
-def main() -> None:
-  try:
-    train()
-  except Stopped:  # what there is is saved already
-    print("asked to end before the first step", flush=True)
-    sys.exit(SAVED)
 
 
 if __name__ == "__main__":

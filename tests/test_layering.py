@@ -86,6 +86,8 @@ def test_diffusion_imports_jax_only():
     ("nets/a.py", "def f():\n  import imagen_jax.build as b", False),
     ("nets/__init__.py", "from ..stage import Stage", False),
     ("text/a.py", "import jax, imagen_jax.stage", False),
+    ("interop/a.py", "from imagen_jax.runtime import weights", True),
+    ("interop/a.py", "from imagen_jax.text import tokenizer", False),
     ("evals/a.py", "from .. import sample", False),
     ("build.py", "from imagen_jax import train", False),
     ("build.py", "from imagen_jax import aot", False),

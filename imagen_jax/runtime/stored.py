@@ -116,7 +116,13 @@ def checksums(tree: Any) -> dict[str, int]:
   with all but certainty.
   """
   with jax.set_mesh(NO_MESH):  # the arrays may be on fewer devices than its
-    sums = {name: _sum(x) for name, x in arrays_of(tree).items()}
+    sums = {}
+    for name, x in arrays_of(tree).items():
+      sums[name] = _sum(x)
+      if jax.default_backend() == "cpu":
+        # Its devices share threads: of many programs under way, each waiting
+        # for its part on another device, none would find a thread for that.
+        sums[name].block_until_ready()
     return jax.tree.map(int, jax.device_get(sums))
 
 
@@ -154,6 +160,9 @@ class _Loop(asyncio.SelectorEventLoop):
     while not self.is_closed() and (rest := asyncio.all_tasks(self)):
       self.run_until_complete(_ended(rest))
     super().close()
+
+  def call_exception_handler(self, context: dict[str, Any]) -> None:
+    """Is silent: the first failure is raised, and nobody asks for the rest."""
 
 
 async def _ended(tasks: set[asyncio.Task]) -> None:

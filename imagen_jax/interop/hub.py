@@ -1,0 +1,122 @@
+"""Weights as Hugging Face stores them: a safetensors file, or shards of one.
+
+No pickle is ever opened: loading one runs what its author wrote.
+"""
+
+import json
+from typing import Any
+
+import jax.numpy as jnp
+import safetensors
+from etils import epath
+
+from imagen_jax.interop.tensors import Tensor, few
+
+FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# Others keep their own names, which are not those of floats.
+_DTYPES = {
+  "F64": jnp.dtype("float64"),
+  "F32": jnp.dtype("float32"),
+  "F16": jnp.dtype("float16"),
+  "BF16": jnp.dtype("bfloat16"),
+}
+
+
+def tensors(path: epath.Path) -> dict[str, Tensor]:
+  """The tensors of a file, of an index's shards or of a folder with either.
+
+  ValueError, naming the file, if one is missing, damaged or of another kind.
+  """
+  if str(path).startswith("gs://"):
+    raise ValueError(
+      f"weights {path} cannot be read in parts, expected a copy of them on a "
+      "local disk"
+    )
+  if path.is_dir():
+    path = _within(path)
+  if path.suffix in PICKLES:
+    raise ValueError(
+      f"weights {path} are a pickle, which can run anything, expected "
+      "safetensors"
+    )
+  return _sharded(path) if path.suffix == ".json" else _file(path)
+
+
+def _within(folder: epath.Path) -> epath.Path:
+  """The file of a folder's weights, or the index of its files."""
+  for name in (FILE, INDEX):
+    if (folder / name).exists():
+      return folder / name
+  names = sorted(item.name for item in folder.iterdir())
+  pickles = [name for name in names if epath.Path(name).suffix in PICKLES]
+  if pickles:
+    raise ValueError(
+      f"weights {folder} are pickles ({few(pickles)}), which can run anything, "
+      f"expected {FILE} or {INDEX}"
+    )
+  raise ValueError(
+    f"weights {folder} are not there, expected {FILE}, {INDEX} or a t5x "
+    f"checkpoint; the folder has {few(names) or 'nothing'}"
+  )
+
+
+def _file(path: epath.Path) -> dict[str, Tensor]:
+  try:
+    path.open("rb").close()
+    file = safetensors.safe_open(path, "numpy")
+    names = file.keys()
+    return {name: _tensor(file, name) for name in names}
+  except OSError as error:
+    raise ValueError(
+      f"weights {path} cannot be read: {error.strerror}"
+    ) from error
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f"weights {path} are damaged or not safetensors: {error}"
+    ) from error
+
+
+def _tensor(file: Any, name: str) -> Tensor:
+  # Of the file only what is read comes into memory, and may leave it again.
+  part = file.get_slice(name)
+  dtype = part.get_dtype()
+  read = lambda index: part[index]
+  return Tensor(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), read)
+
+
+def _sharded(path: epath.Path) -> dict[str, Tensor]:
+  """The tensors of an index; what it does not name is not there."""
+  places = _weight_map(path)
+  shards = {}
+  for shard in sorted(set(places.values())):
+    if not (path.parent / shard).exists():
+      raise ValueError(
+        f"weights {path.parent} lack the file {shard}, which {path.name} names"
+      )
+    shards[shard] = _file(path.parent / shard)
+  strays = [name for name, shard in places.items() if name not in shards[shard]]
+  if strays:
+    raise ValueError(
+      f"weights {path.parent / places[strays[0]]} lack {few(strays)}, which "
+      f"{path.name} places there"
+    )
+  return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def _weight_map(path: epath.Path) -> dict[str, str]:
+  """{tensor: file} of an index."""
+  try:
+    places = json.loads(path.read_text())["weight_map"]
+    if all(shard == epath.Path(shard).name for shard in places.values()):
+      return places
+  except OSError as error:
+    raise ValueError(
+      f"weights {path} cannot be read: {error.strerror}"
+    ) from error
+  except (ValueError, TypeError, KeyError, AttributeError):
+    pass
+  raise ValueError(
+    f"weights {path} are no index, expected JSON with a weight_map from "
+    "tensors to files beside it"
+  )

@@ -1,0 +1,146 @@
+"""Two processes of one job, of which one is told to end, or killed."""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+SAVED, STEPS = 75, 6
+# Along fsdp, so that each of two devices has a half of the weights alone.
+ARGS = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--heartbeat=10")
+ARGS += (f"--config.train.steps={STEPS}",)
+TWO_DEVICES = "--xla_force_host_platform_device_count=2"
+
+
+def free_port() -> int:
+  with contextlib.closing(socket.socket()) as s:
+    s.bind(("localhost", 0))
+    return s.getsockname()[1]
+
+
+def command(training, workdir, *args: str) -> list[str]:
+  program = [sys.executable, "-m", "imagen_jax.train"]
+  return program + training.flags(workdir, *ARGS, *args)
+
+
+def start_two(training, workdir, *args: str):
+  env = {
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+    "JAX_NUM_PROCESSES": "2",
+  }
+  return [
+    training.run(
+      command(training, workdir, *args), **env, JAX_PROCESS_ID=str(i)
+    )
+    for i in range(2)
+  ]
+
+
+def start_alone(training, workdir, *args: str):
+  return training.run(command(training, workdir, *args), XLA_FLAGS=TWO_DEVICES)
+
+
+def process_of(workdir, index: int) -> int:
+  """The pid of a process that launch/local.sh started."""
+  for path in pathlib.Path("/proc").glob("[0-9]*"):
+    with contextlib.suppress(OSError):
+      words = (path / "cmdline").read_text().split("\0")
+      env = (path / "environ").read_text(errors="replace").split("\0")
+      if f"--workdir={workdir}" in words and f"JAX_PROCESS_ID={index}" in env:
+        return int(path.name)
+  raise AssertionError(f"no process {index} of {workdir}")
+
+
+@pytest.fixture(scope="module")
+def whole(training):
+  """The workdir of two processes that were left alone."""
+  workdir = training.folder / "two"
+  for run in start_two(training, workdir):
+    run.end(0, timeout=240)
+  assert training.steps(workdir) == list(range(1, STEPS + 1))
+  return workdir
+
+
+def take(workdir, step: int, to) -> None:
+  """One checkpoint of a run, to go on from."""
+  name = f"checkpoints/{step}"
+  shutil.copytree(workdir / name, to / name)
+
+
+@pytest.mark.parametrize("told", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_one_is_told_and_both_save(training, whole, tmp_path, told):
+  runs = start_two(training, tmp_path, "--config.train.steps=16")
+  runs[0].until("train 1/")
+  runs[told].send(signal.SIGTERM)
+  out, _ = (run.end(SAVED) for run in runs)
+  step = training.steps(tmp_path)[-1]
+  said = f"asked to end: saved step {step}, to go on from: {tmp_path}"
+  assert out.splitlines()[-1] == said
+  assert step < 16
+  if step <= STEPS:
+    training.check_same(tmp_path, whole, step)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.slow
+def test_one_is_killed_and_the_other_ends(training, tmp_path, killed):
+  runs = start_two(training, tmp_path, "--config.train.steps=100")
+  runs[0].until("train 2/")
+  runs[killed].send(signal.SIGKILL)
+  left = runs[1 - killed].process
+  left.wait(timeout=10 + 15)
+  assert left.returncode != 0
+  assert runs[1 - killed].err
+
+
+def test_one_is_killed_and_both_are_started_again(training, whole, tmp_path):
+  launch = ["launch/local.sh", "2", "--restarts=2", "--", "python", "-m"]
+  launch += ["imagen_jax.train", *training.flags(tmp_path, *ARGS)]
+  run = training.run(launch)
+  run.until(r"^\[0\] train 2/")
+  os.kill(process_of(tmp_path, 1), signal.SIGKILL)
+  out = run.end(0, timeout=240)
+  assert "starting all again, restart 1 of 2." in run.err
+  assert "restart 2" not in run.err
+  assert re.search(r"^\[0\] resumed from step [1-5]$", out, re.M), out
+  training.check_same(tmp_path, whole, STEPS)
+
+
+def test_another_config_is_refused_by_both(training, whole, tmp_path):
+  take(whole, 3, tmp_path)
+  runs = start_two(training, tmp_path, "--config.optimizer.clip_norm=0.5")
+  for run in runs:
+    run.end(1)
+    said = [line for line in run.err.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and "optimizer.clip_norm" in said[0], run.err
+  assert training.steps(tmp_path) == [3]
+
+
+def check_close(training, one, other) -> None:
+  states = [training.state(workdir, STEPS) for workdir in (one, other)]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *states
+  )
+
+
+def test_what_one_process_began_two_go_on_with(training, whole, tmp_path):
+  start_alone(training, tmp_path, "--config.train.steps=3").end(0)
+  runs = start_two(training, tmp_path)
+  out, _ = (run.end(0) for run in runs)
+  assert "\nresumed from step 3\n" in out
+  check_close(training, whole, tmp_path)
+
+
+def test_what_two_processes_began_one_goes_on_with(training, whole, tmp_path):
+  take(whole, 3, tmp_path)
+  run = start_alone(training, tmp_path)
+  assert "\nresumed from step 3\n" in run.end(0)
+  check_close(training, whole, tmp_path)
