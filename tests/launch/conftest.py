@@ -43,6 +43,7 @@ VARIABLES = (
 def heed_interruptions() -> None:
   """As a terminal's programs do; tests in the background begin without."""
   signal.signal(signal.SIGINT, signal.SIG_DFL)
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 
 
 class Platform:

@@ -1,4 +1,7 @@
-"""Two processes on localhost are one job: they train, save, sample, resume."""
+"""Two processes on localhost are one job: they train, save, sample, resume.
+
+With a net like the real ones; faults/test_job_faults.py has a quick one.
+"""
 
 import contextlib
 import os
@@ -13,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
 ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 STEPS = 4

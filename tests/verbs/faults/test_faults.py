@@ -218,5 +218,5 @@ def test_another_config_is_refused_unless_told(training, undisturbed, tmp_path):
   assert training.steps(tmp_path) == [3]
   run = training.start(tmp_path, *other, "--allow_config_change")
   out = run.end(0)
-  assert "optimizer.clip_norm" in out and "\nresumed from step 3\n" in out
+  assert "optimizer.clip_norm" in out and "resumed from step 3\n" in out
   assert training.steps(tmp_path) == [3, 4]
