@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pytest
+from etils import epath
 
 from imagen_jax.runtime.metrics import FILE, Metrics, memory
 
@@ -36,6 +38,22 @@ def test_lines_that_will_come_again_are_dropped(tmp_path):
     file.write('{"step": 2, "lo')
   write(tmp_path, 2, 3)
   assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_an_end_while_they_are_dropped_loses_no_others(tmp_path, monkeypatch):
+  write(tmp_path, 0, 1, 2, 3)
+
+  def end(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(epath.Path(tmp_path)), "replace", end)
+    with pytest.raises(KeyboardInterrupt):
+      Metrics(str(tmp_path), 1)
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+  write(tmp_path, 1, 2)
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+  assert not (tmp_path / f"{FILE}.new").exists()
 
 
 def test_one_of_many_processes_writes(tmp_path):
