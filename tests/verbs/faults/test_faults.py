@@ -133,13 +133,15 @@ def test_too_many_nans_in_a_row_end_the_run(training, undisturbed, tmp_path):
 
 
 def in_tmpfs(workdir, copy) -> list[str]:
-@pytest.mark.slow
   """What runs a command with 2 MB of space at workdir, and copies that."""
   script = (
     f"mount -t tmpfs -o size=2m tmpfs {workdir} || exit; "
     f'"$0" "$@"; code=$?; cp -r {workdir} {copy}; exit $code'
   )
   return ["unshare", "-rm", "sh", "-c", script]
+
+
+@pytest.mark.slow
 def test_a_full_disk(training, undisturbed, tmp_path):
   workdir, copy = tmp_path / "run", tmp_path / "copy"
   workdir.mkdir()
@@ -185,7 +187,6 @@ def flip(state: pathlib.Path) -> None:
 
 
 def test_damaged_checkpoints_give_way_to_the_one_before(
-@pytest.mark.slow
   training, undisturbed, tmp_path
 ):
   for step in range(2, 6):
@@ -205,6 +206,9 @@ def test_damaged_checkpoints_give_way_to_the_one_before(
   assert "\nresumed from step 2\n" in out
   for step in (3, 4, 5, 6):
     training.check_same(tmp_path, undisturbed, step)
+
+
+@pytest.mark.slow
 def test_another_config_is_refused_unless_told(training, undisturbed, tmp_path):
   shutil.copytree(undisturbed / "checkpoints/3", tmp_path / "checkpoints/3")
   other = ("--config.optimizer.clip_norm=0.5", "--config.train.steps=4")

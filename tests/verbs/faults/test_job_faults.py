@@ -126,11 +126,13 @@ def test_another_config_is_refused_by_both(training, whole, tmp_path):
 
 
 def check_close(training, one, other) -> None:
-@pytest.mark.slow
   states = [training.state(workdir, STEPS) for workdir in (one, other)]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *states
   )
+
+
+@pytest.mark.slow
 def test_what_one_process_began_two_go_on_with(training, whole, tmp_path):
   start_alone(training, tmp_path, "--config.train.steps=3").end(0)
   runs = start_two(training, tmp_path)
