@@ -101,6 +101,7 @@ def test_one_is_killed_and_the_other_ends(training, tmp_path, killed):
   assert runs[1 - killed].err
 
 
+@pytest.mark.slow
 def test_one_is_killed_and_both_are_started_again(training, whole, tmp_path):
   launch = ["launch/local.sh", "2", "--restarts=2", "--", "python", "-m"]
   launch += ["imagen_jax.train", *training.flags(tmp_path, *ARGS)]
