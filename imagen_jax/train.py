@@ -157,7 +157,8 @@ def main() -> None:
   key = jax.random.key(run.seed)
   make = lambda: init_state(build.init_net(stage, text, key), optimizer)
   places = place_state(jax.eval_shape(make), optimizer, placement)
-  state = jax.jit(make, out_shardings=places)()
+  make = jax.jit(make, out_shardings=places)
+  like = make.eval_shape()  # a resumed run needs no other state
   waiting = {"patience": data.patience, "say": progress.say}
   waiting["stop"] = preemption.told
   shown = first_of(open_batches(
@@ -174,8 +175,8 @@ def main() -> None:
     words = tokenizer.decode(some["tokens"], some["mask"])
     if first_host:
       write_png(path, batch_grid(some, words))
-    progress.say(parameter_table(state.params) + "\n")
-    progress.say(memory_table(state, text_params) + "\n")
+    progress.say(parameter_table(like.params) + "\n")
+    progress.say(memory_table(like, text_params) + "\n")
     progress.say(batch_sentence(devices, data.batch_size, run.accumulate))
     progress.say(f"the first of it: {path}")
     return
@@ -197,10 +198,10 @@ def main() -> None:
       workdir, keep=run.keep_checkpoints, keep_every=run.keep_every,
       say=progress.say,
     ))  # fmt: skip
-    resumed = saved.restore(
-      state, as_json, allow_config_change=ALLOW_CONFIG_CHANGE.value
+    state = saved.restore(
+      like, as_json, allow_config_change=ALLOW_CONFIG_CHANGE.value
     )
-    state = resumed or state
+    state = make() if state is None else state
     first = int(state.step)
     bad = BadRecords(data.max_bad_share)
     batches = open_batches(

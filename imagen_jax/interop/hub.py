@@ -11,6 +11,7 @@ import safetensors
 from etils import epath
 
 from imagen_jax.interop.tensors import Tensor, few
+from imagen_jax.runtime.weights import reading
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -62,19 +63,10 @@ def _within(folder: epath.Path) -> epath.Path:
 
 
 def _file(path: epath.Path) -> dict[str, Tensor]:
-  try:
-    path.open("rb").close()
+  with reading(path):
     file = safetensors.safe_open(path, "numpy")
     names = file.keys()
     return {name: _tensor(file, name) for name in names}
-  except OSError as error:
-    raise ValueError(
-      f"weights {path} cannot be read: {error.strerror}"
-    ) from error
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      f"weights {path} are damaged or not safetensors: {error}"
-    ) from error
 
 
 def _tensor(file: Any, name: str) -> Tensor:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -86,9 +86,16 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with reading(path):
+    return safetensors.numpy.load_file(path)
+
+
+@contextlib.contextmanager
+def reading(path: Any) -> Iterator[None]:
+  """ValueError, naming the file, for one that cannot be read in the block."""
   try:
     path.open("rb").close()
-    return safetensors.numpy.load_file(path)
+    yield
   except OSError as error:
     raise ValueError(
       f"weights {path} cannot be read: {error.strerror}"

@@ -13,6 +13,7 @@ import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl.testing import flagsaver
 
@@ -216,6 +217,21 @@ def run_each():
   Every one that fails prints "exit CODE" on standard output.
   """
   return lambda verb, calls: python("-c", CALLS, verb, json.dumps(calls))
+
+
+@pytest.fixture(scope="session")
+def state_of():
+  """state_of(workdir, step): all arrays of a checkpoint, whole."""
+
+  def state_of(workdir: pathlib.Path, step: int):
+    path = workdir / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      tree = checkpointer.metadata(path).item_metadata.tree
+      whole = ocp.RestoreArgs(restore_type=np.ndarray)
+      whole = jax.tree.map(lambda _: whole, tree)
+      return checkpointer.restore(path, restore_args=whole)
+
+  return state_of
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -99,16 +98,14 @@ def exported(here, whole, run):
 
 
 def test_a_killed_run_resumes_and_ends_as_if_it_had_not_been(
-  here, resumed, whole, killed, steps
+  here, resumed, whole, killed, steps, state_of
 ):
   assert f"resumed from step {killed}" in resumed
   assert not any(line.startswith("resumed") for line in whole)
   states = []
   for name in ("killed", "whole"):
     assert checkpoint_steps(here / name)[-1] == steps
-    path = here / name / "checkpoints" / str(steps) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      states.append(checkpointer.restore(path))
+    states.append(state_of(here / name, steps))
   one, other = states
   assert jax.tree.structure(one) == jax.tree.structure(other)
   assert one["step"] == steps

@@ -12,7 +12,6 @@ import sys
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -54,15 +53,6 @@ def in_two(here, workdir, steps: int) -> list[tuple[str, str]]:
   return said
 
 
-def state_of(workdir, step: int):
-  path = workdir / "checkpoints" / str(step) / "state"
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    tree = checkpointer.metadata(path).item_metadata.tree
-    whole = ocp.RestoreArgs(restore_type=np.ndarray)
-    whole = jax.tree.map(lambda _: whole, tree)
-    return checkpointer.restore(path, restore_args=whole)
-
-
 @pytest.fixture(scope="module")
 def alone(here):
   """The run of one process with two devices."""
@@ -81,7 +71,7 @@ def together(here):
   return workdir, [*in_two(here, workdir, 2), *in_two(here, workdir, STEPS)]
 
 
-def test_two_processes_are_one(alone, together):
+def test_two_processes_are_one(alone, together, state_of):
   workdir, _ = together
   one, two = state_of(alone, STEPS), state_of(workdir, STEPS)
   assert jax.tree.structure(one) == jax.tree.structure(two)

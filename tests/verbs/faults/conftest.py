@@ -11,7 +11,6 @@ import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -110,8 +109,8 @@ class Run:
 class Training:
   """Starts runs of train, all of one config."""
 
-  def __init__(self, here: pathlib.Path, folder: pathlib.Path):
-    self.folder = folder
+  def __init__(self, here: pathlib.Path, folder: pathlib.Path, state_of):
+    self.folder, self.state = folder, state_of
     self.config = folder / "config.py"
     self.config.write_text(
       CONFIG.format(
@@ -154,16 +153,6 @@ class Training:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())
 
-  @staticmethod
-  def state(workdir: pathlib.Path, step: int):
-    """All arrays of a checkpoint."""
-    path = workdir / "checkpoints" / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.metadata(path).item_metadata.tree
-      whole = ocp.RestoreArgs(restore_type=np.ndarray)
-      whole = jax.tree.map(lambda _: whole, tree)
-      return checkpointer.restore(path, restore_args=whole)
-
   def check_same(self, one, other, step: int) -> None:
     """Parameters, EMA, optimizer and counts of two runs have the same bits."""
     one, other = self.state(one, step), self.state(other, step)
@@ -173,8 +162,8 @@ class Training:
 
 
 @pytest.fixture(scope="session")
-def training(here, tmp_path_factory):
-  training = Training(here, tmp_path_factory.mktemp("faults"))
+def training(here, state_of, tmp_path_factory):
+  training = Training(here, tmp_path_factory.mktemp("faults"), state_of)
   yield training
   training.kill_all()
 
