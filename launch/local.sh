@@ -183,7 +183,8 @@ exec 2>/dev/null
 run_all
 while again; do
   say "starting all again, restart $((++restarted)) of $restarts."
-  failed= code=0
+  failed=''
+  code=0
   port=${given_port:-$(free_port)}
   run_all
 done

@@ -1,8 +1,8 @@
 """What holds for every script of launch/."""
 
 import pathlib
-import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -45,9 +45,6 @@ def test_the_readme_names_every_program():
   assert {name for name in names if name not in text} == set()
 
 
-@pytest.mark.skipif(
-  shutil.which("shellcheck") is None, reason="needs shellcheck"
-)
 def test_shellcheck_finds_nothing():
   paths = [
     *LAUNCH.glob("*.sh"),
@@ -56,6 +53,9 @@ def test_shellcheck_finds_nothing():
   ]
   paths = [path.relative_to(ROOT) for path in paths]
   run = subprocess.run(
-    ["shellcheck", "-x", *paths], cwd=ROOT, capture_output=True, text=True
+    [pathlib.Path(sys.executable).with_name("shellcheck"), "-x", *paths],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
   assert run.returncode == 0, run.stdout
