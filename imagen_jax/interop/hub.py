@@ -13,7 +13,14 @@ from etils import epath
 from imagen_jax.interop.tensors import Tensor, few
 from imagen_jax.runtime.weights import reading
 
-FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+STEM = "model"  # transformers' name of a model's files, without the ending
+# A single file, an index of shards, either in half precision.
+_ENDINGS = (
+  ".safetensors",
+  ".safetensors.index.json",
+  ".fp16.safetensors",
+  ".safetensors.index.fp16.json",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Others keep their own names, which are not those of floats.
 _DTYPES = {
@@ -24,8 +31,10 @@ _DTYPES = {
 }
 
 
-def tensors(path: epath.Path) -> dict[str, Tensor]:
+def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
   """The tensors of a file, of an index's shards or of a folder with either.
+
+  In a folder these are called stem.safetensors and stem.safetensors.index.json.
 
   ValueError, naming the file, if one is missing, damaged or of another kind.
   """
@@ -35,7 +44,7 @@ def tensors(path: epath.Path) -> dict[str, Tensor]:
       "local disk"
     )
   if path.is_dir():
-    path = _within(path)
+    path = _within(path, stem)
   if path.suffix in PICKLES:
     raise ValueError(
       f"weights {path} are a pickle, which can run anything, expected "
@@ -44,21 +53,23 @@ def tensors(path: epath.Path) -> dict[str, Tensor]:
   return _sharded(path) if path.suffix == ".json" else _file(path)
 
 
-def _within(folder: epath.Path) -> epath.Path:
+def _within(folder: epath.Path, stem: str) -> epath.Path:
   """The file of a folder's weights, or the index of its files."""
-  for name in (FILE, INDEX):
-    if (folder / name).exists():
-      return folder / name
+  for ending in _ENDINGS:
+    if (folder / (stem + ending)).exists():
+      return folder / (stem + ending)
   names = sorted(item.name for item in folder.iterdir())
   pickles = [name for name in names if epath.Path(name).suffix in PICKLES]
+  file, index = (stem + ending for ending in _ENDINGS[:2])
   if pickles:
     raise ValueError(
       f"weights {folder} are pickles ({few(pickles)}), which can run anything, "
-      f"expected {FILE} or {INDEX}"
+      f"expected {file} or {index}"
     )
+  other = " or a t5x checkpoint" if stem == STEM else ""
   raise ValueError(
-    f"weights {folder} are not there, expected {FILE}, {INDEX} or a t5x "
-    f"checkpoint; the folder has {few(names) or 'nothing'}"
+    f"weights {folder} are not there, expected {file}, {index}{other}; the "
+    f"folder has {few(names) or 'nothing'}"
   )
 
 

@@ -92,7 +92,12 @@ def save_hugging_face(folder: str | os.PathLike, params: Any) -> None:
     for ours, name in hugging_face_names(flat).items()
   }
   # None keeps every number; "pt" is what transformers asks for.
-  save_weights(folder / hub.FILE, state, dtype=None, metadata={"format": "pt"})
+  save_weights(
+    folder / f"{hub.STEM}.safetensors",
+    state,
+    dtype=None,
+    metadata={"format": "pt"},
+  )
   config = json.dumps(hugging_face_config(params), indent=2) + "\n"
   (folder / "config.json").write_text(config)
 

@@ -1,5 +1,7 @@
 """How a net hears of its noise level, its text and its low-res picture."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -70,9 +72,14 @@ def mean_of_real(tokens: jax.Array, mask: jax.Array) -> jax.Array:
   return (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
 
 
-def text_pooling(feature_pooling_type: str, dtype: Any) -> nn.Module:
+def text_pooling(
+  feature_pooling_type: str, head_dim: int, dtype: Any
+) -> nn.Module:
   """The pooling module that App. F's `feature_pooling_type` names."""
-  kinds = {"attention": AttentionPooling, "mean": MeanPooling}
+  kinds = {
+    "attention": partial(AttentionPooling, head_dim),
+    "mean": MeanPooling,
+  }
   if feature_pooling_type not in kinds:
     raise ValueError(
       f"feature_pooling_type is {feature_pooling_type!r}, expected one of "
@@ -86,6 +93,7 @@ class LevelEmbedding(nn.Module):
 
   features: int
   width: int
+  activation: Callable[[jax.Array], jax.Array] = nn.swish
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -93,7 +101,8 @@ class LevelEmbedding(nn.Module):
     """level [B] -> [B, width]."""
     h = sinusoid(level, self.features)
     h = nn.Dense(self.width, dtype=self.dtype, name="dense_0")(h)
-    return nn.Dense(self.width, dtype=self.dtype, name="dense_1")(nn.swish(h))
+    h = self.activation(h)
+    return nn.Dense(self.width, dtype=self.dtype, name="dense_1")(h)
 
 
 class CombineEmbs(nn.Module):
@@ -108,17 +117,21 @@ class CombineEmbs(nn.Module):
   features: int
   width: int
   feature_pooling_type: str
+  pool_head_channels: int = 64
+  activation: Callable[[jax.Array], jax.Array] = nn.swish
   dtype: Any = jnp.float32
 
   def pooled(self, text: TextEmbedding) -> jax.Array:
-    pooled = text_pooling(self.feature_pooling_type, self.dtype)(text)
+    pooled = text_pooling(
+      self.feature_pooling_type, self.pool_head_channels, self.dtype
+    )(text)
     pooled = nn.Dense(self.width, dtype=self.dtype, name="text_proj")(pooled)
     return layer_norm("text_norm_out")(pooled)
 
   @nn.compact
   def __call__(self, time: jax.Array, cond: Conditioning) -> jax.Array:
-    """time [B] in [0, 1000] -> swish of the summed embeddings [B, width]."""
-    level = (self.features, self.width, self.dtype)
+    """time [B] in [0, 1000] -> activated sum of the embeddings [B, width]."""
+    level = (self.features, self.width, self.activation, self.dtype)
     emb = LevelEmbedding(*level, name="time_mlp")(time)
     if cond.aug_level is not None:
       aug = LevelEmbedding(*level, name="aug_mlp")(1000.0 * cond.aug_level)
@@ -127,7 +140,7 @@ class CombineEmbs(nn.Module):
       emb = emb + once_per_prompt(
         self, "pooled", lambda: self.pooled(cond.text)
       )
-    return pin_batch(nn.swish(emb.astype(jnp.float32)))
+    return pin_batch(self.activation(emb.astype(jnp.float32)))
 
 
 class ProjectText(nn.Module):

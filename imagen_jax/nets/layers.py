@@ -69,6 +69,19 @@ def layer_norm(name: str | None = None) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name=name)
 
 
+def text_group_norm(name: str | None = None) -> nn.GroupNorm:
+  """GroupNorm over all tokens and a 32nd of the features (DeepFloyd IF).
+
+  Padding is among those tokens, whatever the mask says.
+  """
+  return group_norm(32, name)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """x Phi(x) with the Gaussian's distribution function Phi, exact."""
+  return jax.nn.gelu(x, approximate=False)
+
+
 def sinusoid(level: jax.Array, dim: int, max_period: float = 1e4) -> jax.Array:
   """[cos, sin] features [B, dim] of level [B], which spans [0, 1000]."""
   half = dim // 2
@@ -122,13 +135,14 @@ class Attention(nn.Module):
 
   Both at once is stages 1 and 2 (App. D.3.1: text keys and values are
   concatenated to those of self-attention); text alone is stage 3's explicit
-  cross-attention. The text passes a LayerNorm first (Sec. 2.5).
+  cross-attention. The text passes a norm first: LayerNorm (Sec. 2.5).
   """
 
   num_heads: int
   head_dim: int
   groups: int
   self_attention: bool = True
+  text_norm: Callable[[str], nn.Module] = layer_norm
   dtype: Any = jnp.float32
 
   def heads(self, name: str) -> nn.DenseGeneral:
@@ -136,7 +150,7 @@ class Attention(nn.Module):
     return nn.DenseGeneral(shape, dtype=self.dtype, name=name)
 
   def text_key_value(self, text: TextEmbedding):
-    tokens = layer_norm("norm_text")(text.tokens)
+    tokens = self.text_norm("norm_text")(text.tokens)
     return self.heads("text_key")(tokens), self.heads("text_value")(tokens)
 
   @nn.compact

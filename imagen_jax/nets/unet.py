@@ -1,10 +1,11 @@
 """The base U-Net: ADM's layout with text (Sec. 2.5, App. F.1).
 
 Fields are named as in App. F.1. Its `res_block_type: biggan`,
-`use_scale_shift_norm: True` and `dropout: 0` are what this file is.
+`use_scale_shift_norm: True` and `dropout: 0` are what this file is. With other
+settings it is DeepFloyd IF's first and second net (interop/diffusers.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from imagen_jax.nets.layers import (
   adaptive_norm,
   downsample,
   group_norm,
+  layer_norm,
   pin_batch,
   upsample,
   zeros,
@@ -31,42 +33,50 @@ def same(x: jax.Array) -> jax.Array:
 
 
 class ResBlock(nn.Module):
-  """BigGAN residual block with adaptive GroupNorm; resamples h and x alike."""
+  """BigGAN residual block with adaptive GroupNorm; resamples h and x alike.
+
+  residual_scale multiplies the sum of the two.
+  """
 
   channels: int
   groups: int
   resample: Any = same
+  activation: Callable[[jax.Array], jax.Array] = nn.swish
+  residual_scale: float = 1.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
     """x [B, H, W, C], emb [B, E] -> [B, H', W', channels]."""
     conv = {"kernel_size": (3, 3), "dtype": self.dtype}
-    h = nn.swish(group_norm(self.groups, "norm_0")(x))
+    h = self.activation(group_norm(self.groups, "norm_0")(x))
     h, x = self.resample(h), self.resample(x)
     h = pin_batch(nn.Conv(self.channels, **conv, name="conv_0")(h))
-    h = nn.swish(adaptive_norm(h, emb, self.groups, self.dtype))
+    h = self.activation(adaptive_norm(h, emb, self.groups, self.dtype))
     h = nn.Conv(self.channels, **conv, kernel_init=zeros, name="conv_1")(h)
     if x.shape[-1] != self.channels:
       x = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(x)
-    return pin_batch(x + h)
+    return pin_batch((x + h) * self.residual_scale)
 
 
 class UNet(nn.Module):
   """ADM U-Net that attends to pixels and text (App. F.1).
 
   image_size is the size at which `attn_resolutions` are counted; the net
-  itself takes any size divisible by 2^(levels - 1). text_width is the width
-  the text is projected to before the attention layers; that there is a
-  projection is ours. As a super-resolution net it takes cond.lowres and
-  cond.aug_level. remat says what the blocks of each level keep for the
-  backward pass, scan that equal blocks are compiled as one loop (nets/rows.py).
+  itself takes any size divisible by 2^(levels - 1). num_res_blocks is of each
+  level, or one number for all. text_width is the width the text is projected
+  to before the attention layers; that there is a projection is ours. As a
+  super-resolution net it takes cond.lowres and cond.aug_level. remat says what
+  the blocks of each level keep for the backward pass, scan that equal blocks
+  are compiled as one loop (nets/rows.py). emb_width is that of the embedding of
+  time, None for four times embed_dim. What follows it is not the paper's to
+  choose: DeepFloyd IF has other values.
   """
 
   image_size: int = 64
   embed_dim: int = 512
   channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-  num_res_blocks: int = 3
+  num_res_blocks: int | tuple[int, ...] = 3
   attn_resolutions: tuple[int, ...] = (32, 16, 8)
   text_cross_attn_res: tuple[int, ...] = (32, 16, 8)
   per_head_channels: int = 64
@@ -74,6 +84,11 @@ class UNet(nn.Module):
   text_width: int = 2048
   norm_groups: int = 32
   out_channels: int = 3
+  emb_width: int | None = None
+  pool_head_channels: int = 64
+  residual_scale: float = 1.0
+  activation: Callable[[jax.Array], jax.Array] = nn.swish
+  text_norm: Callable[[str], nn.Module] = layer_norm
   remat: tuple[str, ...] = ()
   scan: bool = False
   dtype: Any = jnp.float32
@@ -87,6 +102,14 @@ class UNet(nn.Module):
     """The side of a level's pictures, of those that are counted."""
     return self.image_size // 2**level
 
+  @property
+  def blocks(self) -> tuple[int, ...]:
+    """The number of residual blocks of each level."""
+    given = self.num_res_blocks
+    return (
+      given if isinstance(given, tuple) else (given,) * len(self.channel_mult)
+    )
+
   def check_levels(self) -> None:
     """ValueError for attention at what is no level's resolution, and more."""
     levels = [self.resolution(i) for i in range(len(self.channel_mult))]
@@ -94,6 +117,11 @@ class UNet(nn.Module):
       raise ValueError(
         f"remat has {len(self.remat)} policies, expected one for each of the "
         f"{len(levels)} levels"
+      )
+    if len(self.blocks) != len(levels):
+      raise ValueError(
+        f"num_res_blocks has {len(self.blocks)} numbers, expected one for each "
+        f"of the {len(levels)} levels"
       )
     for name in ("attn_resolutions", "text_cross_attn_res"):
       for resolution in getattr(self, name):
@@ -131,13 +159,20 @@ class UNet(nn.Module):
       head_dim=self.per_head_channels,
       groups=self.norm_groups,
       self_attention=self_attention,
+      text_norm=self.text_norm,
       dtype=self.dtype,
       name=names[1],
     )
 
   def res(self, channels: int, name: str, resample=same) -> ResBlock:
     return ResBlock(
-      channels, self.norm_groups, resample, dtype=self.dtype, name=name
+      channels,
+      self.norm_groups,
+      resample,
+      self.activation,
+      self.residual_scale,
+      dtype=self.dtype,
+      name=name,
     )
 
   def level(
@@ -170,8 +205,10 @@ class UNet(nn.Module):
     self.check_levels()
     emb = CombineEmbs(
       self.embed_dim,
-      4 * self.embed_dim,
+      self.emb_width or 4 * self.embed_dim,
       self.feature_pooling_type,
+      self.pool_head_channels,
+      self.activation,
       dtype=self.dtype,
       name="combine_embs",
     )(time, cond)
@@ -186,7 +223,7 @@ class UNet(nn.Module):
     for i, width in enumerate(widths):
       units = [
         self.unit(i, (f"down_{i}_res_{j}", f"down_{i}_attn_{j}"), text)
-        for j in range(self.num_res_blocks)
+        for j in range(self.blocks[i])
       ]
       if i < last:
         units += [(self.res(width, f"down_{i}_sample", downsample), None)]
@@ -200,14 +237,14 @@ class UNet(nn.Module):
     for i, width in reversed(list(enumerate(widths))):
       units = [
         self.unit(i, (f"up_{i}_res_{j}", f"up_{i}_attn_{j}"), text)
-        for j in range(self.num_res_blocks + 1)
+        for j in range(self.blocks[i] + 1)
       ]
       h, _ = self.level(i, units, h, [skips.pop() for _ in units], emb, text)
       if i > 0:
         units = [(self.res(width, f"up_{i}_sample", upsample), None)]
         h, _ = self.level(i, units, h, None, emb, text)
 
-    h = nn.swish(group_norm(self.norm_groups, "norm_out")(h))
+    h = self.activation(group_norm(self.norm_groups, "norm_out")(h))
     head = nn.Conv(
       self.out_channels, (3, 3), kernel_init=zeros, name="conv_out"
     )

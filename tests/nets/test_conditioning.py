@@ -92,7 +92,7 @@ def test_mean_pooling_equals_a_loop(random_params):
 
 
 def test_text_pooling_by_name():
-  pooling = lambda name: conditioning.text_pooling(name, jnp.float32)
+  pooling = lambda name: conditioning.text_pooling(name, 64, jnp.float32)
   assert isinstance(pooling("attention"), conditioning.AttentionPooling)
   assert isinstance(pooling("mean"), conditioning.MeanPooling)
   with pytest.raises(ValueError, match="'max', expected one of 'attention'"):
