@@ -7,7 +7,7 @@ defaults; a key or a value that does not fit them is an error naming both.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion import gaussian, guidance, samplers, schedules
-from imagen_jax.interop import t5
+from imagen_jax.interop import diffusers, t5
+from imagen_jax.nets import layers
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.nets.unet import UNet
@@ -44,7 +45,8 @@ from imagen_jax.training import optimizers
 from imagen_jax.training.settings import Data, Training
 
 PACKAGE = pathlib.Path(__file__).parent
-NETS = {"UNet": UNet, "EfficientUNet": EfficientUNet}
+ACTIVATIONS = diffusers.ACTIVATIONS
+TEXT_NORMS = {"layer": layers.layer_norm, "group": layers.text_group_norm}
 SCHEDULES = {
   "cosine": schedules.CosineSchedule,
   "linear": schedules.LinearSchedule,
@@ -96,18 +98,46 @@ def settings(config: Mapping[str, Any], where: str, options: Mapping) -> Any:
   return fill(cls, rest, where, hints)
 
 
-def module(config: Mapping[str, Any], where: str, cls: type) -> nn.Module:
-  """A linen module of class cls."""
+def module(
+  config: Mapping[str, Any], where: str, make: Callable[..., nn.Module]
+) -> nn.Module:
+  """A linen module of a class, or made by a function."""
   resolved = {}
-  if "dtype" in section(config, where):
-    resolved["dtype"] = pick(config["dtype"], f"config {where}.dtype", DTYPES)
+  named = {
+    "dtype": DTYPES,
+    "activation": ACTIVATIONS,
+    "text_norm": TEXT_NORMS,
+  }
+  for key in named.keys() & section(config, where).keys():
+    what = f"config {where}.{key}"
+    resolved[key] = pick(config[key], what, named[key])
   blocks = as_tuple(config.get("blocks"))
   if isinstance(blocks, tuple):
     resolved["blocks"] = tuple(
       fill(BlockSpec, block, f"{where}.blocks[{i}]", fields(BlockSpec))
       for i, block in enumerate(blocks)
     )
-  return fill(cls, config, where, fields(cls), **resolved)
+  hints = fields(make) if isinstance(make, type) else keywords(make)
+  return fill(make, config, where, hints, **resolved)
+
+
+def published_unet(
+  *,
+  folder: str,
+  remat: tuple[str, ...] = (),
+  scan: bool = False,
+  dtype: Any = jnp.float32,
+) -> UNet:
+  """The net that config.json in a folder of diffusers' describes."""
+  net = diffusers.unet(diffusers.read_config(packaged(folder)), dtype=dtype)
+  return net.clone(remat=remat, scan=scan)
+
+
+NETS = {
+  "UNet": UNet,
+  "EfficientUNet": EfficientUNet,
+  "diffusers": published_unet,
+}
 
 
 def stage(config: Mapping[str, Any], where: str = "stage") -> Stage:

@@ -6,6 +6,7 @@ defaults. Every mistake is a ValueError with the key's whole name.
 """
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +83,12 @@ def fields(cls: type) -> dict[str, Any]:
 
 def keywords(function: Callable[..., Any]) -> dict[str, Any]:
   """The same of a function: those of its keyword-only arguments."""
-  return {n: function.__annotations__[n] for n in function.__kwdefaults__}
+  hints = function.__annotations__
+  return {
+    name: hints[name]
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+  }
 
 
 def kind(

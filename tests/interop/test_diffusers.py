@@ -1,4 +1,4 @@
-"""DeepFloyd IF's nets in diffusers' layout: compared, read, refused, written."""
+"""DeepFloyd IF's nets in diffusers' layout: read, refused, written."""
 
 import json
 import pathlib
