@@ -124,13 +124,18 @@ def module(
 def published_unet(
   *,
   folder: str,
+  out_channels: int | None = None,
   remat: tuple[str, ...] = (),
   scan: bool = False,
   dtype: Any = jnp.float32,
 ) -> UNet:
-  """The net that config.json in a folder of diffusers' describes."""
+  """The net that config.json in a folder of diffusers' describes.
+
+  With 3 out_channels it is without the learned variance.
+  """
   net = diffusers.unet(diffusers.read_config(packaged(folder)), dtype=dtype)
-  return net.clone(remat=remat, scan=scan)
+  outputs = out_channels or net.out_channels
+  return net.clone(out_channels=outputs, remat=remat, scan=scan)
 
 
 NETS = {
@@ -250,6 +255,18 @@ def init_net(built: Stage, config: Text, key: jax.Array) -> Any:
   return built.init(key, text_length=config.length, text_dim=dim)
 
 
+def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
+  """A net's weights: exported, of a training run, or of a diffusers' folder.
+
+  In the tree and dtypes of `like` (shapes), and placed.
+  """
+  where = packaged(path)
+  if (where / diffusers.CONFIG).exists():
+    return diffusers.load(where, like, placement)
+  found = weights.load(where, like)
+  return found if placement is None else placement.put(found)
+
+
 def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
   """config.optimizer -> its learning rate, by the number of the update."""
   keys = {
@@ -322,6 +339,5 @@ def load(
   nets = []
   for name, member in zip(built.names, built.stages, strict=True):
     like = jax.eval_shape(lambda member=member: init_net(member, words, key))
-    path = packaged(config[name]["weights"])
-    nets.append(placement.put(weights.load(path, like)))
+    nets.append(load_net(config[name]["weights"], like, placement))
   return text_encoder(words, load_text(words, placement)), nets

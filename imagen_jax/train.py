@@ -155,10 +155,13 @@ def main() -> None:
   spread = mesh.batch_sharding(devices, data.batch_size, run.accumulate)
   text_params = build.load_text(text, placement)
   key = jax.random.key(run.seed)
-  make = lambda: init_state(build.init_net(stage, text, key), optimizer)
-  places = place_state(jax.eval_shape(make), optimizer, placement)
-  make = jax.jit(make, out_shardings=places)
-  like = make.eval_shape()  # a resumed run needs no other state
+  net = lambda: build.init_net(stage, text, key)
+  make = lambda net: init_state(net, optimizer)
+  like = jax.eval_shape(make, jax.eval_shape(net))
+  places = place_state(like, optimizer, placement)
+  make = jax.jit(make, donate_argnums=0, out_shardings=places)
+  net = jax.jit(net, out_shardings=places.params)
+  like = make.eval_shape(net.eval_shape())  # a resumed run needs no other
   waiting = {"patience": data.patience, "say": progress.say}
   waiting["stop"] = preemption.told
   shown = first_of(open_batches(
@@ -201,7 +204,9 @@ def main() -> None:
     state = saved.restore(
       like, as_json, allow_config_change=ALLOW_CONFIG_CHANGE.value
     )
-    state = make() if state is None else state
+    if state is None and run.start_from:
+      state = make(build.load_net(run.start_from, like.params, placement))
+    state = make(net()) if state is None else state
     first = int(state.step)
     bad = BadRecords(data.max_bad_share)
     batches = open_batches(

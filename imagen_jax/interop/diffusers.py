@@ -197,12 +197,18 @@ def load(
 
 
 def tensors(folder: str | os.PathLike, like: Any) -> dict[str, Tensor]:
-  """A net's tensors by our paths, of the shapes of `like`, not yet read."""
+  """A net's tensors by our paths, of the shapes of `like`, not yet read.
+
+  A net of half the outputs has eps and no variance: the first half of them.
+  """
   wanted = flax.traverse_util.flatten_dict(like, sep="/")
-  names = diffusers_names(wanted)
+  names, shapes = diffusers_names(wanted), diffusers_shapes(like)
   path = epath.Path(folder)
   found = hub.tensors(path, STEM)
-  check(path, found, diffusers_shapes(like))
+  for name in ("conv_out.weight", "conv_out.bias"):
+    if name in found and found[name].shape[:1] == (2 * shapes[name][0],):
+      found[name] = found[name].first(shapes[name][0])
+  check(path, found, shapes)
   return {
     ours: layout_of(ours, leaf.shape).ours(found[names[ours]], leaf.shape)
     for ours, leaf in wanted.items()

@@ -29,6 +29,14 @@ class Tensor:
     read = lambda index: self.read(index[::-1]).T
     return Tensor(self.shape[::-1], self.dtype, read)
 
+  def first(self, count: int) -> "Tensor":
+    """The first of its rows."""
+
+    def read(index: Index) -> np.ndarray:
+      return self.read((slice(*index[0].indices(count)), *index[1:]))
+
+    return Tensor((count, *self.shape[1:]), self.dtype, read)
+
   def __str__(self) -> str:
     return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 

@@ -31,6 +31,7 @@ FREE = (
   "train.num_samples",
   "train.sample_split",
   "train.max_skipped",
+  "train.start_from",
 )
 # Files that may move, but not be others: their names are compared.
 FILES = ("text.vocabulary", "text.weights")

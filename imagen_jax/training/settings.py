@@ -40,7 +40,8 @@ class Training:
   accumulate: in how many parts, one after the other, a batch is computed.
   keep_every: besides the last keep_checkpoints, those of every so many steps
   are kept. max_skipped: so many steps in a row without a finite loss or
-  gradient end the run; fewer are skipped.
+  gradient end the run; fewer are skipped. start_from: the weights that a new
+  run begins with, as a cascade's config names them, None for random ones.
   """
 
   steps: int = 2_500_000
@@ -55,6 +56,7 @@ class Training:
   max_skipped: int = 10
   num_samples: int = 16
   sample_split: str = "test"
+  start_from: str | None = None
 
   def __post_init__(self):
     counts = (

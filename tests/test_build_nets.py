@@ -1,0 +1,91 @@
+"""build: nets that folders of diffusers' describe, and weights by any path."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+from imagen_jax import build
+from imagen_jax.interop import diffusers
+from imagen_jax.runtime import weights
+
+CONFIG = {
+  "_class_name": "UNet2DConditionModel",
+  "act_fn": "gelu",
+  "addition_embed_type": "text",
+  "addition_embed_type_num_heads": 2,
+  "attention_head_dim": 8,
+  "block_out_channels": [8, 16],
+  "cross_attention_dim": 32,
+  "cross_attention_norm": "group_norm",
+  "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+  "encoder_hid_dim": 16,
+  "in_channels": 3,
+  "layers_per_block": 1,
+  "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+  "norm_num_groups": 4,
+  "out_channels": 6,
+  "resnet_time_scale_shift": "scale_shift",
+  "sample_size": 8,
+  "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("unet")
+  (folder / "config.json").write_text(json.dumps(CONFIG))
+  rng = np.random.RandomState(0)
+  state = {
+    name: np.float32(rng.randn(*shape))
+    for name, shape in diffusers.diffusers_shapes(like(stage(folder))).items()
+  }
+  path = folder / f"{diffusers.STEM}.safetensors"
+  safetensors.numpy.save_file(state, path)
+  return folder
+
+
+def stage(folder, **net):
+  net = dict(kind="diffusers", folder=str(folder)) | net
+  return build.stage(ConfigDict(dict(size=8, net=net)))
+
+
+def like(stage):
+  init = lambda: stage.init(jax.random.key(0), text_length=3, text_dim=16)
+  return jax.eval_shape(init)
+
+
+def test_a_folder_says_what_net_it_is(folder):
+  net = stage(folder, dtype="bfloat16", scan=True).net
+  assert (net.embed_dim, net.channel_mult, net.out_channels) == (8, (1, 2), 6)
+  assert (net.attn_resolutions, net.text_width) == ((4,), 32)
+  assert net.dtype == jnp.bfloat16
+  assert net.scan
+
+
+def test_a_net_without_variance_has_the_first_outputs(folder):
+  six, three = stage(folder), stage(folder, out_channels=3)
+  assert three.net.out_channels == 3
+  whole = build.load_net(str(folder), like(six))
+  half = build.load_net(str(folder), like(three))
+  for name in ("kernel", "bias"):
+    np.testing.assert_array_equal(
+      half["conv_out"][name], whole["conv_out"][name][..., :3]
+    )
+
+
+def test_weights_of_every_kind_are_the_same(folder, tmp_path):
+  shapes = like(stage(folder))
+  params = build.load_net(str(folder), shapes)
+  weights.save_weights(tmp_path / "a.safetensors", params, dtype=jnp.float32)
+  again = build.load_net(str(tmp_path / "a.safetensors"), shapes)
+  jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+  with pytest.raises(ValueError, match="lost.*config.json cannot be read"):
+    stage(tmp_path / "lost")
