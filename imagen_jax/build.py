@@ -48,6 +48,7 @@ NETS = {"UNet": UNet, "EfficientUNet": EfficientUNet}
 SCHEDULES = {
   "cosine": schedules.CosineSchedule,
   "linear": schedules.LinearSchedule,
+  "discrete_cosine": schedules.DiscreteCosineSchedule,
 }
 PREDICTIONS = {"eps": gaussian.EPS, "x": gaussian.X, "v": gaussian.V}
 SAMPLERS = {

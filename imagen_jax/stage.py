@@ -20,7 +20,7 @@ from imagen_jax.diffusion.gaussian import (
 )
 from imagen_jax.diffusion.guidance import DynamicThreshold, guide
 from imagen_jax.diffusion.samplers import AncestralStep, fold_in, sample
-from imagen_jax.diffusion.schedules import CosineSchedule, Schedule
+from imagen_jax.diffusion.schedules import STEPS, CosineSchedule, Schedule
 from imagen_jax.types import Conditioning, TextEmbedding
 
 CHANNELS = 3
@@ -154,8 +154,12 @@ class Stage:
     return self.net.init(key, z, jnp.zeros(1), cond)["params"]
 
   def time(self, logsnr: jax.Array) -> jax.Array:
-    """The net's noise input in [0, 1000]: the schedule's time of logsnr."""
-    return 1000.0 * self.schedule.inverse(logsnr)
+    """The net's noise input in [0, 1000]: the schedule's time of logsnr.
+
+    Rounded to 1/1024, finer than float32 can invert a schedule, so that a
+    table's steps are whole numbers, to the bit.
+    """
+    return jnp.round(STEPS * 1024 * self.schedule.inverse(logsnr)) / 1024
 
   def condition(
     self,

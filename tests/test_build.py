@@ -61,6 +61,20 @@ def test_a_stage():
   )
 
 
+def test_the_schedules_of_deepfloyd():
+  table = {"kind": "discrete_cosine"}
+  made = build.stage(
+    {
+      "size": 64,
+      "net": {"kind": "UNet"},
+      "schedule": table,
+      "aug_schedule": table,
+    }
+  )
+  table = schedules.DiscreteCosineSchedule()
+  assert made == Stage(UNet(), 64, schedule=table, aug_schedule=table)
+
+
 def test_what_a_stage_leaves_out_is_as_in_the_paper():
   config = {"size": 64, "net": {"kind": "UNet"}}
   assert build.stage(config) == Stage(UNet(), 64)
@@ -91,6 +105,10 @@ def test_what_a_stage_leaves_out_is_as_in_the_paper():
       Sampling(
         step=samplers.AncestralStep(1.0), threshold=guidance.no_threshold
       ),
+    ),
+    (
+      {"threshold": {"kind": "dynamic", "p": 95, "cap": 1.5}},
+      Sampling(threshold=guidance.DynamicThreshold(95, 1.5)),
     ),
     (
       {"threshold": {"kind": "static"}},

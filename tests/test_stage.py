@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion.gaussian import EPS, V, X, v_from_x_eps, x_from_eps
-from imagen_jax.diffusion.schedules import CosineSchedule, LinearSchedule
+from imagen_jax.diffusion.schedules import (
+  CosineSchedule,
+  DiscreteCosineSchedule,
+  LinearSchedule,
+)
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
@@ -181,6 +185,14 @@ def test_the_linear_schedule_has_its_own_time():
   stage = Stage(Fake(zero), size=4, schedule=LinearSchedule())
   t = jnp.linspace(0.01, 1.0, 7)
   np.testing.assert_allclose(stage.time(stage.schedule(t)), 1000 * t, rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [lambda f: f, jax.jit])
+def test_the_steps_of_the_table_are_whole_to_the_bit(compiled):
+  stage = Stage(Fake(zero), size=4, schedule=DiscreteCosineSchedule())
+  steps = np.arange(1000)
+  time = compiled(lambda t: stage.time(stage.schedule(t)))(steps / 1000)
+  np.testing.assert_array_equal(time, steps)
 
 
 @pytest.fixture(scope="module")
