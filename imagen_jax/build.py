@@ -54,6 +54,8 @@ PREDICTIONS = {"eps": gaussian.EPS, "x": gaussian.X, "v": gaussian.V}
 SAMPLERS = {
   "ddim": lambda: samplers.ddim_step,
   "ancestral": samplers.AncestralStep,
+  "ancestral_learned": lambda: samplers.ancestral_step,
+  "dpm_solver++": lambda: samplers.dpm_step,
 }
 THRESHOLDS = {
   "none": lambda: guidance.no_threshold,

@@ -27,6 +27,7 @@ class Fake(nn.Module):
   fn: Callable
   see: Callable = lambda inputs: None
   stride: int = 1
+  out_channels: int = 3
 
   @nn.compact
   def __call__(self, z, time, cond):
@@ -75,6 +76,13 @@ def make_text(batch, value=1.0):
 def test_sizes_that_do_not_fit(fields, message):
   with pytest.raises(ValueError, match=message):
     Stage(Fake(zero, stride=8), **fields)
+
+
+def test_channels_that_are_neither():
+  with pytest.raises(ValueError, match="out_channels is 4, expected 3, or 6"):
+    Stage(Fake(zero, out_channels=4), 16)
+  assert Stage(Fake(zero, out_channels=6), 16).learns_variance
+  assert not Stage(Fake(zero), 16).learns_variance
 
 
 def test_sizes_that_fit():
