@@ -50,11 +50,14 @@ TEXT_NORMS = {"layer": layers.layer_norm, "group": layers.text_group_norm}
 SCHEDULES = {
   "cosine": schedules.CosineSchedule,
   "linear": schedules.LinearSchedule,
+  "discrete_cosine": schedules.DiscreteCosineSchedule,
 }
 PREDICTIONS = {"eps": gaussian.EPS, "x": gaussian.X, "v": gaussian.V}
 SAMPLERS = {
   "ddim": lambda: samplers.ddim_step,
   "ancestral": samplers.AncestralStep,
+  "ancestral_learned": lambda: samplers.ancestral_step,
+  "dpm_solver++": lambda: samplers.dpm_step,
 }
 THRESHOLDS = {
   "none": lambda: guidance.no_threshold,

@@ -44,9 +44,7 @@ class Cascade:
 
   def with_sampling(self, **changes: Any) -> "Cascade":
     """The cascade with settings of Sampling changed in every stage."""
-    changed = tuple(
-      dataclasses.replace(sampling, **changes) for sampling in self.samplings
-    )
+    changed = tuple(s.replace(**changes) for s in self.samplings)
     return dataclasses.replace(self, samplings=changed)
 
   def sample(

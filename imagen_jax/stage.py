@@ -1,7 +1,6 @@
 """A stage: one resolution of the cascade, its training loss and its sampler."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,37 +17,18 @@ from imagen_jax.diffusion.gaussian import (
   q_sample,
   squared_error,
 )
-from imagen_jax.diffusion.guidance import DynamicThreshold, guide
-from imagen_jax.diffusion.samplers import AncestralStep, fold_in, sample
-from imagen_jax.diffusion.schedules import CosineSchedule, Schedule
+from imagen_jax.diffusion.guidance import guide
+from imagen_jax.diffusion.samplers import (
+  Denoised,
+  ancestral_step,
+  fold_in,
+  sample,
+)
+from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.schedules import STEPS, CosineSchedule, Schedule
 from imagen_jax.types import Conditioning, TextEmbedding
 
 CHANNELS = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How to sample from a stage; hashable, so that it is static under jit.
-
-  guidance w is the paper's: 1 is none. step(keys, z_t, x_hat, *, logsnr_t,
-  logsnr_s) -> z_s is a sampler, threshold(x_hat) -> x_hat acts after guidance.
-  aug_level in [0, 1] is the noise given to the low-res picture. The numbers
-  are ours where the paper is silent (steps, gamma).
-  """
-
-  steps: int = 256
-  guidance: float = 5.0
-  step: Callable = AncestralStep()
-  threshold: Callable = DynamicThreshold()
-  aug_level: float = 0.0
-
-  def __post_init__(self):
-    if self.steps < 1:
-      raise ValueError(f"steps is {self.steps}, expected at least 1")
-    if not math.isfinite(self.guidance):
-      raise ValueError(f"guidance is {self.guidance}, expected a number")
-    if not 0 <= self.aug_level <= 1:
-      raise ValueError(f"aug_level is {self.aug_level}, expected 0 to 1")
 
 
 @flax.struct.dataclass
@@ -104,6 +84,11 @@ class Stage:
           f"{name} is {side}, expected a multiple of {self.net.stride}, the "
           "product of the net's strides"
         )
+    if self.net.out_channels not in (CHANNELS, 2 * CHANNELS):
+      raise ValueError(
+        f"the net's out_channels is {self.net.out_channels}, expected "
+        f"{CHANNELS}, or {2 * CHANNELS} with a learned variance"
+      )
     if self.train_size > self.size:
       raise ValueError(
         f"crop_size is {self.crop_size}, expected at most size {self.size}"
@@ -121,12 +106,25 @@ class Stage:
       )
 
   def check_sampling(self, sampling: Sampling) -> None:
-    """ValueError for more augmentation than the stage is trained with."""
+    """ValueError for what the stage is not trained for.
+
+    That is more augmentation, or a learned variance where the net has none.
+    """
+    if sampling.step is ancestral_step and not self.learns_variance:
+      raise ValueError(
+        "sampling is with the learned variance, expected a net with "
+        f"out_channels {2 * CHANNELS}, not {CHANNELS}"
+      )
     if sampling.aug_level > self.max_aug_level:
       raise ValueError(
         f"sampling has aug_level {sampling.aug_level}, expected at most "
         f"max_aug_level {self.max_aug_level}, what the stage is trained with"
       )
+
+  @property
+  def learns_variance(self) -> bool:
+    """Whether the net predicts, besides its prediction, a v of its variance."""
+    return self.net.out_channels == 2 * CHANNELS
 
   @property
   def factor(self) -> int:
@@ -154,8 +152,12 @@ class Stage:
     return self.net.init(key, z, jnp.zeros(1), cond)["params"]
 
   def time(self, logsnr: jax.Array) -> jax.Array:
-    """The net's noise input in [0, 1000]: the schedule's time of logsnr."""
-    return 1000.0 * self.schedule.inverse(logsnr)
+    """The net's noise input in [0, 1000]: the schedule's time of logsnr.
+
+    Rounded to 1/1024, finer than float32 can invert a schedule, so that a
+    table's steps are whole numbers, to the bit.
+    """
+    return jnp.round(STEPS * 1024 * self.schedule.inverse(logsnr)) / 1024
 
   def condition(
     self,
@@ -205,24 +207,36 @@ class Stage:
 
   def denoiser(
     self, params: Any, cond: Conditioning, sampling: Sampling
-  ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """denoise(z [B, H, W, 3], logsnr [B]) -> x_hat, guided and thresholded."""
+  ) -> Callable[[jax.Array, jax.Array], Denoised]:
+    """denoise(z [B, H, W, 3], logsnr [B]) -> Denoised.
+
+    Guidance and threshold are of x_hat; the variance is that with the text.
+    """
     guided = sampling.guidance != 1.0
     if guided:  # one doubled batch: with the text, and with the null text
       null = cond.replace(text=cond.text.nothing())
       cond = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
     variables = {"params": params, **self.read_text(params, cond)}
 
-    def denoise(z: jax.Array, logsnr: jax.Array) -> jax.Array:
+    def denoise(z: jax.Array, logsnr: jax.Array) -> Denoised:
+      batch = len(z)
       if guided:
         z, logsnr = jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
       out = self.net.apply(variables, z, self.time(logsnr), cond)
+      out, v = self.parts(out)
       x_hat = self.prediction.to_x(out, z, logsnr)
       if guided:
         x_hat = guide(*jnp.split(x_hat, 2), sampling.guidance)
-      return sampling.threshold(x_hat)
+      gamma = None if v is None else (v[:batch] + 1) / 2
+      return Denoised(sampling.threshold(x_hat), gamma)
 
     return denoise
+
+  def parts(self, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """The net's output as prediction and v, both [B, H, W, 3]; v or None."""
+    if not self.learns_variance:
+      return out, None
+    return tuple(jnp.split(out, 2, axis=-1))
 
   def read_text(self, params: Any, cond: Conditioning) -> dict[str, Any]:
     """What the net computes from the text alone, for every step to reuse."""
@@ -250,8 +264,7 @@ class Stage:
       fold_in(keys, 1),
       self.denoiser(params, cond, sampling),
       shape,
-      schedule=self.schedule,
-      steps=sampling.steps,
+      logsnr=self.schedule(sampling.times),
       step=sampling.step,
     )
     return jnp.clip(x, -1.0, 1.0)

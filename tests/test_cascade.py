@@ -12,6 +12,7 @@ import pytest
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import no_threshold
+from imagen_jax.diffusion.samplers import ancestral_step
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
@@ -21,6 +22,7 @@ class Fake(nn.Module):
 
   fn: Callable
   stride: int = 1
+  out_channels: int = 3
 
   @nn.compact
   def __call__(self, z, time, cond):
@@ -150,6 +152,19 @@ def test_with_sampling_changes_every_stage_and_not_the_original():
     assert new.threshold is no_threshold
   assert changed.stages == cascade.stages
   assert changed.names == cascade.names
+
+
+def test_steps_take_the_place_of_timesteps():
+  cascade = make_cascade(*THREE, steps=None, timesteps="smart27")
+  changed = cascade.with_sampling(steps=7).samplings
+  assert {(s.steps, s.timesteps) for s in changed} == {(7, None)}
+
+
+def test_a_learned_variance_that_the_net_does_not_have():
+  with pytest.raises(
+    ValueError, match="stage small: sampling is with the learned variance, exp"
+  ):
+    make_cascade(THREE[0], step=ancestral_step)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion.gaussian import EPS, V, X, v_from_x_eps, x_from_eps
-from imagen_jax.diffusion.schedules import CosineSchedule, LinearSchedule
+from imagen_jax.diffusion.schedules import (
+  CosineSchedule,
+  DiscreteCosineSchedule,
+  LinearSchedule,
+)
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
@@ -23,6 +27,7 @@ class Fake(nn.Module):
   fn: Callable
   see: Callable = lambda inputs: None
   stride: int = 1
+  out_channels: int = 3
 
   @nn.compact
   def __call__(self, z, time, cond):
@@ -71,6 +76,13 @@ def make_text(batch, value=1.0):
 def test_sizes_that_do_not_fit(fields, message):
   with pytest.raises(ValueError, match=message):
     Stage(Fake(zero, stride=8), **fields)
+
+
+def test_channels_that_are_neither():
+  with pytest.raises(ValueError, match="out_channels is 4, expected 3, or 6"):
+    Stage(Fake(zero, out_channels=4), 16)
+  assert Stage(Fake(zero, out_channels=6), 16).learns_variance
+  assert not Stage(Fake(zero), 16).learns_variance
 
 
 def test_sizes_that_fit():
@@ -181,6 +193,14 @@ def test_the_linear_schedule_has_its_own_time():
   stage = Stage(Fake(zero), size=4, schedule=LinearSchedule())
   t = jnp.linspace(0.01, 1.0, 7)
   np.testing.assert_allclose(stage.time(stage.schedule(t)), 1000 * t, rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [lambda f: f, jax.jit])
+def test_the_steps_of_the_table_are_whole_to_the_bit(compiled):
+  stage = Stage(Fake(zero), size=4, schedule=DiscreteCosineSchedule())
+  steps = np.arange(1000)
+  time = compiled(lambda t: stage.time(stage.schedule(t)))(steps / 1000)
+  np.testing.assert_array_equal(time, steps)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ class Fake(nn.Module):
   fn: Callable
   see: Callable = lambda inputs: None
   stride: int = 1
+  out_channels: int = 3
 
   @nn.compact
   def __call__(self, z, time, cond):
@@ -70,7 +71,8 @@ def test_guidance_comes_before_the_threshold(w, expected):
 
   denoise = make_denoiser(fn, guidance=w, threshold=static_threshold)
   out = denoise(jnp.zeros((2, 4, 4, 3)), jnp.zeros(2))
-  np.testing.assert_allclose(out, expected, atol=1e-6)
+  assert out.gamma is None
+  np.testing.assert_allclose(out.x_hat, expected, atol=1e-6)
 
 
 def test_the_second_half_of_a_guided_batch_has_the_null_text():
@@ -80,7 +82,7 @@ def test_the_second_half_of_a_guided_batch_has_the_null_text():
     zero, text=text, see=seen.append, lowres=lowres, guidance=3.0
   )
   z, logsnr = jax.random.normal(KEY, (2, 8, 8, 3)), jnp.array([0.0, 2.0])
-  assert denoise(z, logsnr).shape == z.shape
+  assert denoise(z, logsnr).x_hat.shape == z.shape
   z_seen, time, cond = seen[-1]
   twice = lambda a: np.concatenate([a, a])
   np.testing.assert_array_equal(z_seen, twice(z))
@@ -203,7 +205,7 @@ def test_the_denoiser_is_the_guided_net(real):
   )
   x_hat = lambda text: V.to_x(apply(text), z, logsnr)
   expected = guide(x_hat(text), x_hat(text.nothing()), 3.0)
-  np.testing.assert_allclose(out, expected, atol=1e-4)
+  np.testing.assert_allclose(out.x_hat, expected, atol=1e-4)
   assert np.abs(x_hat(text) - x_hat(text.nothing())).max() > 1e-2
 
 

@@ -28,36 +28,45 @@ def static_threshold(x: jax.Array) -> jax.Array:
   return jnp.clip(jnp.asarray(x, jnp.float32), -1.0, 1.0)
 
 
-def dynamic_threshold(x: jax.Array, p: float = 99.5) -> jax.Array:
+def dynamic_threshold(
+  x: jax.Array, p: float = 99.5, cap: float | None = None
+) -> jax.Array:
   """clip(x, -s, s) / s, s = max(1, p-th percentile of |x|) of each example.
 
-  x [B, ...]; p on the scale 0..100. Apply after guidance, before the sampler.
+  x [B, ...]; p on the scale 0..100. With a cap, s is at most that: DeepFloyd IF
+  has 1.5, and 1 in its second stage, which makes it the static threshold.
+  Apply after guidance, before the sampler.
   """
-  _check_percentile(p)
+  _check_threshold(p, cap)
   x = jnp.asarray(x, jnp.float32)
   axes = tuple(range(1, x.ndim))
   # keepdims: a bare [B] would broadcast over the channels where B equals them.
   s = jnp.percentile(jnp.abs(x), p, axis=axes, keepdims=True)
-  s = jnp.maximum(s, 1.0)
+  s = jnp.clip(s, 1.0, cap)
   return jnp.clip(x, -s, s) / s
 
 
 @dataclasses.dataclass(frozen=True)
 class DynamicThreshold:
-  """dynamic_threshold with a fixed p: hashable, so it can be a setting."""
+  """dynamic_threshold with its p and cap: hashable, so it can be a setting."""
 
   p: float = 99.5
+  cap: float | None = None
 
   def __post_init__(self):
-    _check_percentile(self.p)
+    _check_threshold(self.p, self.cap)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [B, ...] -> thresholded x in [-1, 1]."""
-    return dynamic_threshold(x, self.p)
+    return dynamic_threshold(x, self.p, self.cap)
 
 
-def _check_percentile(p: float) -> None:
+def _check_threshold(p: float, cap: float | None) -> None:
   if not 0 <= p <= 100:
     raise ValueError(
       f"The percentile p={p} of the dynamic threshold must be in 0..100."
+    )
+  if cap is not None and not cap >= 1:
+    raise ValueError(
+      f"The cap={cap} of the dynamic threshold must be at least 1."
     )

@@ -6,10 +6,15 @@ clips that keep alpha and sigma off zero are ours, for the paper is silent.
 """
 
 import dataclasses
+import functools
+import math
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+
+# A net counts time in steps of 1 / STEPS, whatever its schedule.
+STEPS = 1000
 
 
 class Schedule(Protocol):
@@ -95,6 +100,44 @@ class LinearSchedule:
     slope = self.beta_max - self.beta_min
     root = jnp.sqrt(self.beta_min**2 + 2 * slope * integral)
     return jnp.minimum(2 * integral / (self.beta_min + root), 1.0)
+
+
+@functools.cache
+def cosine_table() -> tuple[float, ...]:
+  """log(abar / (1 - abar)) of steps 0, ..., 999 of the cosine betas.
+
+  beta_i = min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999), abar_i the product
+  of 1 - beta_0, ..., 1 - beta_i, and f(t) = cos^2((t + 0.008) / 1.008 pi / 2)
+  (Nichol & Dhariwal 2021, Eq. 17). In Python's floats, of 64 bits.
+  """
+  f = lambda i: math.cos((i / STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
+  table, log_abar = [], 0.0
+  for i in range(STEPS):
+    log_abar += math.log1p(-min(1 - f(i + 1) / f(i), 0.999))
+    table.append(log_abar - math.log(-math.expm1(log_abar)))
+  return tuple(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscreteCosineSchedule:
+  """The table of DeepFloyd IF: cosine_table at the step nearest to 1000 t.
+
+  There is no step 1000: t = 1 is step 999.
+  """
+
+  def __call__(self, t: jax.Array) -> jax.Array:
+    """logsnr of the step nearest to 1000 t; t in [0, 1]."""
+    step = jnp.round(STEPS * jnp.asarray(t, jnp.float32)).astype(jnp.int32)
+    table = jnp.array(cosine_table(), jnp.float32)
+    return table[jnp.clip(step, 0, STEPS - 1)]
+
+  def inverse(self, logsnr: jax.Array) -> jax.Array:
+    """The step of the nearest logsnr, divided by 1000."""
+    table = jnp.array(cosine_table(), jnp.float32)
+    # Ascending, as searchsorted wants it.
+    borders = -(table[1:] + table[:-1]) / 2
+    step = jnp.searchsorted(borders, -jnp.asarray(logsnr, jnp.float32))
+    return step.astype(jnp.float32) / STEPS
 
 
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -98,6 +98,28 @@ def test_percentile_out_of_range(p):
     guidance.DynamicThreshold(p)
 
 
+def test_a_cap_bounds_what_the_percentile_asks_for():
+  """Between 1 and the cap nothing changes; a cap of 1 is the static clip."""
+  x = normal(3, 16, 16, 3) * np.float32([0.1, 0.6, 9])[:, None, None, None]
+  capped = guidance.DynamicThreshold(95.0, cap=1.5)(x)
+  free = guidance.dynamic_threshold(x, 95.0)
+  np.testing.assert_array_equal(capped[:2], free[:2])
+  expected = np.clip(x[2], -1.5, 1.5) / 1.5
+  np.testing.assert_allclose(capped[2], expected, rtol=1e-6)
+  assert 1 < np.percentile(np.abs(x[1]), 95) < 1.5
+  np.testing.assert_array_equal(
+    guidance.dynamic_threshold(x, 95.0, 1.0), guidance.static_threshold(x)
+  )
+
+
+@pytest.mark.parametrize("cap", [0.5, -1.0, float("nan")])
+def test_cap_below_one(cap):
+  with pytest.raises(ValueError, match=r"The cap=.* must be at least 1"):
+    guidance.DynamicThreshold(cap=cap)
+  with pytest.raises(ValueError, match=r"The cap=.* must be at least 1"):
+    guidance.dynamic_threshold(jnp.ones((1, 2)), cap=cap)
+
+
 def test_dynamic_threshold_is_a_static_setting():
   apply = jax.jit(lambda x, threshold: threshold(x), static_argnums=1)
   x = 3 * normal(2, 4, 4, 3)

@@ -8,31 +8,45 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import gaussian, guidance, samplers, schedules
+from imagen_jax.diffusion import (
+  gaussian,
+  guidance,
+  samplers,
+  schedules,
+  timesteps,
+)
+from imagen_jax.diffusion.samplers import Denoised
 
 COSINE = schedules.CosineSchedule()
 LINEAR = schedules.LinearSchedule()
 MEAN, STD = 0.3, 0.5
-SHAPE = (32, 32, 4)
+SHAPE = (32, 32, 5)
 
 GAMMAS = (0.0, 0.3, 1.0)
 STEPS = {
   "ddim": samplers.ddim_step,
+  "dpm": functools.partial(
+    samplers.dpm_step, x_hat_last=jnp.ones((3, 2, 2, 3)), logsnr_last=8.0
+  ),
   **{f"ancestral_{gamma}": samplers.AncestralStep(gamma) for gamma in GAMMAS},
 }
 
 
-def every_step(keys, z_t, x_hat, **levels):
-  """DDIM in channel 0, the ancestral sampler's GAMMAS in the others.
+def every_step(keys, z_t, x_hat, *, gamma, **rest):
+  """A sampler in each channel: DDIM, DPM-Solver++, the ancestral GAMMAS.
 
   One program for all, as compiling takes longer than running.
   """
-  ddim = samplers.ddim_step(keys, z_t[..., :1], x_hat[..., :1], **levels)
-  gamma = jnp.array(GAMMAS).reshape(1, 1, 1, 3)
-  ancestral = samplers.ancestral_step(
-    keys, z_t[..., 1:], x_hat[..., 1:], gamma=gamma, **levels
-  )
-  return jnp.concatenate([ddim, ancestral], axis=-1)
+  assert gamma is None
+  ddim = samplers.ddim_step(keys, z_t, x_hat, **rest)
+  dpm = samplers.dpm_step(keys, z_t, x_hat, **rest)
+  gamma = jnp.array([0, 0, *GAMMAS]).reshape(1, 1, 1, 5)
+  ancestral = samplers.ancestral_step(keys, z_t, x_hat, gamma=gamma, **rest)
+  return jnp.concatenate([ddim[..., :1], dpm[..., 1:2], ancestral[..., 2:]], -1)
+
+
+def uniform(steps, schedule=COSINE):
+  return schedule(timesteps.uniform(steps))
 
 
 def make_keys(n, seed=0):
@@ -43,7 +57,7 @@ def gaussian_denoiser(z, logsnr):
   """E[x | z] for data N(MEAN, STD^2)."""
   alpha, sigma = schedules.alpha_sigma(gaussian.per_example(logsnr, z))
   gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
-  return MEAN + gain * (z - alpha * MEAN)
+  return Denoised(MEAN + gain * (z - alpha * MEAN))
 
 
 @pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=["cosine", "linear"])
@@ -55,8 +69,7 @@ def test_gaussian_data_come_back(schedule):
       samplers.sample,
       denoise=gaussian_denoiser,
       shape=SHAPE,
-      schedule=schedule,
-      steps=steps,
+      logsnr=uniform(steps, schedule),
       step=every_step,
     )
     x = np.asarray(jax.jit(draw)(make_keys(48)))
@@ -72,11 +85,12 @@ def test_point_mass_is_recovered_by_ddim():
 
   def denoise(z, logsnr):
     eps = gaussian.eps_from_x(x, z, logsnr)
-    return guidance.static_threshold(gaussian.x_from_eps(eps, z, logsnr))
+    x_hat = gaussian.x_from_eps(eps, z, logsnr)
+    return Denoised(guidance.static_threshold(x_hat))
 
   for steps in (1, 25):
     out = samplers.sample(
-      make_keys(3), denoise, x.shape[1:], schedule=COSINE, steps=steps
+      make_keys(3), denoise, x.shape[1:], logsnr=uniform(steps)
     )
     # At t = 1, float32 leaves x_hat its rounding times 1 / alpha = 2e4.
     np.testing.assert_allclose(out, x, atol=0.02 if steps == 1 else 1e-5)
@@ -121,6 +135,33 @@ def test_ancestral_noise_lies_between_posterior_and_transition(gamma):
   np.testing.assert_allclose(z_s, expected, rtol=1e-5)
 
 
+def test_the_loop_hands_every_step_what_it_knows():
+  """gamma of now, x_hat and level of the step before; at first, of now."""
+  seen = []
+
+  def denoise(z, logsnr):
+    level = gaussian.per_example(logsnr, z)
+    return Denoised(jnp.zeros_like(z) + level, jnp.zeros_like(z) + level / 100)
+
+  def step(keys, z_t, x_hat, *, logsnr_t, logsnr_s, gamma, **last):
+    jax.debug.callback(
+      lambda *told: seen.append([a.ravel()[0] for a in told]),
+      *(logsnr_t, logsnr_s, gamma, last["logsnr_last"], last["x_hat_last"]),
+    )
+    return z_t
+
+  samplers.sample(
+    make_keys(2), denoise, (2,), logsnr=jnp.array([-3.0, 1.0, 4.0]), step=step
+  ).block_until_ready()
+  jax.effects_barrier()
+  expected = [
+    (-3, 1, -0.03, -3, 0),
+    (1, 4, 0.01, -3, -3),
+    (4, 4, 0.04, 1, 1),
+  ]
+  np.testing.assert_allclose(sorted(seen), expected, rtol=1e-6)
+
+
 def test_ancestral_gamma_may_be_learned_per_pixel():
   keys, shape = make_keys(3), (2, 2, 3)
   z_t, x_hat = jax.random.normal(jax.random.key(1), (2, 3, *shape))
@@ -156,10 +197,9 @@ def test_a_step_of_no_length_changes_nothing(step):
 def test_last_step_adds_no_noise(steps):
   out = samplers.sample(
     make_keys(3),
-    lambda z, logsnr: jnp.full_like(z, 0.25),
+    lambda z, logsnr: Denoised(jnp.full_like(z, 0.25)),
     (2, 2, 3),
-    schedule=COSINE,
-    steps=steps,
+    logsnr=uniform(steps),
     step=samplers.AncestralStep(1.0),
   )
   np.testing.assert_array_equal(out, 0.25)
@@ -171,10 +211,10 @@ def test_grid_is_uniform_in_t_and_levels_are_per_example():
   def denoise(z, logsnr):
     assert logsnr.shape == (3,)
     jax.debug.callback(lambda a: seen.append(np.asarray(a)), logsnr)
-    return z
+    return Denoised(z)
 
   samplers.sample(
-    make_keys(3), denoise, (2, 2, 3), schedule=COSINE, steps=4
+    make_keys(3), denoise, (2, 2, 3), logsnr=uniform(4)
   ).block_until_ready()
   jax.effects_barrier()
   expected = np.asarray(COSINE(jnp.array([1.0, 0.75, 0.5, 0.25])))
@@ -184,7 +224,7 @@ def test_grid_is_uniform_in_t_and_levels_are_per_example():
 
 def test_starts_from_standard_noise():
   z_1 = samplers.sample(
-    make_keys(48), lambda z, _: z, SHAPE, schedule=COSINE, steps=1
+    make_keys(48), lambda z, _: Denoised(z), SHAPE, logsnr=uniform(1)
   )
   assert abs(z_1.mean()) < 0.01 and abs(z_1.std() - 1) < 0.01
 
@@ -192,14 +232,17 @@ def test_starts_from_standard_noise():
 def test_a_picture_does_not_depend_on_its_batch():
   keys = make_keys(5)
 
+  def denoise(z, logsnr):
+    x_hat, _ = gaussian_denoiser(z, logsnr)
+    return Denoised(guidance.dynamic_threshold(x_hat, 90.0))
+
   @jax.jit
   def draw(keys):
     return samplers.sample(
       keys,
-      lambda z, a: guidance.dynamic_threshold(gaussian_denoiser(z, a), 90.0),
+      denoise,
       (2, 2, 3),
-      schedule=COSINE,
-      steps=6,
+      logsnr=uniform(6),
       step=samplers.AncestralStep(0.3),
     )
 
@@ -224,14 +267,13 @@ def test_program_is_one_scan_with_the_denoiser_once():
 
   def denoise(z, logsnr):
     calls.append(logsnr.shape)
-    return jax.lax.tan(z)  # A primitive that nothing else uses.
+    return Denoised(jax.lax.tan(z))  # A primitive that nothing else uses.
 
   draw = functools.partial(
     samplers.sample,
     denoise=denoise,
     shape=(2, 2, 3),
-    schedule=COSINE,
-    steps=9,
+    logsnr=uniform(9),
     step=samplers.AncestralStep(0.3),
   )
   names = list(primitives(jax.make_jaxpr(draw)(make_keys(3)).jaxpr))
@@ -243,20 +285,11 @@ def test_program_is_one_scan_with_the_denoiser_once():
 def test_half_precision_denoiser_samples_in_float32():
   out = samplers.sample(
     make_keys(3),
-    lambda z, _: z.astype(jnp.bfloat16),
+    lambda z, _: Denoised(z.astype(jnp.bfloat16)),
     (2, 2, 3),
-    schedule=COSINE,
-    steps=2,
+    logsnr=uniform(2),
   )
   assert out.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("steps", [0, -3])
-def test_too_few_steps(steps):
-  with pytest.raises(ValueError, match=f"steps={steps}"):
-    samplers.sample(
-      make_keys(1), lambda z, _: z, (2,), schedule=COSINE, steps=steps
-    )
 
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.5])

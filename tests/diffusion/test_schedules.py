@@ -1,5 +1,6 @@
 """Schedules against the paper's numbers and against float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from imagen_jax.diffusion import schedules
 
 COSINE = schedules.CosineSchedule()
 LINEAR = schedules.LinearSchedule()
+TABLE = schedules.DiscreteCosineSchedule()
+STEP = np.arange(1000)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,41 @@ def test_bad_settings_are_named(schedule, settings, name):
     schedule(**settings)
 
 
+def alpha_bar():
+  """The products of 1 - beta, in float64."""
+  f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+  return np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
+
+
+def test_the_table_is_of_the_capped_cosine_betas():
+  expected = alpha_bar()
+  alpha, sigma = map(np.asarray, schedules.alpha_sigma(TABLE(STEP / 1000)))
+  np.testing.assert_allclose(alpha**2, expected, rtol=1e-5)
+  np.testing.assert_allclose(sigma**2, 1 - expected, rtol=1e-5)
+  # The cap is at work in the last step alone, which f makes all noise.
+  np.testing.assert_allclose(expected[999] / expected[998], 0.001, rtol=1e-9)
+
+
+def test_the_table_takes_the_nearest_step():
+  t = jnp.array([0.0, 0.0004, 0.0006, 0.25, 0.2504, 0.9994, 0.9996, 1.0])
+  steps = np.array([0, 0, 1, 250, 250, 999, 999, 999])
+  np.testing.assert_array_equal(TABLE(t), TABLE(steps / 1000))
+  assert len(np.unique(TABLE(STEP / 1000))) == 1000
+  nearer = 0.6 * TABLE(0.25) + 0.4 * TABLE(0.251)
+  np.testing.assert_allclose(TABLE.inverse(nearer), 0.25, rtol=1e-6)
+
+
+def test_the_tables_inverse_is_every_step_and_of_any_shape():
+  logsnr = TABLE(STEP / 1000).reshape(10, 100)
+  for inverse in (TABLE.inverse, jax.jit(TABLE.inverse)):
+    found = inverse(logsnr)
+    np.testing.assert_allclose(1000 * found.ravel(), STEP, rtol=2e-7)
+  np.testing.assert_allclose(
+    TABLE.inverse(jnp.array([-99.0, 99.0])), [0.999, 0], rtol=1e-6
+  )
+
+
 def test_schedules_are_hashable_settings():
+  assert hash(TABLE) == hash(schedules.DiscreteCosineSchedule())
   assert hash(COSINE) == hash(schedules.CosineSchedule())
   assert LINEAR == schedules.LinearSchedule() != COSINE

@@ -67,6 +67,7 @@ class Small(nn.Module):
   """A net that compiles fast, of all that it is told."""
 
   stride: int = 1
+  out_channels: int = 3
 
   @nn.compact
   def __call__(self, z, time, cond):
@@ -238,8 +239,7 @@ def test_losses_do_not_depend_on_how_the_batch_is_cut():
   assert loss.shape == (BATCH,) and len(np.unique(loss)) == BATCH
   for rows in (slice(8), slice(8, None), slice(1, None, 2)):
     part = jax.tree.map(lambda leaf, rows=rows: leaf[rows], whole)
-    found = loss_of(net, *part)
-    assert_same(found, (loss[rows], logsnr[rows]), atol=1e-5)
+    assert_same(loss_of(net, *part), (loss[rows], logsnr[rows]), atol=1e-5)
 
 
 # --- What the lowered program says.

@@ -50,6 +50,7 @@ class Small(nn.Module):
   """A net that compiles fast: z, time and text through one layer each."""
 
   stride: int = 1
+  out_channels: int = 3
 
   @nn.compact
   def __call__(self, z, time, cond):

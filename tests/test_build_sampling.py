@@ -1,0 +1,70 @@
+"""build: the configs of samplers, of thresholds and of schedules."""
+
+import pytest
+
+from imagen_jax import build
+from imagen_jax.diffusion import guidance, samplers, schedules
+from imagen_jax.nets.unet import UNet
+from imagen_jax.stage import Sampling, Stage
+
+
+@pytest.mark.parametrize(
+  ("config", "expected"),
+  [
+    ({}, Sampling()),
+    (
+      {
+        "steps": 9,
+        "guidance": 3,
+        "step": {"kind": "ddim"},
+        "threshold": {"kind": "dynamic", "p": 90},
+        "aug_level": 0.5,
+      },
+      Sampling(
+        9, 3, samplers.ddim_step, guidance.DynamicThreshold(90), aug_level=0.5
+      ),
+    ),
+    (
+      {
+        "step": {"kind": "ancestral", "gamma": 1.0},
+        "threshold": {"kind": "none"},
+      },
+      Sampling(
+        step=samplers.AncestralStep(1.0), threshold=guidance.no_threshold
+      ),
+    ),
+    (
+      {"step": {"kind": "dpm_solver++"}, "timesteps": "fast27"},
+      Sampling(step=samplers.dpm_step, timesteps="fast27"),
+    ),
+    (
+      {"step": {"kind": "ancestral_learned"}, "timesteps": [9, 5]},
+      Sampling(step=samplers.ancestral_step, timesteps=(9, 5)),
+    ),
+    (
+      {"threshold": {"kind": "dynamic", "p": 95, "cap": 1.5}},
+      Sampling(threshold=guidance.DynamicThreshold(95, 1.5)),
+    ),
+    (
+      {"threshold": {"kind": "static"}},
+      Sampling(threshold=guidance.static_threshold),
+    ),
+  ],
+)
+def test_sampling(config, expected):
+  assert build.sampling(config) == expected
+  assert hash(build.sampling(config)) == hash(expected)  # static under jit
+
+
+def test_the_schedules_of_deepfloyd():
+  table = {"kind": "discrete_cosine"}
+  made = build.stage(
+    {
+      "size": 64,
+      "net": {"kind": "UNet"},
+      "schedule": table,
+      "aug_schedule": table,
+    }
+  )
+  table = schedules.DiscreteCosineSchedule()
+  assert made == Stage(UNet(), 64, schedule=table, aug_schedule=table)

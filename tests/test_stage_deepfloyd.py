@@ -1,0 +1,94 @@
+"""What a stage has of DeepFloyd IF: learned variance, timesteps, enlarging."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion import timesteps
+from imagen_jax.diffusion.gaussian import X
+from imagen_jax.diffusion.guidance import no_threshold
+from imagen_jax.diffusion.samplers import AncestralStep, ancestral_step
+from imagen_jax.diffusion.schedules import DiscreteCosineSchedule
+from imagen_jax.stage import Sampling, Stage
+from imagen_jax.types import Conditioning, TextEmbedding
+
+
+class Fake(nn.Module):
+  """A net that reports its inputs and answers fn(z, time, cond)."""
+
+  fn: Callable
+  out_channels: int = 3
+  see: Callable = lambda inputs: None
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, z, time, cond):
+    self.see((z, time, cond))
+    return self.fn(z, time, cond)
+
+
+def zero(z, time, cond):
+  return jnp.zeros_like(z)
+
+
+def make_text(batch):
+  return TextEmbedding(jnp.ones((batch, 5, 7)), jnp.ones((batch, 5), bool))
+
+
+def make_keys(batch):
+  return jax.random.split(jax.random.key(0), batch)
+
+
+def test_the_learned_variance_is_that_with_the_text_and_unguided():
+  """cond says x_hat 3 and v 0.5, null says -2 and -1."""
+
+  def fn(z, time, cond):
+    null = (cond.text.tokens == 0).all((1, 2))[:, None, None, None]
+    x, v = jnp.where(null, -2.0, 3.0), jnp.where(null, -1.0, 0.5)
+    return jnp.concatenate([x + 0 * z, v + 0 * z], axis=-1)
+
+  stage = Stage(Fake(fn, out_channels=6), 4, prediction=X)
+  for w, expected in ((1.0, 3.0), (2.0, 8.0)):
+    sampling = Sampling(guidance=w, threshold=no_threshold)
+    denoise = stage.denoiser({}, Conditioning(make_text(2)), sampling)
+    x_hat, gamma = denoise(jnp.zeros((2, 4, 4, 3)), jnp.zeros(2))
+    np.testing.assert_allclose(x_hat, np.full((2, 4, 4, 3), expected))
+    np.testing.assert_allclose(gamma, np.full((2, 4, 4, 3), 0.75))
+
+
+@pytest.mark.parametrize(
+  ("step", "matters"), [(ancestral_step, True), (AncestralStep(0.3), False)]
+)
+def test_who_heeds_the_learned_variance(step, matters):
+  """v = 1 is much more noise than v = -1, in steps as long as these."""
+
+  def pictures(v):
+    fn = lambda z, time, cond: jnp.concatenate(
+      [0.1 * z, jnp.full_like(z, v)], -1
+    )
+    stage = Stage(Fake(fn, out_channels=6), 4, prediction=X)
+    sampling = Sampling(guidance=1.0, step=step, timesteps=(999, 300, 100))
+    stage.check_sampling(sampling)
+    return stage.sample({}, make_keys(2), make_text(2), None, sampling=sampling)
+
+  few, many = np.abs(pictures(-1.0)).mean(), np.abs(pictures(1.0)).mean()
+  assert (many > 1.5 * few) == matters
+  assert (many == few) != matters
+
+
+def test_a_stage_asks_its_net_at_the_timesteps():
+  seen = []
+
+  def see(inputs):
+    jax.debug.callback(lambda time: seen.append(float(time[0])), inputs[1])
+
+  stage = Stage(Fake(zero, see=see), 4, DiscreteCosineSchedule(), prediction=X)
+  steps = timesteps.LISTS["smart27"]
+  sampling = Sampling(guidance=1.0, timesteps="smart27")
+  stage.sample({}, make_keys(2), make_text(2), None, sampling=sampling)
+  jax.effects_barrier()
+  assert set(seen) == {*steps} and len(seen) == len(steps) + 1
