@@ -1,0 +1,55 @@
+"""Training with DeepFloyd IF's text: its two nets, tuned, or one on top.
+
+  python -m imagen_jax.train --config=configs/deepfloyd_if_train.py:if1,xl \\
+    --workdir=DIR --config.data.name=MINE
+
+The argument is if1 or if2 and the size, which start from the published weights
+(see configs/deepfloyd_if.py for their licence), or sr1024, the paper's last
+stage for 256x256 pictures of IF, from nothing. Sample from what was trained by
+--config.if1.weights=DIR to configs/deepfloyd_if.py. The nets keep their learned
+variance, trained by the hybrid loss; --config.stage.net.out_channels=3 leaves
+it out, with --config.sampling.step.kind=ancestral. The optimizer's numbers and
+the mesh are ours, for 8 chips of 32 GiB.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base64, deepfloyd_if, sr1024
+
+
+def get_config(net: str = "if1,xl") -> ConfigDict:
+  """The config of a stage: of a net of a size."""
+  name, _, size = net.partition(",")
+  if name == "sr1024" and not size:
+    config = sr1024.get_config()
+    config.text = deepfloyd_if.get_config().text
+    return config
+  if name not in ("if1", "if2") or size not in deepfloyd_if.SIZES[name]:
+    raise ValueError(
+      f"deepfloyd_if_train.py:{net} is unknown, expected sr1024, or if1 or if2 "
+      "and a size, such as if1,xl"
+    )
+  sizes = f"{size},l" if name == "if1" else f"xl,{size}"
+  published = deepfloyd_if.get_config(sizes)
+  config = base64.get_config()
+  config.stage = published[name].stage
+  config.sampling = published[name].sampling
+  config.text = published.text
+  config.data.batch_size = 64
+  config.optimizer = dict(
+    kind="adam",
+    learning_rate=1e-5,
+    warmup_steps=100,
+    decay_steps=10_000,
+    clip_norm=1.0,
+  )
+  config.train = dict(
+    steps=10_000,
+    ema_decay=0.999,
+    sample_every=1_000,
+    checkpoint_every=1_000,
+    start_from=published[name].weights,
+  )
+  config.mesh = dict(data=-1, fsdp=8, tensor=1)
+  config.weights = f"runs/{name}"
+  return config
