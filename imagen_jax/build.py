@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion import gaussian, guidance, samplers, schedules
+from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.interop import diffusers, t5
 from imagen_jax.nets import layers
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
@@ -53,6 +54,7 @@ SCHEDULES = {
   "discrete_cosine": schedules.DiscreteCosineSchedule,
 }
 PREDICTIONS = {"eps": gaussian.EPS, "x": gaussian.X, "v": gaussian.V}
+ENLARGE = {"bilinear_aligned": bilinear_aligned}
 SAMPLERS = {
   "ddim": lambda: samplers.ddim_step,
   "ancestral": samplers.AncestralStep,
@@ -150,16 +152,15 @@ NETS = {
 
 def stage(config: Mapping[str, Any], where: str = "stage") -> Stage:
   """config.stage -> Stage."""
-  net = section(config, where).get("net")
-  cls, net = kind(net, f"{where}.net", NETS)
+  cls, net = kind(section(config, where).get("net"), f"{where}.net", NETS)
   resolved = {"net": module(net, f"{where}.net", cls)}
   for key in ("schedule", "aug_schedule"):
     if key in config:
       resolved[key] = settings(config[key], f"{where}.{key}", SCHEDULES)
-  for key in ("prediction", "loss_space"):
-    if key in config:
-      what = f"config {where}.{key}"
-      resolved[key] = pick(config[key], what, PREDICTIONS)
+  named = dict(prediction=PREDICTIONS, loss_space=PREDICTIONS, enlarge=ENLARGE)
+  for key in named:
+    if config.get(key) is not None:
+      resolved[key] = pick(config[key], f"config {where}.{key}", named[key])
   return fill(Stage, config, where, fields(Stage), **resolved)
 
 
@@ -298,8 +299,7 @@ def optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
     )
     return optimizers.with_clipping(make(rate, **others), clip_norm)
 
-  hints = keywords(assemble) | keywords(make)
-  return fill(assemble, rest, "optimizer", hints)
+  return fill(assemble, rest, "optimizer", keywords(assemble) | keywords(make))
 
 
 def cascade(config: Mapping[str, Any]) -> Cascade:

@@ -55,10 +55,12 @@ class Stage:
   enlarges, None for a base stage. crop_size: the side of the windows it is
   trained on, None for whole pictures (Sec. 2.5, stage 3). max_aug_level: the
   augmentation level of the low-res picture is drawn from 0 to it (Sec. 2.4; in
-  the paper it is 1, Fig. A.32). The loss is the squared error in loss_space,
-  weighted uniformly: the paper's is eps, for every prediction (App. A). A net
-  that predicts x is not to be trained so: next to no noise, the eps of a small
-  error is huge, and nearly all the weight is there.
+  the paper it is 1, Fig. A.32). enlarge(lowres, (height, width)): what makes
+  the low-res picture as large as the stage's before it is augmented; None
+  leaves it small, for the net to enlarge (Fig. A.32). The loss is the squared
+  error in loss_space, weighted uniformly: the paper's is eps, for every
+  prediction (App. A). A net that predicts x is not to be trained so: next to no
+  noise, the eps of a small error is huge, and nearly all the weight is there.
   """
 
   net: nn.Module
@@ -71,6 +73,7 @@ class Stage:
   text_drop: float = 0.1
   max_aug_level: float = 1.0
   aug_schedule: Schedule = CosineSchedule()
+  enlarge: Callable | None = None
 
   def __post_init__(self):
     for name in ("size", "crop_size", "lowres_size"):
@@ -170,6 +173,10 @@ class Stage:
     if self.lowres_size is None:
       return Conditioning(text)
     assert lowres is not None, "a super-resolution stage needs lowres"
+    if self.enlarge is not None:
+      _, height, width, _ = lowres.shape
+      shape = (height * self.factor, width * self.factor)
+      lowres = self.enlarge(lowres, shape)
     noised = augment(keys, lowres, aug_level, self.aug_schedule)
     return Conditioning(text, noised, aug_level)
 

@@ -4,6 +4,7 @@ import pytest
 
 from imagen_jax import build
 from imagen_jax.diffusion import guidance, samplers, schedules
+from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.nets.unet import UNet
 from imagen_jax.stage import Sampling, Stage
 
@@ -56,7 +57,7 @@ def test_sampling(config, expected):
   assert hash(build.sampling(config)) == hash(expected)  # static under jit
 
 
-def test_the_schedules_of_deepfloyd():
+def test_a_stage_as_deepfloyds():
   table = {"kind": "discrete_cosine"}
   made = build.stage(
     {
@@ -64,7 +65,19 @@ def test_the_schedules_of_deepfloyd():
       "net": {"kind": "UNet"},
       "schedule": table,
       "aug_schedule": table,
+      "enlarge": "bilinear_aligned",
     }
   )
   table = schedules.DiscreteCosineSchedule()
-  assert made == Stage(UNet(), 64, schedule=table, aug_schedule=table)
+  assert made == Stage(
+    UNet(), 64, table, aug_schedule=table, enlarge=bilinear_aligned
+  )
+
+
+def test_who_enlarges_is_named_or_nobody():
+  config = {"size": 64, "net": {"kind": "UNet"}}
+  assert build.stage(config | {"enlarge": None}).enlarge is None
+  with pytest.raises(
+    ValueError, match="stage.enlarge is 'cubic', expected one of 'bilinear_al"
+  ):
+    build.stage(config | {"enlarge": "cubic"})

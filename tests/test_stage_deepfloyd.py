@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion import timesteps
+from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import no_threshold
 from imagen_jax.diffusion.samplers import AncestralStep, ancestral_step
-from imagen_jax.diffusion.schedules import DiscreteCosineSchedule
+from imagen_jax.diffusion.schedules import DiscreteCosineSchedule, alpha_sigma
+from imagen_jax.nets.conditioning import with_lowres
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import Conditioning, TextEmbedding
 
@@ -92,3 +94,41 @@ def test_a_stage_asks_its_net_at_the_timesteps():
   stage.sample({}, make_keys(2), make_text(2), None, sampling=sampling)
   jax.effects_barrier()
   assert set(seen) == {*steps} and len(seen) == len(steps) + 1
+
+
+@pytest.mark.parametrize("level", [0.0, 0.25])
+def test_the_low_res_is_enlarged_and_then_augmented(level):
+  """So its noise is that of single pixels; at level 0 there is none, at all."""
+  stage = Stage(
+    Fake(zero),
+    64,
+    lowres_size=16,
+    aug_schedule=DiscreteCosineSchedule(),
+    enlarge=bilinear_aligned,
+  )
+  lowres = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1)
+  cond = stage.condition(make_keys(2), make_text(2), lowres, jnp.full(2, level))
+  large = bilinear_aligned(lowres, (64, 64))
+  if level == 0:
+    np.testing.assert_array_equal(cond.lowres, large)
+    return
+  alpha, sigma = alpha_sigma(DiscreteCosineSchedule()(0.25))
+  noise = np.asarray((cond.lowres - alpha * large) / sigma)
+  np.testing.assert_allclose(noise.std(), 1, atol=0.02)
+  assert abs((noise[:, :, 1:] * noise[:, :, :-1]).mean()) < 0.02
+
+
+def test_a_crop_is_enlarged_as_much():
+  stage = Stage(
+    Fake(zero), 64, lowres_size=16, crop_size=32, enlarge=bilinear_aligned
+  )
+  cond = stage.condition(
+    make_keys(2), make_text(2), jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)
+  )
+  assert cond.lowres.shape == (2, 32, 32, 3)
+
+
+def test_a_net_leaves_a_picture_of_its_size_as_it_is():
+  z, lowres = jax.random.normal(jax.random.key(1), (2, 2, 8, 8, 3))
+  joined = with_lowres(z, lowres)
+  np.testing.assert_array_equal(joined, jnp.concatenate([z, lowres], -1))

@@ -62,3 +62,26 @@ def test_half_precision_goes_in_float32_comes_out():
   lowres = make_pictures().astype(jnp.bfloat16)
   out = augment.augment(make_keys(3), lowres, jnp.array([0.0, 0.1, 1.0]))
   assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("n", [(9, 21), (5, 4), (1, 1), (3, 7)])
+def test_bilinear_aligned_is_a_line_between_pixels(n):
+  """As numpy interpolates along each axis, from corner to corner."""
+  x = np.asarray(jax.random.normal(jax.random.key(2), (2, 5, 4, 3)))
+  expected = np.float64(x)
+  for axis, size in ((1, n[0]), (2, n[1])):
+    m = x.shape[axis]
+    at = np.linspace(0, m - 1, size)
+    expected = np.apply_along_axis(
+      lambda line, at=at, m=m: np.interp(at, np.arange(m), line), axis, expected
+    )
+  out = augment.bilinear_aligned(x, n)
+  np.testing.assert_allclose(out, expected, atol=1e-6)
+  np.testing.assert_array_equal(out[:, 0, 0], x[:, 0, 0])
+  if min(n) > 1:
+    np.testing.assert_array_equal(out[:, -1, -1], x[:, -1, -1])
+
+
+def test_bilinear_aligned_to_the_same_size_changes_nothing():
+  x = make_pictures()
+  np.testing.assert_array_equal(augment.bilinear_aligned(x, SHAPE[:2]), x)
