@@ -39,6 +39,7 @@ from imagen_jax.runtime.mesh import MeshShape, make_mesh
 from imagen_jax.runtime.sharding import Placement
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.settings import Text
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training import optimizers
 from imagen_jax.training.settings import Data, Training
@@ -72,21 +73,6 @@ STAGE_KEYS = (
   "sampling",
   "weights",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """The frozen text encoder: its net and the files of its two parts.
-
-  Prompts are cut to length tokens (128 is ours), and encoded batch_size at a
-  time.
-  """
-
-  encoder: T5Encoder
-  vocabulary: str
-  weights: str
-  length: int = 128
-  batch_size: int = 8
 
 
 def settings(config: Mapping[str, Any], where: str, options: Mapping) -> Any:
@@ -178,7 +164,8 @@ def packaged(path: str) -> epath.Path:
 
 def tokenizer(config: Text) -> Tokenizer:
   """The tokenizer of config.text."""
-  return Tokenizer(packaged(config.vocabulary), config.length)
+  path = packaged(config.vocabulary)
+  return Tokenizer(path, config.length, lowercase=config.lowercase)
 
 
 def init_text(config: Text, key: jax.Array) -> Any:
@@ -210,7 +197,7 @@ def load_text(config: Text, placement: Placement | None = None) -> Any:
 def text_encoder(config: Text, params: Any) -> TextEncoder:
   """Prompts -> TextEmbedding with the given weights."""
   return TextEncoder(
-    config.encoder, params, tokenizer(config), config.batch_size
+    config.embedder, params, tokenizer(config), config.batch_size
   )
 
 

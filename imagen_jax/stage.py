@@ -209,7 +209,7 @@ class Stage:
     """denoise(z [B, H, W, 3], logsnr [B]) -> x_hat, guided and thresholded."""
     guided = sampling.guidance != 1.0
     if guided:  # one doubled batch: with the text, and with the null text
-      null = cond.replace(text=cond.text.null())
+      null = cond.replace(text=cond.text.nothing())
       cond = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
     variables = {"params": params, **self.read_text(params, cond)}
 

@@ -16,24 +16,30 @@ class TextEmbedding:
   """A batch of encoded prompts.
 
   tokens [B, L, D] float, the encoder's outputs; mask [B, L] bool, True where
-  a token is real and False where it is padding.
+  a token is real and False where it is padding. null: what stands in for no
+  prompt, row by row; None is the paper's zeros.
   """
 
   tokens: jax.Array
   mask: jax.Array
+  null: "TextEmbedding | None" = None
 
   def drop(self, dropped: jax.Array) -> "TextEmbedding":
     """Replaces the prompts where dropped [B] is True by the null prompt.
 
-    The null prompt is the paper's (Sec. 4.1): embeddings of zeros. How many
-    of its tokens count as real is ours, one, so that it has one meaning
-    whatever prompt it stands in for and no softmax is left without a key.
+    The paper's is embeddings of zeros (Sec. 4.1). How many of its tokens
+    count as real is ours, one, so that it has one meaning whatever prompt it
+    stands in for and no softmax is left without a key.
     """
-    first = jnp.arange(self.mask.shape[1])[None, :] == 0
-    tokens = jnp.where(dropped[:, None, None], 0.0, self.tokens)
-    return TextEmbedding(tokens, jnp.where(dropped[:, None], first, self.mask))
+    tokens, mask = 0.0, jnp.arange(self.mask.shape[1])[None, :] == 0
+    if self.null is not None:
+      tokens, mask = self.null.tokens, self.null.mask
+    return self.replace(
+      tokens=jnp.where(dropped[:, None, None], tokens, self.tokens),
+      mask=jnp.where(dropped[:, None], mask, self.mask),
+    )
 
-  def null(self) -> "TextEmbedding":
+  def nothing(self) -> "TextEmbedding":
     """The null prompt for every example, shaped like this batch."""
     return self.drop(jnp.ones(self.mask.shape[0], bool))
 

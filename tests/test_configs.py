@@ -145,7 +145,7 @@ def test_a_stage_trains_and_samples(name):
     small = size // stage.factor
     examples["lowres"] = shape_of(batch, small, small, 3)
   step = make_train_step(
-    stage, text.encoder, optimizer,
+    stage, text.embedder, optimizer,
     decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
   )  # fmt: skip
   state = jax.eval_shape(lambda p: init_state(p, optimizer), net)
