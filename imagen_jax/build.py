@@ -173,30 +173,9 @@ def tokenizer(config: Text) -> Tokenizer:
   return Tokenizer(path, config.length, lowercase=config.lowercase)
 
 
-def init_text(config: Text, key: jax.Array) -> Any:
-  """Random weights of config.text's encoder."""
-  ids = jnp.zeros((1, config.length), jnp.int32)
-  return config.encoder.init(key, ids, ids == 0)["params"]
-
-
-def text_shapes(config: Text) -> Any:
-  """Shapes of the encoder's weights, of the dtypes to keep them in.
-
-  They are frozen: what is computed with in bfloat16 alone is kept so.
-  """
-  like = jax.eval_shape(lambda: init_text(config, jax.random.key(0)))
-
-  def kept(path, leaf):
-    is_table = path[-1].key in ("kernel", "embedding")
-    dtype = config.encoder.dtype if is_table else leaf.dtype
-    return jax.ShapeDtypeStruct(leaf.shape, dtype)
-
-  return jax.tree_util.tree_map_with_path(kept, like)
-
-
 def load_text(config: Text, placement: Placement | None = None) -> Any:
   """The weights of config.text's encoder, ours or published ones, placed."""
-  return t5.load(packaged(config.weights), text_shapes(config), placement)
+  return t5.load(packaged(config.weights), config.shapes(), placement)
 
 
 def text_encoder(config: Text, params: Any) -> TextEncoder:
@@ -275,10 +254,38 @@ def sampling_devices(
   return make_mesh(mesh(config), devices if "mesh" in config else devices[:1])
 
 
-def load(
+def move_weights(config: Mapping[str, Any], to: str) -> None:
+  """Has a cascade config's hf:// paths lie in a folder, or with an owner.
+
+  The folder holds their repositories by name. ValueError as download.moved,
+  and for a config without such paths.
+  """
+  from imagen_jax.interop import download
+
+  places = [(name, "weights") for name in ("text", *config["stages"])]
+  places.append(("text", "vocabulary"))
+  paths = {(n, key): section(config[n], n).get(key) for n, key in places}
+  paths = {at: path for at, path in paths.items() if str(path)[:5] == "hf://"}
+  if not paths:
+    raise ValueError(
+      f"no weights are to be had from {to}, expected a config with hf:// paths"
+    )
+  for (name, key), path in paths.items():
+    config[name][key] = download.moved(path, to)
+
+
+def load_encoder(
+  config: Mapping[str, Any], placement: Placement
+) -> TextEncoder:
+  """A cascade config's text encoder with its weights, placed."""
+  words = text(config["text"])
+  return text_encoder(words, load_text(words, placement))
+
+
+def load_nets(
   config: Mapping[str, Any], built: Cascade, placement: Placement
-) -> tuple[TextEncoder, list[Any]]:
-  """A cascade config's text encoder and the weights of its stages, placed."""
+) -> list[Any]:
+  """The weights of a cascade config's stages, placed."""
   key = jax.random.key(0)
   words = text(config["text"])
   nets = []
@@ -286,4 +293,4 @@ def load(
     like = jax.eval_shape(lambda member=member: init_net(member, words, key))
     path = packaged(config[name]["weights"])
     nets.append(placement.put(weights.load(path, like)))
-  return text_encoder(words, load_text(words, placement)), nets
+  return nets

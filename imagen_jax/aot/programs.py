@@ -55,7 +55,7 @@ def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def text_weights(text: build.Text, placement: Placement) -> Any:
-  shapes = build.text_shapes(text)
+  shapes = text.shapes()
   return placed(shapes, placement.params(shapes))
 
 
