@@ -20,6 +20,7 @@ setup(
     "etils[epath]>=1.10",
     "flax>=0.12.8",
     "grain>=0.2.18",
+    "huggingface_hub>=2.0",
     # clu imports tensorboard and tensorflow-datasets importlib_resources, but
     # neither declares it.
     "importlib_resources>=6.0",

@@ -41,6 +41,7 @@ from imagen_jax.runtime.mesh import MeshShape, make_mesh
 from imagen_jax.runtime.sharding import Placement
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.settings import Text
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training import optimizers
 from imagen_jax.training.settings import Data, Training
@@ -79,21 +80,6 @@ STAGE_KEYS = (
   "sampling",
   "weights",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """The frozen text encoder: its net and the files of its two parts.
-
-  Prompts are cut to length tokens (128 is ours), and encoded batch_size at a
-  time.
-  """
-
-  encoder: T5Encoder
-  vocabulary: str
-  weights: str
-  length: int = 128
-  batch_size: int = 8
 
 
 def settings(config: Mapping[str, Any], where: str, options: Mapping) -> Any:
@@ -209,47 +195,32 @@ def text(config: Mapping[str, Any]) -> Text:
 
 
 def packaged(path: str) -> epath.Path:
-  """A path as it is, or, starting with "weights/", within the package."""
+  """Where a path is: "weights/" within the package, hf:// fetched first."""
   if path.startswith("weights/"):
     return epath.Path(PACKAGE / path)
+  if path.startswith("hf://"):
+    # Of the Hub's client the import alone takes a third of a second.
+    from imagen_jax.interop import download
+
+    return download.fetch(path)
   return epath.Path(path).expanduser()  # pathlib would break gs://
 
 
 def tokenizer(config: Text) -> Tokenizer:
   """The tokenizer of config.text."""
-  return Tokenizer(packaged(config.vocabulary), config.length)
-
-
-def init_text(config: Text, key: jax.Array) -> Any:
-  """Random weights of config.text's encoder."""
-  ids = jnp.zeros((1, config.length), jnp.int32)
-  return config.encoder.init(key, ids, ids == 0)["params"]
-
-
-def text_shapes(config: Text) -> Any:
-  """Shapes of the encoder's weights, of the dtypes to keep them in.
-
-  They are frozen: what is computed with in bfloat16 alone is kept so.
-  """
-  like = jax.eval_shape(lambda: init_text(config, jax.random.key(0)))
-
-  def kept(path, leaf):
-    is_table = path[-1].key in ("kernel", "embedding")
-    dtype = config.encoder.dtype if is_table else leaf.dtype
-    return jax.ShapeDtypeStruct(leaf.shape, dtype)
-
-  return jax.tree_util.tree_map_with_path(kept, like)
+  path = packaged(config.vocabulary)
+  return Tokenizer(path, config.length, lowercase=config.lowercase)
 
 
 def load_text(config: Text, placement: Placement | None = None) -> Any:
   """The weights of config.text's encoder, ours or published ones, placed."""
-  return t5.load(packaged(config.weights), text_shapes(config), placement)
+  return t5.load(packaged(config.weights), config.shapes(), placement)
 
 
 def text_encoder(config: Text, params: Any) -> TextEncoder:
   """Prompts -> TextEmbedding with the given weights."""
   return TextEncoder(
-    config.encoder, params, tokenizer(config), config.batch_size
+    config.embedder, params, tokenizer(config), config.batch_size
   )
 
 
@@ -333,14 +304,42 @@ def sampling_devices(
   return make_mesh(mesh(config), devices if "mesh" in config else devices[:1])
 
 
-def load(
+def move_weights(config: Mapping[str, Any], to: str) -> None:
+  """Has a cascade config's hf:// paths lie in a folder, or with an owner.
+
+  The folder holds their repositories by name. ValueError as download.moved,
+  and for a config without such paths.
+  """
+  from imagen_jax.interop import download
+
+  places = [(name, "weights") for name in ("text", *config["stages"])]
+  places.append(("text", "vocabulary"))
+  paths = {(n, key): section(config[n], n).get(key) for n, key in places}
+  paths = {at: path for at, path in paths.items() if str(path)[:5] == "hf://"}
+  if not paths:
+    raise ValueError(
+      f"no weights are to be had from {to}, expected a config with hf:// paths"
+    )
+  for (name, key), path in paths.items():
+    config[name][key] = download.moved(path, to)
+
+
+def load_encoder(
+  config: Mapping[str, Any], placement: Placement
+) -> TextEncoder:
+  """A cascade config's text encoder with its weights, placed."""
+  words = text(config["text"])
+  return text_encoder(words, load_text(words, placement))
+
+
+def load_nets(
   config: Mapping[str, Any], built: Cascade, placement: Placement
-) -> tuple[TextEncoder, list[Any]]:
-  """A cascade config's text encoder and the weights of its stages, placed."""
+) -> list[Any]:
+  """The weights of a cascade config's stages, placed."""
   key = jax.random.key(0)
   words = text(config["text"])
   nets = []
   for name, member in zip(built.names, built.stages, strict=True):
     like = jax.eval_shape(lambda member=member: init_net(member, words, key))
     nets.append(load_net(config[name]["weights"], like, placement))
-  return text_encoder(words, load_text(words, placement)), nets
+  return nets

@@ -138,7 +138,8 @@ def main() -> None:
       f"dataset {DATASET.value!r} has no scenes, expected captioned_shapes"
     )
   placement = Placement(build.sampling_devices(config))
-  encode, params = build.load(config, cascade, placement)
+  encode = build.load_encoder(config, placement)
+  params = build.load_nets(config, cascade, placement)
 
   count = min(NUM_IMAGES.value, len(source))
   records = [source[i] for i in range(count)]

@@ -3,7 +3,8 @@
   python -m imagen_jax.sample --config=configs/shapes.py --prompt="a red star"
 
 Writes one PNG per picture and, for several, a grid of them. The settings are
-in each PNG's metadata. The same seed gives the same picture.
+in each PNG's metadata. The same seed gives the same picture. The text encoder
+has left memory when the nets come into it.
 """
 
 import time
@@ -16,13 +17,14 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from imagen_jax import build
 from imagen_jax.cascade import Cascade
@@ -46,6 +48,11 @@ GUIDANCE = flags.DEFINE_float(
   "guidance", None, "Guidance weight of every stage; 1 is none."
 )
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of every stage.")
+WEIGHTS = flags.DEFINE_string(
+  "weights", None,
+  "Where a config's hf:// weights are instead: a folder that holds their "
+  "repositories by name, or another owner on the Hub.",
+)  # fmt: skip
 OUTDIR = flags.DEFINE_string("outdir", "samples", "Where the PNGs go.")
 
 
@@ -90,6 +97,15 @@ def changes() -> dict[str, Any]:
   return {key: value for key, value in given.items() if value is not None}
 
 
+def encoded(
+  config: Mapping[str, Any], prompts: Sequence[str], devices: Mesh
+) -> TextEmbedding:
+  """The prompts by a text encoder that is gone afterwards."""
+  encode = build.load_encoder(config, Placement(devices))
+  with jax.set_mesh(devices):
+    return jax.block_until_ready(encode(prompts))
+
+
 def sample_batch(
   cascade: Cascade,
   params: Sequence[Any],
@@ -131,6 +147,8 @@ def main() -> None:
   prompts = read_prompts()
   config = read_config()
   cascade = build.cascade(config).with_sampling(**changes())
+  if WEIGHTS.value is not None:
+    build.move_weights(config, WEIGHTS.value)
   outdir = pathlib.Path(OUTDIR.value).expanduser()
   program.check_writable("outdir", outdir)
   rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]
@@ -139,10 +157,9 @@ def main() -> None:
 
   watch = Stopwatch()
   devices = build.sampling_devices(config)
-  encode, params = build.load(config, cascade, Placement(devices))
-  with jax.set_mesh(devices):
-    text = jax.block_until_ready(encode(prompts))
+  text = encoded(config, prompts, devices)
   progress.say(f"  text: {len(prompts)} prompt(s) in {watch.lap()}")
+  params = build.load_nets(config, cascade, Placement(devices))
 
   # One row per picture. Every batch is of one size, the last one filled up,
   # and a picture's key is of its seed and index: neighbours change nothing.
@@ -157,7 +174,7 @@ def main() -> None:
     filled = batch + batch[-1:] * (size - len(batch))
     which, index = (jnp.asarray(column) for column in zip(*filled, strict=True))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(base, index)
-    drawn = TextEmbedding(text.tokens[which], text.mask[which])
+    drawn = jax.tree.map(lambda rows, which=which: rows[which], text)
     keys, drawn = jax.device_put((keys, drawn), rows_sharding(devices, size))
     with jax.set_mesh(devices):
       made = sample_batch(cascade, params, keys, drawn, progress, watch)

@@ -187,7 +187,7 @@ def main() -> None:
     shown["tokens"], shown["mask"]
   )
   step_fn = make_train_step(
-    stage, text.encoder, optimizer,
+    stage, text.embedder, optimizer,
     decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
     shardings=places.params,
   )  # fmt: skip
@@ -230,7 +230,9 @@ def main() -> None:
         f"{count:,} parameters on {devices.size} device(s); compiling"
       )
       begun, batch = time.monotonic(), begin(feed)
-      flops = model_flops(stage, text.encoder, state.params, text_params, batch)
+      flops = model_flops(
+        stage, text.embedder, state.params, text_params, batch
+      )
       step_fn = step_fn.lower(state, text_params, batch).compile()
       progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
 

@@ -130,7 +130,7 @@ def test_a_stage_trains_and_samples(name):
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   net = jax.eval_shape(lambda key: build.init_net(stage, text, key), key)
-  encoder = build.text_shapes(text)
+  encoder = text.shapes()
   assert (count(net), count(encoder)) == STAGES[name]
 
   # A training step takes the state to another alike.
@@ -145,7 +145,7 @@ def test_a_stage_trains_and_samples(name):
     small = size // stage.factor
     examples["lowres"] = shape_of(batch, small, small, 3)
   step = make_train_step(
-    stage, text.encoder, optimizer,
+    stage, text.embedder, optimizer,
     decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
   )  # fmt: skip
   state = jax.eval_shape(lambda p: init_state(p, optimizer), net)
@@ -239,7 +239,7 @@ def test_sizes_of_t5(size):
   layer = 4 * width * 64 * heads + 3 * width * hidden + 2 * width
   expected = 32_128 * width + layers * layer + 32 * heads + width
   text = build.text(get_config(f"t5_xxl:{size}").text)
-  shapes = build.text_shapes(text)
+  shapes = text.shapes()
   assert count(shapes) == expected == published
   assert size in text.weights
   # Frozen, so what is computed with in bfloat16 alone is kept in it.

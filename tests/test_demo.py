@@ -39,7 +39,8 @@ def cascade(config):
 def loaded(config, cascade):
   """(text encoder, weights of each stage)."""
   placement = Placement(build.sampling_devices(config))
-  return build.load(config, cascade, placement)
+  encode = build.load_encoder(config, placement)
+  return encode, build.load_nets(config, cascade, placement)
 
 
 @pytest.fixture(scope="module")

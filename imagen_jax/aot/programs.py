@@ -55,7 +55,7 @@ def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def text_weights(text: build.Text, placement: Placement) -> Any:
-  shapes = build.text_shapes(text)
+  shapes = text.shapes()
   return placed(shapes, placement.params(shapes))
 
 
@@ -84,7 +84,7 @@ def train_program(config: Mapping[str, Any], devices: Mesh) -> Program:
     small = side // stage.factor
     batch["lowres"] = shape(rows, small, small, CHANNELS)
   step = make_train_step(
-    stage, text.encoder, optimizer,
+    stage, text.embedder, optimizer,
     decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
     shardings=places.params,
   )  # fmt: skip
@@ -106,7 +106,7 @@ def embed_program(config: Mapping[str, Any], devices: Mesh) -> Program:
   ids = shape(rows, text.length, dtype=jnp.int32)
   mask = shape(rows, text.length, dtype=jnp.bool_)
   inputs = placed((ids, mask), mesh.rows_sharding(devices, rows))
-  encode = lambda params, *args: text.encoder.apply({"params": params}, *args)
+  encode = text.embedder.__call__
   return Program("embed", rows, encode, (weights, *inputs), params=weights)
 
 
@@ -123,6 +123,7 @@ def sample_programs(
     shape(rows, text.length, text.encoder.emb_dim),
     shape(rows, text.length, dtype=jnp.bool_),
   )
+  words = words.replace(null=words if text.null == "empty" else None)
   for name, stage, sampling in zip(
     cascade.names, cascade.stages, cascade.samplings, strict=True
   ):

@@ -90,7 +90,7 @@ def _tensor(file: Any, name: str) -> Tensor:
 
 def _sharded(path: epath.Path) -> dict[str, Tensor]:
   """The tensors of an index; what it does not name is not there."""
-  places = _weight_map(path)
+  places = weight_map(path)
   shards = {}
   for shard in sorted(set(places.values())):
     if not (path.parent / shard).exists():
@@ -107,7 +107,7 @@ def _sharded(path: epath.Path) -> dict[str, Tensor]:
   return {name: shards[shard][name] for name, shard in places.items()}
 
 
-def _weight_map(path: epath.Path) -> dict[str, str]:
+def weight_map(path: epath.Path) -> dict[str, str]:
   """{tensor: file} of an index."""
   try:
     places = json.loads(path.read_text())["weight_map"]

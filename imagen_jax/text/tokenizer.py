@@ -30,21 +30,33 @@ def check_prompts(prompts: Sequence[str]) -> None:
       raise ValueError(f"prompt {i} is not valid Unicode text") from None
 
 
+def empty_prompt(length: int) -> tuple[np.ndarray, np.ndarray]:
+  """(ids, mask), both [1, length], of no words: </s> and padding."""
+  ids = np.full((1, length), _SPECIAL["pad"], np.int32)
+  ids[:, 0] = _SPECIAL["eos"]
+  return ids, ids == _SPECIAL["eos"]
+
+
 class Tokenizer:
   """prompts -> (ids [n, length] int32, mask [n, length] bool, True = real).
 
+  With lowercase, prompts lose capitals and the space around them first, which
+  most vocabularies' own normalisation leaves as they are.
   May be called from many threads at once and sent to other processes.
   ValueError for a model file that cannot be used, and for prompts that
   check_prompts refuses. Text over length loses its end, </s> stays, and a
   warning says what is left of it.
   """
 
-  def __init__(self, path: str | os.PathLike, length: int):
+  def __init__(
+    self, path: str | os.PathLike, length: int, *, lowercase: bool = False
+  ):
     if length < 2:
       raise ValueError(
         f"text length is {length}, expected at least 2: a word and </s>"
       )
     self.length = length
+    self._lowercase = lowercase
     self._model = _load(pathlib.Path(path))
     self._cut: set[str] = set()
 
@@ -57,6 +69,7 @@ class Tokenizer:
     ids = np.full((len(prompts), self.length), _SPECIAL["pad"], np.int32)
     mask = np.zeros(ids.shape, bool)
     for i, prompt in enumerate(prompts):
+      prompt = prompt.lower().strip() if self._lowercase else prompt
       pieces = self._model.encode(prompt)
       if not pieces:  # such as zero-width spaces, which normalisation removes
         raise ValueError(f"prompt {i} is empty")

@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
 from imagen_jax.runtime.flops import count_flops
 from imagen_jax.stage import Stage
+from imagen_jax.text.encoder import Embedder
 from imagen_jax.training.step import Batch, TrainState, batch_loss
 from imagen_jax.types import BATCH_AXES
 
@@ -39,7 +39,7 @@ def memory_table(state: TrainState, text_params: Any) -> str:
 
 def model_flops(
   stage: Stage,
-  encoder: nn.Module,
+  embedder: Embedder,
   params: Any,
   text_params: Any,
   batch: Batch,
@@ -53,11 +53,10 @@ def model_flops(
 
   def forward(params, text_params, batch):
     draws = stage.draw(jax.random.key(0), rows)
-    return batch_loss(stage, encoder, params, text_params, draws, batch)
+    return batch_loss(stage, embedder, params, text_params, draws, batch)
 
   def encode(text_params, batch):
-    variables = {"params": text_params}
-    return encoder.apply(variables, batch["tokens"], batch["mask"])
+    return embedder(text_params, batch["tokens"], batch["mask"])
 
   both = count_flops(forward, params, text_params, batch)
   encoding = count_flops(encode, text_params, batch)

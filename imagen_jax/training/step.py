@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from imagen_jax.runtime.sharding import Placement, like_param
 from imagen_jax.stage import Draws, Stage
-from imagen_jax.types import TextEmbedding
+from imagen_jax.text.encoder import Embedder
 
 Batch = dict[str, jax.Array]
 # Where the loss is told apart by log-SNR: below the first, ..., from the last.
@@ -80,7 +79,7 @@ def place_state(
 
 def batch_loss(
   stage: Stage,
-  encoder: nn.Module,
+  embedder: Embedder,
   params: Any,
   text_params: Any,
   draws: Draws,
@@ -91,9 +90,9 @@ def batch_loss(
   params are the net's, text_params the encoder's. batch: image [B, H, W, 3],
   tokens and mask [B, L], and lowres [B, h, w, 3] for a super-resolution stage.
   """
-  ids, mask = batch["tokens"], batch["mask"]
-  tokens = encoder.apply({"params": text_params}, ids, mask)
-  text = TextEmbedding(tokens, mask)
+  text = embedder.for_training(
+    text_params, batch["tokens"], batch["mask"], draws.dropped
+  )
   return stage.loss(params, draws, batch["image"], text, batch.get("lowres"))
 
 
@@ -158,7 +157,7 @@ def updated(
 
 def make_train_step(
   stage: Stage,
-  encoder: nn.Module,
+  embedder: Embedder,
   optimizer: optax.GradientTransformation,
   *,
   decay: float,
@@ -182,7 +181,7 @@ def make_train_step(
     if shardings is not None:
       params = jax.lax.with_sharding_constraint(params, shardings)
     losses, logsnr = batch_loss(
-      stage, encoder, params, text_params, draws, batch
+      stage, embedder, params, text_params, draws, batch
     )
     return losses.mean(), by_logsnr(losses, logsnr)
 

@@ -109,7 +109,7 @@ def here(tmp_path_factory):
   here = tmp_path_factory.mktemp("programs")
   config, key = cascade_config(here), jax.random.key(0)
   text = build.text(config.text)
-  trees = {"text": lambda: build.init_text(text, key)}
+  trees = {"text": lambda: text.init(key)}
   for name in STAGES:
     stage = build.stage(config[name].stage)
     trees[name] = lambda stage=stage: build.init_net(stage, text, key)

@@ -65,7 +65,7 @@ def text(oracle):
 
 @pytest.fixture(scope="session")
 def like(text):
-  return build.text_shapes(text())
+  return text().shapes()
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def test_dtypes_are_those_wanted_whatever_the_file_has(
   del mixed["encoder.embed_tokens.weight"]
   config = text(one_file(tmp_path, mixed), dtype="bfloat16")
   loaded = build.load_text(config)
-  wanted = build.text_shapes(config)
+  wanted = config.shapes()
   assert_same(
     jax.tree.map(lambda x: x.dtype, loaded),
     jax.tree.map(lambda x: x.dtype, wanted),
@@ -128,7 +128,7 @@ def test_the_real_encoder_is_the_tree_of_t5_xxl(monkeypatch):
   found = {n: Tensor(tuple(s), float16, None) for n, s in shapes.items()}
   monkeypatch.setattr(hub, "tensors", lambda path: found)
 
-  like = build.text_shapes(build.text(t5_xxl.get_config().text))
+  like = build.text(t5_xxl.get_config().text).shapes()
   tensors = t5.tensors("nowhere", like)
   wanted = {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
@@ -144,7 +144,7 @@ def test_what_is_written_is_read_back_bit_by_bit(tmp_path, text, folder):
   config = text(folder, dtype="bfloat16")
   params = build.load_text(config)
   t5.save_hugging_face(tmp_path / "new" / "t5", params)
-  again = t5.load(tmp_path / "new" / "t5", build.text_shapes(config))
+  again = t5.load(tmp_path / "new" / "t5", config.shapes())
   assert_same(again, params)
   names = sorted(item.name for item in (tmp_path / "new" / "t5").iterdir())
   assert names == ["config.json", "model.safetensors"]
@@ -165,7 +165,7 @@ def test_what_is_written_is_what_transformers_has(tmp_path, state, params):
 
 
 def test_the_config_written_is_that_of_t5_xxl():
-  like = build.text_shapes(build.text(t5_xxl.get_config().text))
+  like = build.text(t5_xxl.get_config().text).shapes()
   written = t5.hugging_face_config(like)
   published = json.loads((HERE / "t5_v1_1_xxl.json").read_text())["config"]
   assert {key: written[key] for key in published} == published

@@ -88,7 +88,7 @@ def test_into_a_sharded_place(tmp_path, text, flat, write_t5x, layout):
   kernel = loaded["encoder"]["layers_0"]["attention"]["out"]["kernel"]
   assert kernel.addressable_shards[0].data.shape == (12, 20)
   halves = flax.traverse_util.unflatten_dict(half, sep="/")
-  shapes = build.text_shapes(config)
+  shapes = config.shapes()
   cast = lambda value, like: value.astype(like.dtype)
   assert_same(loaded, jax.tree.map(cast, halves, shapes))
 
@@ -148,7 +148,7 @@ def test_little_memory_is_held_beside_the_result(tmp_path, monkeypatch, layout):
   config = build.text(
     ConfigDict({"encoder": encoder, "vocabulary": "", "weights": ""})
   )
-  like = build.text_shapes(config)
+  like = config.shapes()
   params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), like)
   save = {"t5x": t5.save_t5x, "hugging face": t5.save_hugging_face}
   save[layout](tmp_path / "t5", params)
@@ -175,7 +175,7 @@ def test_little_memory_is_held_beside_the_result(tmp_path, monkeypatch, layout):
 
 def test_what_is_written_is_read_back_bit_by_bit(tmp_path, text, params):
   config = text(dtype="bfloat16")
-  kept = build.text_shapes(config)
+  kept = config.shapes()
   params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, kept)
   params["token_embedder"]["embedding"][:] = 0  # not left out, as zarr may
   folder = tmp_path / "new" / "checkpoint_0"

@@ -113,10 +113,10 @@ def shapes_of(name):
   config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
   text = build.text(config.text)
   if "stage" not in config:
-    return {}, build.text_shapes(text)
+    return {}, text.shapes()
   stage, key = build.stage(config.stage), jax.random.key(0)
   net = jax.eval_shape(lambda: build.init_net(stage, text, key))
-  return net, build.text_shapes(text)
+  return net, text.shapes()
 
 
 def test_tensor_splits_heads_and_hidden_features():

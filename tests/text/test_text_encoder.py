@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoder import Embedder, TextEncoder
 from imagen_jax.text.tokenizer import Tokenizer
 
 PROMPTS = [
@@ -30,7 +30,8 @@ def make_encoder(vocabulary):
   ids = jnp.zeros((1, 4), jnp.int32)
   params = jax.jit(module.init)(jax.random.key(0), ids, ids)["params"]
   tokenizer = Tokenizer(vocabulary, 24)
-  return TextEncoder(module, params, tokenizer, 3), module, params, tokenizer
+  encoder = TextEncoder(Embedder(module), params, tokenizer, 3)
+  return encoder, module, params, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,52 @@ def test_one_program_serves_every_number_of_prompts(made):
   assert encoder._apply._cache_size() == 1
 
 
+def test_padding_may_be_seen_by_nets_but_never_by_the_encoder(made):
+  encoder, module, params, tokenizer = made
+  seen = TextEncoder(Embedder(module, True), params, tokenizer, 3)(PROMPTS)
+  np.testing.assert_array_equal(seen.tokens, encoder(PROMPTS).tokens)
+  assert seen.mask.shape == (5, 24) and seen.mask.dtype == bool
+  assert seen.mask.all() and seen.null is None
+
+
+@pytest.mark.parametrize("attend_padding", [False, True])
+def test_the_null_may_be_the_empty_prompt(made, attend_padding):
+  encoder, module, params, tokenizer = made
+  assert encoder(PROMPTS).null is None
+  embedder = Embedder(module, attend_padding, "empty")
+  encoder = TextEncoder(embedder, params, tokenizer, 3)
+  text = encoder(PROMPTS)
+  ids, mask = np.zeros((1, 24), np.int32), np.zeros((1, 24), bool)
+  ids[0, 0], mask[0, 0] = 1, True
+  expected = jax.jit(module.apply)({"params": params}, ids, mask)
+  assert text.null.tokens.shape == text.tokens.shape
+  np.testing.assert_allclose(text.null.tokens, expected.repeat(5, 0), atol=1e-5)
+  mask[:] |= attend_padding
+  np.testing.assert_array_equal(text.null.mask, mask.repeat(5, 0))
+  assert text.null.null is None
+  np.testing.assert_array_equal(text.nothing().tokens, text.null.tokens)
+  assert encoder._apply._cache_size() == 1
+  with pytest.raises(ValueError, match="prompt 0 is empty"):
+    encoder([""])
+
+
+def test_the_empty_prompt_is_encoded_once(made, monkeypatch):
+  _, module, params, tokenizer = made
+  embedder = Embedder(module, null="empty")
+  encoder, calls = TextEncoder(embedder, params, tokenizer, 3), []
+  apply = encoder._apply
+  count = lambda *args: calls.append(args) or apply(*args)
+  monkeypatch.setattr(encoder, "_apply", count)
+  for n in (1, 4, 2):
+    encoder(PROMPTS[:n])
+  assert len(calls) == 1 + 1 + 2 + 1
+
+
+def test_a_null_of_another_kind_is_refused(made):
+  with pytest.raises(ValueError, match="^null is 'x', expected 'zeros' or 'em"):
+    Embedder(made[1], null="x")
+
+
 def test_unusable_prompts_are_refused(made):
   encoder = made[0]
   with pytest.raises(ValueError, match="there are no prompts"):
@@ -77,10 +124,10 @@ def test_vocabulary_larger_than_the_encoders_is_refused(made):
   _, module, params, tokenizer = made
   small = module.clone(vocab_size=100)
   with pytest.raises(ValueError, match=r"160 pieces, .* embeds only 100"):
-    TextEncoder(small, params, tokenizer, 3)
+    TextEncoder(Embedder(small), params, tokenizer, 3)
 
 
 def test_batch_size_zero_is_refused(made):
   _, module, params, tokenizer = made
   with pytest.raises(ValueError, match="text batch size is 0"):
-    TextEncoder(module, params, tokenizer, 0)
+    TextEncoder(Embedder(module), params, tokenizer, 0)

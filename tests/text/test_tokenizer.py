@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 from absl import logging
 
-from imagen_jax.text.tokenizer import Tokenizer
+from imagen_jax.text.tokenizer import Tokenizer, empty_prompt
 
 PROMPT = "two red circles above a blue square"
 
@@ -52,6 +52,27 @@ def test_text_cannot_write_special_tokens(tokenizer):
 def test_capitals_and_surrounding_space_do_not_matter(tokenizer):
   ids, _ = tokenizer([PROMPT, f"  {PROMPT.title()}\n"])
   np.testing.assert_array_equal(ids[0], ids[1])
+
+
+def test_lowercase_is_for_vocabularies_that_know_capitals(tmp_path, captions):
+  prefix = tmp_path / "cased"
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter([*captions, *map(str.title, captions)]),
+    model_prefix=str(prefix), hard_vocab_limit=False, minloglevel=2,
+    pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+  )  # fmt: skip
+  path = prefix.with_suffix(".model")
+  plain, lower = Tokenizer(path, 32), Tokenizer(path, 32, lowercase=True)
+  given = [PROMPT, PROMPT.title(), f"\n {PROMPT.upper()}\u3000"]
+  same = np.repeat(plain([PROMPT])[0], 3, 0)
+  np.testing.assert_array_equal(lower(given)[0], same)
+  assert (plain(given[1:])[0] != same[1:]).any(1).all()
+
+
+def test_the_empty_prompt():
+  ids, mask = empty_prompt(5)
+  assert ids.tolist() == [[1, 0, 0, 0, 0]] and ids.dtype == np.int32
+  assert mask.tolist() == [[True, False, False, False, False]]
 
 
 def test_too_long_is_cut_keeps_eos_and_is_reported(vocabulary, warnings):

@@ -46,7 +46,7 @@ def losses(batches, dtype: str) -> np.ndarray:
     lambda: init_state(build.init_net(stage, text, key), optimizer)
   )()
   step = jax.jit(
-    make_train_step(stage, text.encoder, optimizer, decay=0.999, seed=0)
+    make_train_step(stage, text.embedder, optimizer, decay=0.999, seed=0)
   )
   weights, found = build.load_text(text), []
   for batch in batches:

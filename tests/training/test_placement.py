@@ -20,6 +20,7 @@ from imagen_jax.nets.unet import UNet
 from imagen_jax.runtime import mesh
 from imagen_jax.runtime.sharding import Placement
 from imagen_jax.stage import Stage
+from imagen_jax.text.encoder import Embedder
 from imagen_jax.training.step import (
   init_state,
   make_train_step,
@@ -33,12 +34,9 @@ BATCH, SIDE, LENGTH, DIM = 16, 4, 4, 8
 ENCODER = T5Encoder(16, DIM, 2, 2, 4, mlp_dim=16, scan=True)
 BLOCK = BlockSpec(8, None, (3, 3), 2, True, True, 2, remat="full")
 SETTINGS = {
-  "embed_dim": 8,
-  "feature_pooling_type": "mean",
-  "text_width": 8,
-  "norm_groups": 4,
-  "scan": True,
-}
+  "embed_dim": 8, "feature_pooling_type": "mean", "text_width": 8,
+  "norm_groups": 4, "scan": True,
+}  # fmt: skip
 STAGE = Stage(EfficientUNet((BLOCK,), **SETTINGS), SIDE, lowres_size=SIDE // 2)
 UNET = UNet(
   image_size=SIDE,
@@ -143,7 +141,7 @@ def trained():
     spread = mesh.batch_sharding(devices, BATCH, parts)
     batch = mesh.to_global(make_batch(), spread, BATCH)
     step = make_train_step(
-      STAGE, ENCODER, optimizer, decay=0.9, seed=3, accumulate=parts,
+      STAGE, Embedder(ENCODER), optimizer, decay=0.9, seed=3, accumulate=parts,
       shardings=places.params,
     )  # fmt: skip
     step = jax.jit(step, out_shardings=(places, mesh.replicated(devices)))
@@ -215,7 +213,7 @@ def test_parts_on_a_device_are_the_whole():
 
   def after(parts):
     step = make_train_step(
-      SMALL, ENCODER, optimizer, decay=0.9, seed=3, accumulate=parts
+      SMALL, Embedder(ENCODER), optimizer, decay=0.9, seed=3, accumulate=parts
     )
     step = jax.jit(step, compiler_options=QUICK)
     state = init_state(net, optimizer)

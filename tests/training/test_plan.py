@@ -10,6 +10,7 @@ from imagen_jax.nets.unet import UNet
 from imagen_jax.runtime.mesh import MeshShape, make_mesh
 from imagen_jax.runtime.sharding import Placement
 from imagen_jax.stage import Stage
+from imagen_jax.text.encoder import Embedder
 from imagen_jax.training.plan import (
   batch_sentence,
   memory_table,
@@ -89,7 +90,7 @@ def test_a_step_is_three_passes_whatever_is_computed_again():
     params = jax.eval_shape(
       lambda: stage.init(jax.random.key(0), text_length=4, text_dim=8)
     )
-    return model_flops(stage, encoder, params, text, batch)
+    return model_flops(stage, Embedder(encoder), params, text, batch)
 
   assert flops(("none",)) == flops(("full",))
   # T5's four projections, its attention's two products and its MLP's three;

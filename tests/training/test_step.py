@@ -16,6 +16,7 @@ from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.runtime import mesh
 from imagen_jax.stage import Stage
+from imagen_jax.text.encoder import Embedder
 from imagen_jax.training.step import (
   batch_loss,
   ema_decay,
@@ -24,14 +25,8 @@ from imagen_jax.training.step import (
 )
 
 BATCH, SIDE, LENGTH, DIM, SEED = 8, 8, 4, 8, 3
-ENCODER = T5Encoder(
-  vocab_size=16,
-  emb_dim=DIM,
-  num_heads=2,
-  num_encoder_layers=1,
-  head_dim=4,
-  mlp_dim=16,
-)
+ENCODER = T5Encoder(16, DIM, 2, 1, 4, mlp_dim=16)
+EMBEDDER = Embedder(ENCODER)
 BLOCK = BlockSpec(
   8,
   num_res_blocks=1,
@@ -103,7 +98,7 @@ def make_weights(stage):
 
 
 def make_step(stage, optimizer, decay=0.9, seed=SEED):
-  return make_train_step(stage, ENCODER, optimizer, decay=decay, seed=seed)
+  return make_train_step(stage, EMBEDDER, optimizer, decay=decay, seed=seed)
 
 
 def run(step, state, text, steps):
@@ -179,7 +174,7 @@ def test_a_step_draws_from_the_seed_and_its_number_alone(small):
     key = jax.random.fold_in(jax.random.key(SEED), n)
     draws = SMALL.draw(key, BATCH)
     losses = lambda net: batch_loss(
-      SMALL, ENCODER, net, text, draws, make_batch()
+      SMALL, EMBEDDER, net, text, draws, make_batch()
     )[0]
     value, gradient = jax.value_and_grad(lambda net: losses(net).mean())(net)
     return value, optax.tree.norm(gradient)

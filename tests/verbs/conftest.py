@@ -168,7 +168,7 @@ def config(tmp_path_factory):
   config = runpy.run_path(str(path))["get_config"]()
   cascade, text = build.cascade(config), build.text(config.text)
   key = jax.random.key(0)
-  trees = {"text": jax.eval_shape(lambda: build.init_text(text, key))}
+  trees = {"text": jax.eval_shape(lambda: text.init(key))}
   for name, stage in zip(cascade.names, cascade.stages, strict=True):
     trees[name] = jax.eval_shape(lambda s=stage: build.init_net(s, text, key))
   for seed, (name, tree) in enumerate(trees.items()):

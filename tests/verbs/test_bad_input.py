@@ -31,6 +31,15 @@ def names(folder) -> list[str]:
     ),
     (["--prompt=a", "--guidance=nan"], "--guidance is nan, expected a number"),
     (
+      ["--prompt=a", "--weights=elsewhere"],
+      "no weights are to be had from elsewhere, expected a config with hf:// "
+      "paths",
+    ),
+    (
+      ["--prompt=a", "--weights=a/b", "--config.base.weights=hf://c/d/e"],
+      "a/b is not there, expected a folder with d or an owner on the Hub",
+    ),
+    (
       ["--prompt=a", "--config.base.weights=nowhere"],
       "nowhere is no training run: it has no checkpoints/",
     ),

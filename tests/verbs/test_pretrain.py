@@ -44,9 +44,9 @@ def test_what_it_writes_is_the_encoder_of_the_config(done, here):
   path = here / "new" / "text.safetensors"
   config = runpy.run_path(str(here / "tiny.py"))["get_config"]()
   config = build.text(config.text)
-  like = jax.eval_shape(lambda: build.init_text(config, jax.random.key(0)))
+  like = jax.eval_shape(lambda: config.init(jax.random.key(0)))
   trained = weights.load_weights(path, like)
-  first = build.init_text(config, jax.random.key(0))
+  first = config.init(jax.random.key(0))
   for (names, new), old in zip(
     jax.tree.leaves_with_path(trained), jax.tree.leaves(first), strict=True
   ):

@@ -3,12 +3,14 @@
 import json
 import re
 import runpy
+import weakref
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax import sample
+from imagen_jax import build, sample
 
 STAR, CIRCLE = "a red star", "two blue circles above a square"
 
@@ -68,6 +70,43 @@ def test_a_picture_does_not_depend_on_its_neighbours(call):
   alone = read(call(f"--prompt={STAR}", outdir="alone") / "a_red_star-s0-0.png")
   together = read(first / "a_red_star-s0-0.png")
   assert np.abs(alone.astype(int) - together).max() <= 1
+
+
+def test_the_text_encoder_is_gone_before_the_nets_come(call, monkeypatch):
+  load_text, load_nets = build.load_text, build.load_nets
+  held, left = [], []
+
+  def note(*args):
+    params = load_text(*args)
+    held.extend(map(weakref.ref, jax.tree.leaves(params)))
+    return params
+
+  def look(*args):
+    left.extend(ref for ref in held if ref() is not None)
+    return load_nets(*args)
+
+  monkeypatch.setattr(build, "load_text", note)
+  monkeypatch.setattr(build, "load_nets", look)
+  call(f"--prompt={STAR}", "--steps=1", "--config.text.null=empty")
+  assert len(held) > 10 and not left
+
+
+def test_weights_of_the_hub_may_lie_in_a_folder(call, config, tmp_path):
+  plain = read(call(f"--prompt={STAR}", outdir="plain") / "a_red_star-s0-0.png")
+  (tmp_path / "repos").mkdir()
+  (tmp_path / "repos" / "demo").symlink_to(config.parent)
+  moved = [
+    f"--config.{part}.weights=hf://someone/demo@v1/{part}.safetensors"
+    for part in ("text", "base", "larger")
+  ]
+  args = (f"--prompt={STAR}", *moved)
+  folder = call(*args, f"--weights={tmp_path}/repos", outdir="moved")
+  np.testing.assert_array_equal(read(folder / "a_red_star-s0-0.png"), plain)
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(ValueError) as caught:
+    call(*args, f"--weights={tmp_path}/empty")
+  said = f"folder {tmp_path}/empty has no demo, expected a copy of someone/demo"
+  assert str(caught.value) == said
 
 
 def test_more_pictures_than_a_batch_holds(call):

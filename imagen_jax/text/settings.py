@@ -1,0 +1,54 @@
+"""The settings of the text encoder; configs say what differs from these."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.text.encoder import Embedder
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """The frozen text encoder: its net and the files of its two parts.
+
+  Prompts are cut to length tokens (128 is ours), and encoded batch_size at a
+  time. attend_padding and null are Embedder's, lowercase is Tokenizer's.
+  """
+
+  encoder: T5Encoder
+  vocabulary: str
+  weights: str
+  length: int = 128
+  batch_size: int = 8
+  attend_padding: bool = False
+  null: str = "zeros"
+  lowercase: bool = False
+
+  def __post_init__(self):
+    _ = self.embedder  # which checks null
+
+  @property
+  def embedder(self) -> Embedder:
+    return Embedder(self.encoder, self.attend_padding, self.null)
+
+  def init(self, key: jax.Array) -> Any:
+    """Random weights of the encoder."""
+    ids = jnp.zeros((1, self.length), jnp.int32)
+    return self.encoder.init(key, ids, ids == 0)["params"]
+
+  def shapes(self) -> Any:
+    """Shapes of the encoder's weights, of the dtypes to keep them in.
+
+    They are frozen: what is computed with in bfloat16 alone is kept so.
+    """
+    like = jax.eval_shape(lambda: self.init(jax.random.key(0)))
+
+    def kept(path, leaf):
+      is_table = path[-1].key in ("kernel", "embedding")
+      dtype = self.encoder.dtype if is_table else leaf.dtype
+      return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    return jax.tree_util.tree_map_with_path(kept, like)
