@@ -312,16 +312,21 @@ def move_weights(config: Mapping[str, Any], to: str) -> None:
   """
   from imagen_jax.interop import download
 
-  places = [(name, "weights") for name in ("text", *config["stages"])]
-  places.append(("text", "vocabulary"))
-  paths = {(n, key): section(config[n], n).get(key) for n, key in places}
-  paths = {at: path for at, path in paths.items() if str(path)[:5] == "hf://"}
+  names = config["stages"]
+  places = [(config[name], "weights") for name in ("text", *names)]
+  places.append((config["text"], "vocabulary"))
+  places += [(config[name]["stage"]["net"], "folder") for name in names]
+  paths = [
+    (part, key, part[key])
+    for part, key in places
+    if str(part.get(key)).startswith("hf://")
+  ]
   if not paths:
     raise ValueError(
       f"no weights are to be had from {to}, expected a config with hf:// paths"
     )
-  for (name, key), path in paths.items():
-    config[name][key] = download.moved(path, to)
+  for part, key, path in paths:
+    part[key] = download.moved(path, to)
 
 
 def load_encoder(

@@ -146,9 +146,9 @@ def main() -> None:
   check_flags()
   prompts = read_prompts()
   config = read_config()
-  cascade = build.cascade(config).with_sampling(**changes())
   if WEIGHTS.value is not None:
     build.move_weights(config, WEIGHTS.value)
+  cascade = build.cascade(config).with_sampling(**changes())
   outdir = pathlib.Path(OUTDIR.value).expanduser()
   program.check_writable("outdir", outdir)
   rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]

@@ -34,7 +34,7 @@ def make_text() -> dict[str, np.ndarray]:
   rng = np.random.RandomState(5)
   width = NETS["SHARED"]["encoder_hid_dim"]
   tokens = 0.3 * rng.randn(BATCH, LENGTH, width)
-  null = np.broadcast_to(0.3 * rng.randn(1, LENGTH, width), tokens.shape)
+  null = np.repeat(0.3 * rng.randn(1, LENGTH, width), BATCH, axis=0)
   return {"tokens": np.float32(tokens), "null": np.float32(null)}
 
 
@@ -107,7 +107,7 @@ def make_fixture() -> dict[str, np.ndarray]:
   fixture = dict(text)
   for i, (name, *_) in enumerate(STAGES):
     pictures = run_stage(i, text, pictures)
-    fixture[name] = pictures.numpy()
+    fixture[name] = pictures.contiguous().numpy()
   return fixture
 
 

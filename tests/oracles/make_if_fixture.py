@@ -97,6 +97,8 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     noise *= 0.2
   elif len(shape) > 1 and "positional" not in name:
     noise /= math.sqrt(math.prod(shape[1:]))
+  if name.startswith("conv_out"):
+    noise *= 0.3  # eps and v of about the size that trained nets give
   return noise.astype(np.float32)
 
 

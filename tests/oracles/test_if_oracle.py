@@ -25,6 +25,16 @@ def test_live_nets_equal_the_fixture():
 
 
 @pytest.mark.oracles
+def test_the_live_cascade_equals_the_fixture():
+  script = runpy.run_path(str(HERE / "make_if_cascade_fixture.py"))
+  live = script["make_fixture"]()
+  committed = safetensors.numpy.load_file(script["PATH"])
+  assert live.keys() == committed.keys()
+  for name, value in committed.items():
+    np.testing.assert_allclose(live[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.oracles
 @pytest.mark.parametrize("name", SCRIPT["CONFIGS"])
 def test_what_we_write_diffusers_reads(name, tmp_path):
   """Its own loader, its own forward pass: the output of the fixture."""
