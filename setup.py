@@ -50,6 +50,10 @@ setup(
     "cuda": ["jax[cuda12]"],
     # The outside implementations that tests/oracles compares with, pinned:
     # a new one is a new oracle. A CPU build of torch satisfies the pin too.
-    "oracles": ["torch==2.13.0", "transformers==5.23.0"],
+    "oracles": [
+      "diffusers==0.42.1",
+      "torch==2.13.0",
+      "transformers==5.23.0",
+    ],
   },
 )
