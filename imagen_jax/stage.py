@@ -26,6 +26,7 @@ from imagen_jax.diffusion.samplers import (
 )
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import STEPS, CosineSchedule, Schedule
+from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.types import Conditioning, TextEmbedding
 
 CHANNELS = 3
@@ -202,14 +203,25 @@ class Stage:
     text: TextEmbedding,
     lowres: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Loss and logsnr, both [B], of pictures x [B, H, W, 3] (Eq. 4, App. A)."""
+    """Loss and logsnr, both [B], of pictures x [B, H, W, 3] (Eq. 4, App. A).
+
+    A net that learns its variance has the variational bound on top.
+    """
     text = text.drop(draws.dropped)
     cond = self.condition(draws.aug, text, lowres, draws.aug_level)
     logsnr = self.schedule(draws.time)
     eps = noise(draws.eps, x.shape[1:])
     z_t = q_sample(x, eps, logsnr)
-    out = self.net.apply({"params": params}, z_t, self.time(logsnr), cond)
+    time = self.time(logsnr)
+    out = self.net.apply({"params": params}, z_t, time, cond)
+    out, v = self.parts(out)
     loss = squared_error(self.prediction, out, x, eps, logsnr, self.loss_space)
+    if v is not None:
+      # The bound teaches v alone: the picture is the squared error's to teach.
+      x_hat = self.prediction.to_x(jax.lax.stop_gradient(out), z_t, logsnr)
+      loss += variational_bound(
+        x, z_t, x_hat, (v + 1) / 2, time=time, schedule=self.schedule
+      )
     return loss, logsnr
 
   def denoiser(

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks style and runs the tests, on the CPU:
 #   launch/test.sh [--oracles | --all] [arguments of pytest]
-# --oracles: the tests against torch and transformers, which it installs.
+# --oracles: the tests against torch, transformers and diffusers, which it
+# installs.
 # --all: every test, the slow ones and those against the oracles too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,7 +19,7 @@ if [ "$select" != 'not slow and not oracles' ]; then
   shift
   # From the usual index, torch on Linux brings gigabytes of CUDA; to spare
   # them, name PyTorch's index of CPU builds in PIP_EXTRA_INDEX_URL beforehand.
-  echo 'installing torch and transformers ...'
+  echo 'installing torch, transformers and diffusers ...'
   .venv/bin/python -m pip --disable-pip-version-check install -qq \
     --no-build-isolation -c requirements-lock.txt -e '.[oracles]'
 fi

@@ -8,12 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion.gaussian import EPS, V, X, v_from_x_eps, x_from_eps
+from imagen_jax.diffusion.gaussian import (
+  EPS,
+  V,
+  X,
+  noise,
+  q_sample,
+  v_from_x_eps,
+  x_from_eps,
+)
 from imagen_jax.diffusion.schedules import (
   CosineSchedule,
   DiscreteCosineSchedule,
   LinearSchedule,
 )
+from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
@@ -247,6 +256,35 @@ def test_loss_spaces_differ_by_their_weights(equivalent_losses):
   in_x, _ = equivalent_losses[V, X]
   np.testing.assert_allclose(in_eps, jax.nn.sigmoid(logsnr) * in_v, rtol=1e-4)
   np.testing.assert_allclose(in_eps, jnp.exp(logsnr) * in_x, rtol=1e-4)
+
+
+def test_the_bound_on_the_variance_teaches_the_variance_alone():
+  """Of a net that learns it, the loss is the sum, but not the gradients."""
+  x = jax.random.uniform(jax.random.key(2), (8, 4, 4, 3), minval=-1)
+  outs = 0.3 * jax.random.normal(KEY, (2, *x.shape))
+  plain = Stage(Fake(lambda z, time, cond: z + outs[0]), 4)
+  draws = plain.draw(KEY, len(x))
+
+  def loss(out, v):
+    fn = lambda z, time, cond: jnp.concatenate([z + out, v], -1)
+    stage = Stage(Fake(fn, out_channels=6), 4)
+    return stage.loss({}, draws, x, make_text(8))[0]
+
+  whole, squared = loss(*outs), plain.loss({}, draws, x, make_text(8))[0]
+  logsnr = plain.schedule(draws.time)
+  z_t = q_sample(x, noise(draws.eps, x.shape[1:]), logsnr)
+  bound = variational_bound(
+    x, z_t, x_from_eps(z_t + outs[0], z_t, logsnr), (outs[1] + 1) / 2,
+    time=plain.time(logsnr), schedule=plain.schedule,
+  )  # fmt: skip
+  np.testing.assert_allclose(whole, squared + bound, rtol=1e-5)
+  assert (bound > 1e-4).all()
+
+  of_out, of_v = jax.grad(lambda *o: loss(*o).sum(), (0, 1))(*outs)
+  eps = noise(draws.eps, x.shape[1:])
+  expected = 2 * (z_t + outs[0] - eps) / x[0].size
+  np.testing.assert_allclose(of_out, expected, atol=1e-6)
+  assert (np.abs(of_v).max((1, 2, 3)) > 0).all()
 
 
 @pytest.mark.parametrize(("text_drop", "depends"), [(1.0, False), (0.0, True)])

@@ -15,6 +15,7 @@ from imagen_jax.diffusion.guidance import no_threshold
 from imagen_jax.diffusion.samplers import AncestralStep, ancestral_step
 from imagen_jax.diffusion.schedules import DiscreteCosineSchedule, alpha_sigma
 from imagen_jax.nets.conditioning import with_lowres
+from imagen_jax.nets.unet import UNet
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import Conditioning, TextEmbedding
 
@@ -132,3 +133,30 @@ def test_a_net_leaves_a_picture_of_its_size_as_it_is():
   z, lowres = jax.random.normal(jax.random.key(1), (2, 2, 8, 8, 3))
   joined = with_lowres(z, lowres)
   np.testing.assert_array_equal(joined, jnp.concatenate([z, lowres], -1))
+
+
+def test_a_real_net_with_all_of_it():
+  """By shapes alone: its parameters, its loss and its pictures."""
+  net = UNet(
+    embed_dim=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
+    attn_resolutions=(), text_cross_attn_res=(), feature_pooling_type="mean",
+    text_width=11, out_channels=6,
+  )  # fmt: skip
+  table = DiscreteCosineSchedule()
+  stage = Stage(
+    net, 16, table, lowres_size=4, aug_schedule=table, enlarge=bilinear_aligned
+  )
+  sampling = Sampling(step=ancestral_step, timesteps="super27", aug_level=0.25)
+  stage.check_sampling(sampling)
+
+  def run(key):
+    params = stage.init(key, text_length=5, text_dim=7)
+    lowres, x = (jnp.zeros((2, side, side, 3)) for side in (4, 16))
+    text = make_text(2)
+    loss, _ = stage.loss(params, stage.draw(key, 2), x, text, lowres)
+    return loss, stage.sample(
+      params, make_keys(2), text, lowres, sampling=sampling
+    )
+
+  loss, pictures = jax.eval_shape(run, jax.random.key(0))
+  assert (loss.shape, pictures.shape) == ((2,), (2, 16, 16, 3))

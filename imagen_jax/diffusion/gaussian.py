@@ -72,9 +72,10 @@ def log_variances(
   The variances of the posterior and of the transition: the two ends between
   which the ancestral sampler's gamma interpolates.
   """
-  # Two times inside a schedule's clip have equal logsnr: the floor spares -inf.
+  # Two times inside a schedule's clip have equal logsnr: the floor spares -inf,
+  # and one over the variances is a number still.
   share = -jnp.expm1(logsnr_t - logsnr_s)
-  log_share = jnp.log(jnp.maximum(share, jnp.finfo(jnp.float32).tiny))
+  log_share = jnp.log(jnp.maximum(share, 1e-20))
   return log_share + log_sigmoid(-logsnr_s), log_share + log_sigmoid(-logsnr_t)
 
 
