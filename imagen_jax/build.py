@@ -23,7 +23,7 @@ from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.interop import diffusers, t5
 from imagen_jax.nets import layers
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
-from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.nets.t5 import T5Encoder, int8_dense
 from imagen_jax.nets.unet import UNet
 from imagen_jax.runtime import weights
 from imagen_jax.runtime.configs import (
@@ -191,6 +191,8 @@ def text(config: Mapping[str, Any]) -> Text:
   """config.text -> Text."""
   encoder = section(config, "text").get("encoder")
   encoder = module(encoder, "text.encoder", T5Encoder)
+  if config.get("int8") is True:
+    encoder = encoder.clone(dense=int8_dense)
   return fill(Text, config, "text", fields(Text), encoder=encoder)
 
 

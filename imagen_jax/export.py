@@ -4,35 +4,73 @@ The file's metadata holds the run's step and the config it was trained with.
 
   python -m imagen_jax.export --config=configs/shapes16.py --workdir=DIR \\
     --output=imagen_jax/weights/shapes16.safetensors
+
+With --text it writes the config's text encoder instead, config.text.weights,
+into a folder as transformers or t5x read it:
+
+  python -m imagen_jax.export --config=configs/t5_xxl.py --output=DIR \\
+    --text=hugging_face --config.text.weights=CHECKPOINT
 """
 
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import flags
 
 from imagen_jax import build
+from imagen_jax.interop import t5
 from imagen_jax.runtime import checkpoints, program, weights
 
+LAYOUTS = {"hugging_face": t5.save_hugging_face, "t5x": t5.save_t5x}
 read_config = program.define_config("configs/shapes16.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "The training run.")
-OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to write.")
+OUTPUT = flags.DEFINE_string(
+  "output", None, "The .safetensors file to write; with --text, the folder."
+)
+TEXT = flags.DEFINE_enum(
+  "text", None, sorted(LAYOUTS), "Writes the text encoder, in whose layout."
+)
 
 
-def main() -> None:
-  config = read_config()
-  if not WORKDIR.value or not OUTPUT.value:
-    raise ValueError("--workdir and --output are needed, see --help")
+def export_text(config: build.Text, layout: str, output: str) -> str:
+  """Writes the encoder's weights in a layout; returns what there is to say."""
+  if config.int8:
+    raise ValueError(
+      "config text.int8 is True, expected False: the layouts hold floats"
+    )
+  params = build.load_text(config)
+  LAYOUTS[layout](output, params)
+  leaves = jax.tree.leaves(params)
+  size = sum(leaf.nbytes for leaf in leaves)
+  return f"{output}: {size / 1e6:.2f} MB, text encoder as {layout}"
+
+
+def export_net(config: Mapping[str, Any], workdir: str, output: str) -> str:
+  """Writes a run's averaged weights; returns what there is to say."""
   build.check_keys(config)
   stage, text = build.stage(config.stage), build.text(config.text)
   key = jax.random.key(0)
   like = jax.eval_shape(lambda: build.init_net(stage, text, key))
-  step, ema, trained = checkpoints.restore_ema(WORKDIR.value, like)
+  step, ema, trained = checkpoints.restore_ema(workdir, like)
   note = {"config": json.dumps(trained), "step": str(step)}
-  output = os.path.expanduser(OUTPUT.value)
   size = weights.save_weights(output, ema, metadata=note)
-  print(f"{output}: {size / 1e6:.2f} MB, step {step}")
+  return f"{output}: {size / 1e6:.2f} MB, step {step}"
+
+
+def main() -> None:
+  config, layout, workdir = read_config(), TEXT.value, WORKDIR.value
+  if not OUTPUT.value or bool(layout) == bool(workdir):
+    raise ValueError(
+      "--output and one of --workdir and --text are needed, see --help"
+    )
+  output = os.path.expanduser(OUTPUT.value)
+  if layout:
+    print(export_text(build.text(config.get("text")), layout, output))
+  else:
+    print(export_net(config, workdir, output))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ def main() -> None:
   output = pathlib.Path(OUTPUT.value).expanduser()
   program.check_writable("folder", output.parent)
   text = build.text(read_config().text)
+  if text.int8:
+    raise ValueError("config text.int8 is True, expected False for training")
   tokenizer = build.tokenizer(text)
   if tokenizer.vocab_size > text.encoder.vocab_size:
     raise ValueError(

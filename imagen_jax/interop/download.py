@@ -18,6 +18,7 @@ from huggingface_hub import errors
 
 from imagen_jax.interop import hub
 from imagen_jax.interop.tensors import few
+from imagen_jax.runtime import weights
 
 SCHEME = "hf://"
 FORM = "hf://OWNER/REPO/PATH or hf://OWNER/REPO@REVISION/PATH"
@@ -88,10 +89,7 @@ def fetch(url: str) -> epath.Path:
   for pickles, which are not asked for.
   """
   place = parse(url)
-  if place.path.endswith(hub.PICKLES):
-    raise ValueError(
-      f"{url} is a pickle, which can run anything, expected safetensors"
-    )
+  weights.check_no_pickle(url)
   if _IF.fullmatch(place.repo):
     _tell(_IF_NOTICE)
   found = _snapshot(place, [place.path, *_in(place, "{}/*.")])
@@ -175,7 +173,7 @@ def _unusable(place: Place) -> str:
     names = sorted({file.relative_to(folder).parts[0] for file in below})
     if names:
       break
-  pickles = [name for name in names if name.endswith(hub.PICKLES)]
+  pickles = [name for name in names if name.endswith(weights.PICKLES)]
   if pickles and folder == path:
     return (
       f"{place} has pickles alone ({few(pickles)}), which can run anything, "

@@ -11,7 +11,7 @@ import safetensors
 from etils import epath
 
 from imagen_jax.interop.tensors import Tensor, few
-from imagen_jax.runtime.weights import reading
+from imagen_jax.runtime.weights import PICKLES, check_no_pickle, reading
 
 STEM = "model"  # transformers' name of a model's files, without the ending
 # A single file, an index of shards, either in half precision.
@@ -21,7 +21,6 @@ _ENDINGS = (
   ".fp16.safetensors",
   ".safetensors.index.fp16.json",
 )
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Others keep their own names, which are not those of floats.
 _DTYPES = {
   "F64": jnp.dtype("float64"),
@@ -45,11 +44,7 @@ def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
     )
   if path.is_dir():
     path = _within(path, stem)
-  if path.suffix in PICKLES:
-    raise ValueError(
-      f"weights {path} are a pickle, which can run anything, expected "
-      "safetensors"
-    )
+  check_no_pickle(path)
   return _sharded(path) if path.suffix == ".json" else _file(path)
 
 
@@ -108,18 +103,23 @@ def _sharded(path: epath.Path) -> dict[str, Tensor]:
 
 
 def weight_map(path: epath.Path) -> dict[str, str]:
-  """{tensor: file} of an index."""
+  """{tensor: file} of an index; ValueError if it is none, or one of pickles."""
+  places = {}
   try:
     places = json.loads(path.read_text())["weight_map"]
-    if all(shard == epath.Path(shard).name for shard in places.values()):
-      return places
+    shards = [epath.Path(shard) for shard in places.values()]
+    sound = all(shard.name == str(shard) for shard in shards)
   except OSError as error:
     raise ValueError(
       f"weights {path} cannot be read: {error.strerror}"
     ) from error
   except (ValueError, TypeError, KeyError, AttributeError):
-    pass
-  raise ValueError(
-    f"weights {path} are no index, expected JSON with a weight_map from "
-    "tensors to files beside it"
-  )
+    sound = False
+  if not sound:
+    raise ValueError(
+      f"weights {path} are no index, expected JSON with a weight_map from "
+      "tensors to files beside it"
+    )
+  for shard in shards:
+    check_no_pickle(path.parent / shard)
+  return places

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from imagen_jax.interop import hub, t5x
-from imagen_jax.interop.tensors import Tensor, check, place
+from imagen_jax.interop.tensors import Tensor, check, place, quantised
 from imagen_jax.runtime.sharding import Placement
 from imagen_jax.runtime.weights import save_weights
 
@@ -47,13 +47,16 @@ def load(
 ) -> Any:
   """T5's encoder in the tree and dtypes of `like` (shapes), placed.
 
-  ValueError as tensors, or if an array is damaged.
+  Kernels that are int8 there are made so of the floats that are read, one by
+  one. ValueError as tensors, or if an array is damaged.
   """
-  return place(tensors(path, like), like, placement)
+  return place(quantised(tensors(path, like), like), like, placement)
 
 
 def tensors(path: str | os.PathLike, like: Any) -> dict[str, Tensor]:
   """The encoder's tensors by our paths, of the shapes of `like`, not yet read.
+
+  All are floats, and so without the scales that int8 kernels have there.
 
   The path is that of a safetensors file, ours or Hugging Face's; of a folder
   with model.safetensors or its shards and their index; of such an index; or
@@ -63,7 +66,11 @@ def tensors(path: str | os.PathLike, like: Any) -> dict[str, Tensor]:
   """
   path = epath.Path(path)
   wanted = flax.traverse_util.flatten_dict(like, sep="/")
-  shapes = {name: leaf.shape for name, leaf in wanted.items()}
+  shapes = {
+    name: leaf.shape
+    for name, leaf in wanted.items()
+    if not name.endswith("/kernel_scale")
+  }
   if t5x.is_checkpoint(path):
     found = t5x.encoder(path)
   else:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.nets.int8 import quantise
 from imagen_jax.runtime.sharding import Placement
 
 Index = tuple[slice, ...]
@@ -88,6 +89,32 @@ def place(
   names = [name for name in found if name in flat]
   placed = {n: _put(found[n], flat[n].dtype, where[n]) for n in names}
   return flax.traverse_util.unflatten_dict(placed, sep="/")
+
+
+def quantised(found: Mapping[str, Tensor], like: Any) -> dict[str, Tensor]:
+  """Tensors in two where `like` has int8: the kernel and, after it, its scale.
+
+  A part of either is read as whole columns, which have one scale.
+  """
+  flat = flax.traverse_util.flatten_dict(like, sep="/")
+  result = {}
+  for name, tensor in found.items():
+    if name in flat and flat[name].dtype == jnp.int8:
+      result |= _quantised(name, tensor)
+    else:
+      result[name] = tensor
+  return result
+
+
+def _quantised(name: str, tensor: Tensor) -> dict[str, Tensor]:
+  """A kernel [n, m] in int8, and its scale [m]."""
+  columns = lambda at: quantise(tensor.read((slice(None), at)))
+  kernel = lambda index: columns(index[1])[0][index[0]]
+  scale = lambda index: columns(index[0])[1]
+  return {
+    name: Tensor(tensor.shape, np.dtype("int8"), kernel),
+    name + "_scale": Tensor(tensor.shape[1:], np.dtype("float32"), scale),
+  }
 
 
 def _fits(tensor: Tensor, shape: Sequence[int]) -> bool:

@@ -126,6 +126,7 @@ def _as_used(variables: Any, dtype: Any) -> Any:
 
   def cast(path, leaf):
     is_kernel = getattr(path[-1], "key", None) == "kernel"
-    return leaf.astype(dtype) if is_kernel and dtype else leaf
+    floats = jnp.issubdtype(leaf.dtype, jnp.floating)  # others are smaller yet
+    return leaf.astype(dtype) if is_kernel and floats and dtype else leaf
 
   return jax.tree_util.tree_map_with_path(cast, variables)

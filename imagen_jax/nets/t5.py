@@ -11,11 +11,14 @@ not scaled and attention has no 1 / sqrt(head_dim); the initial query kernel is
 that much smaller instead.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.nets.int8 import Int8Dense
 from imagen_jax.nets.layers import pin_batch
 from imagen_jax.nets.rows import in_turn
 
@@ -24,12 +27,25 @@ _MLP_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _RELPOS_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
+def float_dense(features, dtype, name, init) -> nn.Module:
+  """A product with floats, which may be trained."""
+  return nn.Dense(
+    features, use_bias=False, dtype=dtype, kernel_init=init, name=name
+  )
+
+
+def int8_dense(features, dtype, name, _) -> nn.Module:
+  """The same with a byte per weight, which may not."""
+  return Int8Dense(features, dtype, name=name)
+
+
 class T5Encoder(nn.Module):
   """ids [B, L] int, mask [B, L] bool (True = real) -> [B, L, emb_dim] float32.
 
   dtype is that of the matrix products; norms, softmax and the residual stream
   are float32, which the deep encoders need: their activations grow into the
-  thousands. With scan, the layers are compiled as one loop.
+  thousands. With scan, the layers are compiled as one loop. dense says how the
+  kernels are kept: float_dense or int8_dense.
   """
 
   vocab_size: int
@@ -42,6 +58,7 @@ class T5Encoder(nn.Module):
   relpos_max_distance: int = 128
   scan: bool = False
   dtype: jnp.dtype = jnp.float32
+  dense: Callable = float_dense
 
   @nn.compact
   def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -55,6 +72,7 @@ class T5Encoder(nn.Module):
       relpos_max_distance=self.relpos_max_distance,
       scan=self.scan,
       dtype=self.dtype,
+      dense=self.dense,
       name="encoder",
     )(pin_batch(x), mask)
 
@@ -87,6 +105,7 @@ class Encoder(nn.Module):
   relpos_max_distance: int
   scan: bool
   dtype: jnp.dtype
+  dense: Callable
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -102,6 +121,7 @@ class Encoder(nn.Module):
         head_dim=self.head_dim,
         mlp_dim=self.mlp_dim,
         dtype=self.dtype,
+        dense=self.dense,
         name=f"layers_{i}",
       )
       for i in range(self.num_layers)
@@ -118,6 +138,7 @@ class EncoderLayer(nn.Module):
   head_dim: int
   mlp_dim: int
   dtype: jnp.dtype
+  dense: Callable
 
   @nn.compact
   def __call__(
@@ -128,10 +149,11 @@ class EncoderLayer(nn.Module):
       num_heads=self.num_heads,
       head_dim=self.head_dim,
       dtype=self.dtype,
+      dense=self.dense,
       name="attention",
     )(h, bias, mask)
     h = RMSNorm(name="pre_mlp_layer_norm")(x)
-    return x + GatedMLP(self.mlp_dim, self.dtype, name="mlp")(h)
+    return x + GatedMLP(self.mlp_dim, self.dtype, self.dense, name="mlp")(h)
 
 
 class SelfAttention(nn.Module):
@@ -140,6 +162,7 @@ class SelfAttention(nn.Module):
   num_heads: int
   head_dim: int
   dtype: jnp.dtype
+  dense: Callable
 
   @nn.compact
   def __call__(
@@ -157,12 +180,12 @@ class SelfAttention(nn.Module):
     weights = nn.softmax(jnp.where(keep, logits + bias, lowest))
     y = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(self.dtype), v)
     y = y.reshape(*y.shape[:2], -1)
-    return _dense(x.shape[-1], self.dtype, "out", _KERNEL_INIT)(y)
+    return self.dense(x.shape[-1], self.dtype, "out", _KERNEL_INIT)(y)
 
   def _heads(self, x, name, init):
     """Projects to [B, L, heads, head_dim]; the kernel has the heads joined."""
     joined = self.num_heads * self.head_dim
-    y = pin_batch(_dense(joined, self.dtype, name, init)(x))
+    y = pin_batch(self.dense(joined, self.dtype, name, init)(x))
     return y.reshape(*y.shape[:2], self.num_heads, self.head_dim)
 
 
@@ -171,13 +194,14 @@ class GatedMLP(nn.Module):
 
   mlp_dim: int
   dtype: jnp.dtype
+  dense: Callable
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    gate = _dense(self.mlp_dim, self.dtype, "wi_0", _MLP_INIT)(x)
-    h = _dense(self.mlp_dim, self.dtype, "wi_1", _MLP_INIT)(x)
+    gate = self.dense(self.mlp_dim, self.dtype, "wi_0", _MLP_INIT)(x)
+    h = self.dense(self.mlp_dim, self.dtype, "wi_1", _MLP_INIT)(x)
     h = pin_batch(h * nn.gelu(gate, approximate=True))
-    return _dense(x.shape[-1], self.dtype, "wo", _MLP_INIT)(h)
+    return self.dense(x.shape[-1], self.dtype, "wo", _MLP_INIT)(h)
 
 
 class RMSNorm(nn.Module):
@@ -235,9 +259,3 @@ def relative_position_bucket(
 def _query_init(head_dim: int) -> nn.initializers.Initializer:
   """The kernel's initialiser with the attention's 1 / sqrt(head_dim) in it."""
   return nn.initializers.variance_scaling(1.0 / head_dim, "fan_in", "normal")
-
-
-def _dense(features, dtype, name, init) -> nn.Dense:
-  return nn.Dense(
-    features, use_bias=False, dtype=dtype, kernel_init=init, name=name
-  )

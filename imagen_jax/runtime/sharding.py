@@ -18,7 +18,7 @@ REPLICATED = "replicated"
 Rule = tuple[str, tuple[str | None, ...] | str]
 RULES: tuple[Rule, ...] = (
   # Vectors: small, and used by every device.
-  (r"(^|/)(scale|bias|cls_pos)$", REPLICATED),
+  (r"(^|/)((kernel_)?scale|bias|cls_pos)$", REPLICATED),
   (r"/rel_embedding$", REPLICATED),
   # T5 and attention: heads, the hidden features of the MLP, the vocabulary.
   # Of an embedding fsdp takes the features: in parts along the vocabulary, it

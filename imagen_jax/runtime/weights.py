@@ -16,12 +16,16 @@ import safetensors.numpy
 
 from imagen_jax.runtime.checkpoints import restore_ema
 
+# By their endings; opening one runs what its author wrote.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
 
 def load(path: str | os.PathLike, like: Any) -> Any:
   """Weights from a .safetensors file, or a training run's averaged ones.
 
-  ValueError as load_weights and restore_ema.
+  ValueError as load_weights and restore_ema, and for a pickle.
   """
+  check_no_pickle(path)
   if pathlib.Path(path).suffix == ".safetensors":
     return load_weights(path, like)
   _, ema, _ = restore_ema(str(path), like)
@@ -54,6 +58,15 @@ def save_weights(
     with contextlib.suppress(OSError):
       part.unlink()
   return len(data)
+
+
+def check_no_pickle(path: str | os.PathLike) -> None:
+  """ValueError for a file that is called like a pickle; it is not opened."""
+  if str(path).endswith(PICKLES):
+    raise ValueError(
+      f"weights {path} are a pickle, which can run anything, expected "
+      "safetensors"
+    )
 
 
 def load_weights(path: str | os.PathLike, like: Any) -> Any:

@@ -55,10 +55,10 @@ def params(flat):
 def text(oracle):
   """config.text of the small T5: text(weights, dtype=...) -> build.Text."""
 
-  def text(weights="", dtype="float32"):
+  def text(weights="", dtype="float32", **settings):
     encoder = oracle["SIZES"] | {"dtype": dtype}
     config = {"encoder": encoder, "vocabulary": "", "weights": str(weights)}
-    return build.text(ConfigDict(config))
+    return build.text(ConfigDict(config | settings))
 
   return text
 

@@ -58,6 +58,18 @@ def test_pickles_are_refused_unopened(tmp_path, refused, suffix):
   assert not trace.exists()
 
 
+def test_an_index_of_pickles(tmp_path, refused):
+  trace = tmp_path / "trace"
+  (tmp_path / "a.bin").write_bytes(pickle.dumps(Bomb(trace)))
+  path = tmp_path / "pytorch_model.bin.index.json"
+  path.write_text('{"weight_map": {"shared.weight": "a.bin"}}')
+  assert refused(path) == (
+    f"weights {tmp_path}/a.bin are a pickle, which can run anything, expected "
+    "safetensors"
+  )
+  assert not trace.exists()
+
+
 def test_a_pickle_by_another_name_is_damaged(tmp_path, refused):
   trace = tmp_path / "trace"
   for name in ("model.safetensors", "checkpoint"):
@@ -112,6 +124,9 @@ def test_a_shard_is_missing_or_lacks_a_tensor(
     f"weights {shard} lack {', '.join(names[1:5])} and {len(names) - 5} more, "
     f"which {index} places there"
   )
+  shard.write_bytes(safetensors.numpy.save(state)[:-7])
+  said = f"weights {shard} are damaged or not safetensors: "
+  assert refused(tmp_path).startswith(said)
   shard.unlink()
   said = f"weights {tmp_path} lack the file {shard.name}, which {index} names"
   assert refused(tmp_path) == said

@@ -131,12 +131,22 @@ def test_paths_of_no_repository(server):
 def test_pickles_are_not_fetched(server):
   path = f"hf://{IF}/old/pytorch_model.bin"
   said = "which can run anything, expected safetensors"
-  assert refused(path) == f"{path} is a pickle, {said}"
+  assert refused(path) == f"weights {path} are a pickle, {said}"
   path = f"hf://{IF}/old"
   assert (
     refused(path) == f"{path} has pickles alone (pytorch_model.bin), {said}"
   )
   assert server.requests == [f"{IF}/old/config.json"]
+
+
+def test_pickles_of_an_index_are_not_fetched(server):
+  repo, name = "someone/bins", "pytorch_model.bin.index.json"
+  write(server.root / repo, ["pytorch_model.bin"])
+  index = '{"weight_map": {"a": "pytorch_model.bin"}}'
+  (server.root / repo / name).write_text(index)
+  said = "/pytorch_model.bin are a pickle, which can run anything, expected saf"
+  assert said in refused(f"hf://{repo}/{name}")
+  assert server.requests == [f"{repo}/{name}"]
 
 
 @pytest.mark.parametrize(

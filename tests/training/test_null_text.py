@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.runtime import mesh
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Embedder
 from imagen_jax.text.tokenizer import empty_prompt
@@ -57,6 +58,20 @@ def test_a_dropped_prompt_is_the_empty_one(case, attend_padding):
   words = words.replace(null=embedder(text, *empty_prompt(LENGTH)))
   expected, _ = STAGE.loss(net, draws, batch["image"], words)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_on_a_mesh_rows_stay_where_they_are(case):
+  net, text, draws, batch = case
+  embedder = Embedder(ENCODER, True, "empty")
+  loss = jax.jit(lambda *args: batch_loss(STAGE, embedder, net, text, *args)[0])
+  expected = loss(draws, batch)
+  devices = mesh.make_mesh(mesh.MeshShape(data=2), jax.devices()[:2])
+  with jax.set_mesh(devices):
+    spread = mesh.batch_sharding(devices, ROWS)
+    found = loss(*jax.device_put((draws, batch), spread))
+    program = loss.lower(*jax.device_put((draws, batch), spread)).compile()
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert "all-gather" not in program.as_text()
 
 
 def test_a_dropped_prompt_is_zeros_as_in_the_paper(case):

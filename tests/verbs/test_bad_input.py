@@ -44,6 +44,11 @@ def names(folder) -> list[str]:
       "nowhere is no training run: it has no checkpoints/",
     ),
     (
+      ["--prompt=a", "--config.base.weights=model.ckpt"],
+      "weights model.ckpt are a pickle, which can run anything, expected "
+      "safetensors",
+    ),
+    (
       ["--prompt=a", "--config.base.weights=nowhere.safetensors"],
       "weights nowhere.safetensors cannot be read: No such file or directory",
     ),

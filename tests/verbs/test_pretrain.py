@@ -13,14 +13,14 @@ from imagen_jax.runtime import weights
 
 @pytest.fixture(scope="module")
 def done(here, run_each):
-  """A short run that succeeds, and four that do not."""
+  """A short run that succeeds, and five that do not."""
   (here / "captions.txt").write_text(
     "a red star\tone star that is red\na blue circle\ta circle, it is blue\n"
   )
   (here / "one.txt").write_text("a red star\tone star\na blue circle\n")
   (here / "file").touch()
   args = [f"--config={here}/tiny.py", "--batch_size=4", "--steps=3"]
-  good = f"--captions={here}/captions.txt"
+  good, int8 = f"--captions={here}/captions.txt", "--config.text.int8=True"
   return run_each(
     "pretrain",
     [
@@ -29,6 +29,7 @@ def done(here, run_each):
       [*args, good, f"--output={here}/file/new/text.safetensors"],
       [*args, f"--captions={here}/one.txt", f"--output={here}/bad.safetensors"],
       [*args, "--captions=nowhere.txt", f"--output={here}/bad.safetensors"],
+      [*args, good, f"--output={here}/bad.safetensors", int8],
     ],
   )
 
@@ -62,6 +63,7 @@ def test_bad_input_is_one_line_and_makes_nothing(done, here):
     f"error: line 2 of {here}/one.txt has 1 caption(s) in 1 column(s), "
     "expected two or more and none empty",
     "error: captions nowhere.txt cannot be read: No such file or directory",
+    "error: config text.int8 is True, expected False for training",
   ]
-  assert done.stdout.splitlines().count("exit 1") == 4
+  assert done.stdout.splitlines().count("exit 1") == 5
   assert not (here / "bad.safetensors").exists()
