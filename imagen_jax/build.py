@@ -6,7 +6,6 @@ defaults; a key or a value that does not fit them is an error naming both.
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,18 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from etils import epath
 from jax.sharding import Mesh
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion import gaussian, guidance, samplers, schedules
 from imagen_jax.diffusion.augment import bilinear_aligned
-from imagen_jax.interop import diffusers, t5
+from imagen_jax.interop import diffusers, published, t5
 from imagen_jax.nets import layers
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder, int8_dense
 from imagen_jax.nets.unet import UNet
-from imagen_jax.runtime import weights
 from imagen_jax.runtime.configs import (
   as_tuple,
   check_names,
@@ -46,7 +43,6 @@ from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training import optimizers
 from imagen_jax.training.settings import Data, Training
 
-PACKAGE = pathlib.Path(__file__).parent
 ACTIVATIONS = diffusers.ACTIVATIONS
 TEXT_NORMS = {"layer": layers.layer_norm, "group": layers.text_group_norm}
 SCHEDULES = {
@@ -112,27 +108,10 @@ def module(
   return fill(make, config, where, hints, **resolved)
 
 
-def published_unet(
-  *,
-  folder: str,
-  out_channels: int | None = None,
-  remat: tuple[str, ...] = (),
-  scan: bool = False,
-  dtype: Any = jnp.float32,
-) -> UNet:
-  """The net that config.json in a folder of diffusers' describes.
-
-  With 3 out_channels it is without the learned variance.
-  """
-  net = diffusers.unet(diffusers.read_config(packaged(folder)), dtype=dtype)
-  outputs = out_channels or net.out_channels
-  return net.clone(out_channels=outputs, remat=remat, scan=scan)
-
-
 NETS = {
   "UNet": UNet,
   "EfficientUNet": EfficientUNet,
-  "diffusers": published_unet,
+  "diffusers": published.unet,
 }
 
 
@@ -196,27 +175,15 @@ def text(config: Mapping[str, Any]) -> Text:
   return fill(Text, config, "text", fields(Text), encoder=encoder)
 
 
-def packaged(path: str) -> epath.Path:
-  """Where a path is: "weights/" within the package, hf:// fetched first."""
-  if path.startswith("weights/"):
-    return epath.Path(PACKAGE / path)
-  if path.startswith("hf://"):
-    # Of the Hub's client the import alone takes a third of a second.
-    from imagen_jax.interop import download
-
-    return download.fetch(path)
-  return epath.Path(path).expanduser()  # pathlib would break gs://
-
-
 def tokenizer(config: Text) -> Tokenizer:
   """The tokenizer of config.text."""
-  path = packaged(config.vocabulary)
+  path = published.packaged(config.vocabulary)
   return Tokenizer(path, config.length, lowercase=config.lowercase)
 
 
 def load_text(config: Text, placement: Placement | None = None) -> Any:
   """The weights of config.text's encoder, ours or published ones, placed."""
-  return t5.load(packaged(config.weights), config.shapes(), placement)
+  return t5.load(published.packaged(config.weights), config.shapes(), placement)
 
 
 def text_encoder(config: Text, params: Any) -> TextEncoder:
@@ -230,18 +197,6 @@ def init_net(built: Stage, config: Text, key: jax.Array) -> Any:
   """Random weights of a stage's net, for config.text's embeddings."""
   dim = config.encoder.emb_dim
   return built.init(key, text_length=config.length, text_dim=dim)
-
-
-def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
-  """A net's weights: exported, of a training run, or of a diffusers' folder.
-
-  In the tree and dtypes of `like` (shapes), and placed.
-  """
-  where = packaged(path)
-  if (where / diffusers.CONFIG).exists():
-    return diffusers.load(where, like, placement)
-  found = weights.load(where, like)
-  return found if placement is None else placement.put(found)
 
 
 def learning_rate(config: Mapping[str, Any]) -> optax.Schedule:
@@ -306,29 +261,21 @@ def sampling_devices(
   return make_mesh(mesh(config), devices if "mesh" in config else devices[:1])
 
 
-def move_weights(config: Mapping[str, Any], to: str) -> None:
-  """Has a cascade config's hf:// paths lie in a folder, or with an owner.
+def move_weights(config: Any, to: str) -> int:
+  """Has a config's hf:// paths lie in a folder, or with an owner; how many.
 
-  The folder holds their repositories by name. ValueError as download.moved,
-  and for a config without such paths.
+  The folder holds their repositories by name. ValueError as download.moved.
   """
   from imagen_jax.interop import download
 
-  names = config["stages"]
-  places = [(config[name], "weights") for name in ("text", *names)]
-  places.append((config["text"], "vocabulary"))
-  places += [(config[name]["stage"]["net"], "folder") for name in names]
-  paths = [
-    (part, key, part[key])
-    for part, key in places
-    if str(part.get(key)).startswith("hf://")
-  ]
-  if not paths:
-    raise ValueError(
-      f"no weights are to be had from {to}, expected a config with hf:// paths"
-    )
-  for part, key, path in paths:
-    part[key] = download.moved(path, to)
+  count = 0
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      count += move_weights(value, to)
+    elif str(value).startswith(download.SCHEME):
+      config[key] = download.moved(value, to)
+      count += 1
+  return count
 
 
 def load_encoder(
@@ -348,5 +295,5 @@ def load_nets(
   nets = []
   for name, member in zip(built.names, built.stages, strict=True):
     like = jax.eval_shape(lambda member=member: init_net(member, words, key))
-    nets.append(load_net(config[name]["weights"], like, placement))
+    nets.append(published.load_net(config[name]["weights"], like, placement))
   return nets

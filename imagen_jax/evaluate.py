@@ -28,6 +28,7 @@ from imagen_jax.data.png import grid, write_png
 from imagen_jax.data.source import load_source
 from imagen_jax.evals.judge import judge, share, tally
 from imagen_jax.evals.text_use import caption_losses
+from imagen_jax.interop import published
 from imagen_jax.runtime import program, weights
 from imagen_jax.runtime.progress import Progress
 from imagen_jax.runtime.sharding import Placement
@@ -116,7 +117,7 @@ def text_use(
 
 def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
   """How long each stage was trained, as far as its weights' file tells."""
-  paths = {name: build.packaged(config[name].weights) for name in names}
+  paths = {name: published.packaged(config[name].weights) for name in names}
   return {
     name: weights.read_metadata(path).get("step", "unknown")
     for name, path in paths.items()

@@ -5,8 +5,9 @@ The file's metadata holds the run's step and the config it was trained with.
   python -m imagen_jax.export --config=configs/shapes16.py --workdir=DIR \\
     --output=imagen_jax/weights/shapes16.safetensors
 
-With --text it writes the config's text encoder instead, config.text.weights,
-into a folder as transformers or t5x read it:
+With --diffusers it is a folder of diffusers' UNet2DConditionModel, of a net of
+DeepFloyd IF's kind. With --text it writes the config's text encoder instead,
+config.text.weights, into a folder as transformers or t5x read it:
 
   python -m imagen_jax.export --config=configs/t5_xxl.py --output=DIR \\
     --text=hugging_face --config.text.weights=CHECKPOINT
@@ -21,14 +22,18 @@ import jax
 from absl import flags
 
 from imagen_jax import build
-from imagen_jax.interop import t5
+from imagen_jax.interop import diffusers, t5
 from imagen_jax.runtime import checkpoints, program, weights
 
 LAYOUTS = {"hugging_face": t5.save_hugging_face, "t5x": t5.save_t5x}
 read_config = program.define_config("configs/shapes16.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "The training run.")
 OUTPUT = flags.DEFINE_string(
-  "output", None, "The .safetensors file to write; with --text, the folder."
+  "output", None,
+  "The .safetensors file to write; with --text or --diffusers, the folder.",
+)  # fmt: skip
+DIFFUSERS = flags.DEFINE_boolean(
+  "diffusers", False, "Writes the net as diffusers' UNet2DConditionModel."
 )
 TEXT = flags.DEFINE_enum(
   "text", None, sorted(LAYOUTS), "Writes the text encoder, in whose layout."
@@ -55,6 +60,10 @@ def export_net(config: Mapping[str, Any], workdir: str, output: str) -> str:
   key = jax.random.key(0)
   like = jax.eval_shape(lambda: build.init_net(stage, text, key))
   step, ema, trained = checkpoints.restore_ema(workdir, like)
+  if DIFFUSERS.value:
+    diffusers.save(output, stage.net, ema)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(ema))
+    return f"{output}: {size / 1e6:.2f} MB, step {step}, as diffusers"
   note = {"config": json.dumps(trained), "step": str(step)}
   size = weights.save_weights(output, ema, metadata=note)
   return f"{output}: {size / 1e6:.2f} MB, step {step}"

@@ -146,8 +146,12 @@ def main() -> None:
   check_flags()
   prompts = read_prompts()
   config = read_config()
-  if WEIGHTS.value is not None:
-    build.move_weights(config, WEIGHTS.value)
+  if WEIGHTS.value is not None and not build.move_weights(
+    config, WEIGHTS.value
+  ):
+    raise ValueError(
+      f"--weights is {WEIGHTS.value}, but the config has no hf:// paths"
+    )
   cascade = build.cascade(config).with_sampling(**changes())
   outdir = pathlib.Path(OUTDIR.value).expanduser()
   program.check_writable("outdir", outdir)

@@ -31,6 +31,7 @@ from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.data.pipeline import BadRecords, make_batches
 from imagen_jax.data.png import write_png
 from imagen_jax.data.source import load_source
+from imagen_jax.interop import published
 from imagen_jax.runtime import distributed, mesh, program
 from imagen_jax.runtime.checkpoints import Checkpoints
 from imagen_jax.runtime.metrics import Metrics, memory
@@ -162,7 +163,7 @@ def main() -> None:
   make = jax.jit(make, donate_argnums=0, out_shardings=places)
   net = jax.jit(net, out_shardings=places.params)
   like = make.eval_shape(net.eval_shape())  # a resumed run needs no other
-  waiting = {"patience": data.patience, "say": progress.say}
+  waiting = dict(patience=data.patience, say=progress.say)
   waiting["stop"] = preemption.told
   shown = first_of(open_batches(
     stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
@@ -205,8 +206,8 @@ def main() -> None:
       like, as_json, allow_config_change=ALLOW_CONFIG_CHANGE.value
     )
     if state is None and run.start_from:
-      state = make(build.load_net(run.start_from, like.params, placement))
-    state = make(net()) if state is None else state
+      state = make(published.load_net(run.start_from, like.params, placement))
+    state = state or make(net())
     first = int(state.step)
     bad = BadRecords(data.max_bad_share)
     batches = open_batches(

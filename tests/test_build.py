@@ -11,6 +11,7 @@ import pytest
 from configs import shapes, shapes16, shapes64, shapes256
 from imagen_jax import build
 from imagen_jax.diffusion import gaussian, schedules
+from imagen_jax.interop import published
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.nets.unet import UNet
@@ -103,10 +104,10 @@ def test_optimizer(config, expected):
 
 
 def test_paths():
-  folder = build.PACKAGE / "weights"
-  assert build.packaged("weights/a.model") == folder / "a.model"
-  assert str(build.packaged("/weights/a.model")) == "/weights/a.model"
-  assert "~" not in str(build.packaged("~/a.model"))
+  folder = published.PACKAGE / "weights"
+  assert published.packaged("weights/a.model") == folder / "a.model"
+  assert str(published.packaged("/weights/a.model")) == "/weights/a.model"
+  assert "~" not in str(published.packaged("~/a.model"))
 
 
 def test_the_tokenizer_of_the_package():

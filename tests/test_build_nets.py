@@ -10,7 +10,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from imagen_jax import build
-from imagen_jax.interop import diffusers
+from imagen_jax.interop import diffusers, published
 from imagen_jax.runtime import weights
 
 CONFIG = {
@@ -70,8 +70,8 @@ def test_a_folder_says_what_net_it_is(folder):
 def test_a_net_without_variance_has_the_first_outputs(folder):
   six, three = stage(folder), stage(folder, out_channels=3)
   assert three.net.out_channels == 3
-  whole = build.load_net(str(folder), like(six))
-  half = build.load_net(str(folder), like(three))
+  whole = published.load_net(str(folder), like(six))
+  half = published.load_net(str(folder), like(three))
   for name in ("kernel", "bias"):
     np.testing.assert_array_equal(
       half["conv_out"][name], whole["conv_out"][name][..., :3]
@@ -80,9 +80,9 @@ def test_a_net_without_variance_has_the_first_outputs(folder):
 
 def test_weights_of_every_kind_are_the_same(folder, tmp_path):
   shapes = like(stage(folder))
-  params = build.load_net(str(folder), shapes)
+  params = published.load_net(str(folder), shapes)
   weights.save_weights(tmp_path / "a.safetensors", params, dtype=jnp.float32)
-  again = build.load_net(str(tmp_path / "a.safetensors"), shapes)
+  again = published.load_net(str(tmp_path / "a.safetensors"), shapes)
   jax.tree.map(np.testing.assert_array_equal, params, again)
 
 

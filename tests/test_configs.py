@@ -60,6 +60,8 @@ ALL = (
   *CASCADES,
   "imagen:looks",
   *(f"base64:{size}" for size in SIZES),
+  "deepfloyd_if",  # and test_deepfloyd_if_configs.py
+  "deepfloyd_if_train",
   "t5_xxl",
   *(f"t5_xxl:{size}" for size in T5),
 )
@@ -110,6 +112,16 @@ def test_the_header_tells_the_command(name):
       "t5_xxl.py:huge is no size of T5, expected small, base, large, xl, xxl",
     ),
     ("imagen:nice", "imagen.py:nice is unknown, expected looks, fid"),
+    (
+      "deepfloyd_if:l,xl",
+      "deepfloyd_if.py:l,xl is unknown, expected m, l or xl, then m or l, and "
+      "sr1024 or nothing, such as xl,l",
+    ),
+    (
+      "deepfloyd_if_train:if3,l",
+      "deepfloyd_if_train.py:if3,l is unknown, expected sr1024, or if1 or if2 "
+      "and a size, such as if1,xl",
+    ),
   ],
 )
 def test_an_unknown_argument_is_refused(name, message):

@@ -218,8 +218,14 @@ def tensors(folder: str | os.PathLike, like: Any) -> dict[str, Tensor]:
 def save(folder: str | os.PathLike, net: UNet, params: Any) -> None:
   """Writes config.json and the tensors, which diffusers' loader reads.
 
-  Numbers stay as they are. ValueError if they cannot be written.
+  Numbers stay as they are. ValueError if they cannot be written, and for a net
+  that is not as DeepFloyd IF's are.
   """
+  if not isinstance(net, UNet) or net.text_norm is not text_group_norm:
+    raise ValueError(
+      "diffusers has no such net, expected a UNet with text_norm group, as "
+      "DeepFloyd IF's are"
+    )
   folder = epath.Path(folder)
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   state = {

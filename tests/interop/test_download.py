@@ -12,7 +12,7 @@ from absl import logging
 from huggingface_hub import constants
 
 from imagen_jax import build
-from imagen_jax.interop import download
+from imagen_jax.interop import download, published
 
 SERVER = runpy.run_path(str(pathlib.Path(__file__).with_name("hub_server.py")))
 IF = "DeepFloyd/IF-I-XL-v1.0"
@@ -61,7 +61,7 @@ def point_at(url, tmp_path, monkeypatch):
 def refused(url):
   """The one sentence that is said of it."""
   with pytest.raises(ValueError) as caught:
-    build.packaged(url)
+    published.packaged(url)
   assert "\n" not in str(caught.value)
   return str(caught.value)
 
@@ -70,18 +70,18 @@ def refused(url):
 
 
 def test_a_folder_is_its_safetensors_and_json_without_variants(server):
-  path = build.packaged(f"hf://{IF}/unet")
+  path = published.packaged(f"hf://{IF}/unet")
   names = sorted(item.name for item in path.iterdir())
   assert names == sorted(UNET)
   assert sorted(server.requests) == [f"{IF}/unet/{name}" for name in UNET]
   assert (path / UNET[1]).read_text() == UNET[1]
-  assert build.packaged(f"hf://{IF}@main/unet/") == path
+  assert published.packaged(f"hf://{IF}@main/unet/") == path
   assert len(server.requests) == len(UNET)
 
 
 @pytest.mark.parametrize("name", ["unet/" + LEFT[1], "tokenizer/spiece.model"])
 def test_a_file_is_itself_alone(server, name):
-  path = build.packaged(f"hf://{IF}/{name}")
+  path = published.packaged(f"hf://{IF}/{name}")
   assert path.read_text() == name.rpartition("/")[2]
   assert server.requests == [f"{IF}/{name}"]
 
@@ -97,23 +97,23 @@ def test_with_an_index_come_the_shards(server, text, state, path, write_shards):
 
 
 def test_what_was_fetched_needs_no_connection(server, tmp_path, monkeypatch):
-  path = build.packaged(f"hf://{IF}/unet")
+  path = published.packaged(f"hf://{IF}/unet")
   point_at("http://localhost:9", tmp_path, monkeypatch)
-  assert build.packaged(f"hf://{IF}/unet") == path
+  assert published.packaged(f"hf://{IF}/unet") == path
 
 
 def test_the_licence_is_told_of_once(server, monkeypatch):
   told = []
   monkeypatch.setattr(logging, "warning", told.append)
-  build.packaged("hf://someone/small/net.safetensors")
+  published.packaged("hf://someone/small/net.safetensors")
   assert not told
   for part in ("unet", "tokenizer"):
-    build.packaged(f"hf://{IF}/{part}")
+    published.packaged(f"hf://{IF}/{part}")
   (line,) = told
   assert "research only" in line and "accepted" in line and "deriv" in line
   download._tell.cache_clear()
   write(server.root / "someone/IF-II-L-v1.0/unet", UNET)
-  build.packaged("hf://someone/IF-II-L-v1.0/unet")
+  published.packaged("hf://someone/IF-II-L-v1.0/unet")
   assert len(told) == 2
 
 
@@ -179,7 +179,7 @@ def test_a_gated_repository(server, monkeypatch):
   )
   assert not server.requests
   monkeypatch.setenv("HF_TOKEN", "right")
-  assert (build.packaged(path) / "config.json").exists()
+  assert (published.packaged(path) / "config.json").exists()
 
 
 @pytest.mark.parametrize(

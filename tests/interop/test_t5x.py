@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from imagen_jax import build
-from imagen_jax.interop import hub, t5, t5x
+from imagen_jax.interop import hub, published, t5, t5x
 from imagen_jax.runtime.mesh import MeshShape, make_mesh
 from imagen_jax.runtime.sharding import Placement
 
@@ -116,7 +116,7 @@ def files_read() -> int:
 def test_gs_paths_are_kept_whole():
   """What can be seen of them without a network."""
   url = "gs://t5-data/pretrained_models/t5x/t5_1_1_xxl/checkpoint_1000000"
-  path = build.packaged(url)
+  path = published.packaged(url)
   assert str(path) == url
   kvstore = t5x._kvstore(path, "target.encoder.encoder_norm.scale")
   folder = url.removeprefix("gs://t5-data/") + "/target.encoder.encoder_norm."

@@ -32,8 +32,7 @@ def names(folder) -> list[str]:
     (["--prompt=a", "--guidance=nan"], "--guidance is nan, expected a number"),
     (
       ["--prompt=a", "--weights=elsewhere"],
-      "no weights are to be had from elsewhere, expected a config with hf:// "
-      "paths",
+      "--weights is elsewhere, but the config has no hf:// paths",
     ),
     (
       ["--prompt=a", "--weights=a/b", "--config.base.weights=hf://c/d/e"],

@@ -1,0 +1,176 @@
+"""DeepFloyd IF through the verbs: its config, small nets in its layout.
+
+The folders are as the Hub's repositories: config.json and safetensors of both
+nets and of T5, the vocabulary beside them.
+"""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from configs import deepfloyd_if
+from imagen_jax import build
+from imagen_jax.interop import diffusers, published, t5
+
+ENCODER = dict(
+  vocab_size=512,
+  emb_dim=16,
+  num_heads=2,
+  num_encoder_layers=1,
+  head_dim=8,
+  mlp_dim=16,
+  scan=False,
+)
+SMALL = [f"--config.text.encoder.{key}={ENCODER[key]}" for key in ENCODER]
+FIRST = {
+  "_class_name": "UNet2DConditionModel",
+  "act_fn": "gelu",
+  "addition_embed_type": "text",
+  "addition_embed_type_num_heads": 2,
+  "attention_head_dim": 8,
+  "block_out_channels": [8, 16],
+  "cross_attention_dim": 32,
+  "cross_attention_norm": "group_norm",
+  "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+  "encoder_hid_dim": 16,
+  "in_channels": 3,
+  "layers_per_block": 1,
+  "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+  "norm_num_groups": 4,
+  "out_channels": 6,
+  "resnet_time_scale_shift": "scale_shift",
+  "sample_size": 64,
+  "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+}
+SECOND = FIRST | {
+  "class_embed_type": "timestep",
+  "in_channels": 6,
+  "only_cross_attention": True,
+  "sample_size": 256,
+}
+
+
+def random_state(shapes) -> dict[str, np.ndarray]:
+  rng = np.random.RandomState(0)
+  return {
+    name: np.float32(rng.randn(*shape) / np.sqrt(np.prod(shape[1:]) + 10))
+    for name, shape in shapes.items()
+  }
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """Small nets where IF-I-M and IF-II-M would be, and a small T5."""
+  home = tmp_path_factory.mktemp("hub")
+  config = deepfloyd_if.get_config("m,m")
+  config.text.encoder.update(ENCODER)
+  for name, given in (("I", FIRST), ("II", SECOND)):
+    folder = home / f"IF-{name}-M-v1.0" / "unet"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(given))
+  build.move_weights(config, str(home))
+  words = build.text(config.text)
+  key = jax.random.key(0)
+  for name in ("if1", "if2"):
+    built = build.stage(config[name].stage)
+    like = jax.eval_shape(lambda built=built: build.init_net(built, words, key))
+    file = f"{config[name].weights}/{diffusers.STEM}.safetensors"
+    state = random_state(diffusers.diffusers_shapes(like))
+    safetensors.numpy.save_file(state, file)
+  t5.save_hugging_face(config.text.weights, words.init(key))
+  vocabulary = home / "IF-I-M-v1.0" / "tokenizer" / "spiece.model"
+  vocabulary.parent.mkdir()
+  shutil.copy(published.packaged("weights/shapes.model"), vocabulary)
+  return home
+
+
+def read(folder) -> np.ndarray:
+  (path,) = folder.glob("*.png")
+  return np.asarray(Image.open(path))
+
+
+def test_a_prompt_becomes_a_picture(call, home):
+  """By its own settings but for fewer steps; another sampler works too."""
+  given = ["--config=configs/deepfloyd_if.py:m,m", f"--weights={home}", *SMALL]
+  given += ["--prompt=A red Star "]
+  given += ["--steps=3"]
+  first = read(call(*given, outdir="learned"))
+  assert first.shape == (256, 256, 3)
+  assert first.std() > 10
+  given[given.index("--prompt=A red Star ")] = "--prompt=a red star"
+  np.testing.assert_array_equal(read(call(*given, outdir="same")), first)
+  kinds = [f"--config.if{i}.sampling.step.kind=dpm_solver++" for i in (1, 2)]
+  other = read(call(*given, *kinds, outdir="dpm"))
+  assert np.abs(other.astype(int) - first).max() > 2
+
+
+@pytest.fixture(scope="module")
+def trained(run, home, here):
+  """A run of two steps that started from the weights, and what it printed."""
+  unet = f"{home}/IF-I-M-v1.0/unet"
+  done = run(
+    "train",
+    "--config=configs/deepfloyd_if_train.py:if1,m",
+    f"--workdir={here}/tuned",
+    f"--config.stage.net.folder={unet}",
+    f"--config.train.start_from={unet}",
+    f"--config.text.weights={home}/IF-I-M-v1.0/text_encoder",
+    f"--config.text.vocabulary={home}/IF-I-M-v1.0/tokenizer/spiece.model",
+    "--config.data.name=captioned_shapes/tiny",
+    f"--config.data.data_dir={here}/data",
+    "--config.data.batch_size=2",
+    "--config.mesh.fsdp=1",
+    "--config.optimizer.warmup_steps=0",
+    "--config.sampling.timesteps=fast27",
+    "--config.train.steps=2",
+    "--config.train.log_every=1",
+    "--config.train.num_samples=1",
+    *SMALL,
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  return here / "tuned"
+
+
+def test_a_run_starts_from_the_weights(trained, home):
+  start, ema = weights_of(f"{home}/IF-I-M-v1.0/unet"), weights_of(trained)
+  moved = [np.abs(a - b).max() for a, b in zip(start, ema, strict=True)]
+  assert 0 < max(moved) < 1e-3
+  assert (trained / "samples" / "00000002.png").exists()
+
+
+def test_what_was_trained_goes_back_to_diffusers(trained, home, run, call):
+  """The same numbers, and from either the same picture."""
+  done = run(
+    "export",
+    "--config=configs/deepfloyd_if_train.py:if1,m",
+    f"--config.stage.net.folder={home}/IF-I-M-v1.0/unet",
+    f"--workdir={trained}",
+    f"--output={trained}/unet",
+    "--diffusers",
+    *SMALL,
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  for a, b in zip(
+    weights_of(trained), weights_of(trained / "unet"), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+  pictures = []
+  for name, folder in (("run", trained), ("folder", trained / "unet")):
+    args = ["--config=configs/deepfloyd_if.py:m,m", f"--weights={home}"]
+    args += [f"--config.if1.weights={folder}", "--prompt=a star", *SMALL]
+    args += ["--config.stages=('if1',)"]
+    pictures.append(read(call(*args, "--steps=2", outdir=name)))
+  np.testing.assert_array_equal(*pictures)
+
+
+def weights_of(path) -> list[np.ndarray]:
+  net = diffusers.unet(FIRST)
+  built = build.Stage(net, 64)
+  init = lambda: built.init(jax.random.key(0), text_length=77, text_dim=16)
+  params = published.load_net(str(path), jax.eval_shape(init))
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
