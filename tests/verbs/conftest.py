@@ -181,7 +181,9 @@ def config(tmp_path_factory):
 def call(config, tmp_path, monkeypatch):
   """Calls the verb in this process; returns the folder that it wrote into."""
 
-  def call(*args: str, outdir: str = "out") -> pathlib.Path:
+  def call(
+    *args: str, outdir: str = "out", config: str | os.PathLike = config
+  ) -> pathlib.Path:
     folder = tmp_path / outdir
     argv = ["sample", f"--config={config}", f"--outdir={folder}", *args]
     monkeypatch.setattr(sys, "argv", argv)  # where config overrides are read

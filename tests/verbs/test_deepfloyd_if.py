@@ -26,6 +26,16 @@ ENCODER = dict(
   mlp_dim=16,
   scan=False,
 )
+CASCADE = f"""
+from configs import deepfloyd_if
+
+def get_config(step="ancestral_learned"):
+  config = deepfloyd_if.get_config("m,m")
+  config.text.encoder.update({ENCODER})
+  for name in ("if1", "if2"):
+    config[name].sampling.step.kind = step
+  return config
+"""
 SMALL = [f"--config.text.encoder.{key}={ENCODER[key]}" for key in ENCODER]
 FIRST = {
   "_class_name": "UNet2DConditionModel",
@@ -85,6 +95,7 @@ def home(tmp_path_factory):
   t5.save_hugging_face(config.text.weights, words.init(key))
   vocabulary = home / "IF-I-M-v1.0" / "tokenizer" / "spiece.model"
   vocabulary.parent.mkdir()
+  (home / "small.py").write_text(CASCADE)
   shutil.copy(published.packaged("weights/shapes.model"), vocabulary)
   return home
 
@@ -96,16 +107,16 @@ def read(folder) -> np.ndarray:
 
 def test_a_prompt_becomes_a_picture(call, home):
   """By its own settings but for fewer steps; another sampler works too."""
-  given = ["--config=configs/deepfloyd_if.py:m,m", f"--weights={home}", *SMALL]
-  given += ["--prompt=A red Star "]
-  given += ["--steps=3"]
-  first = read(call(*given, outdir="learned"))
+  given = [f"--weights={home}", "--steps=3"]
+  small = f"{home}/small.py"
+  first = read(call(*given, "--prompt=A red Star ", config=small))
   assert first.shape == (256, 256, 3)
   assert first.std() > 10
-  given[given.index("--prompt=A red Star ")] = "--prompt=a red star"
-  np.testing.assert_array_equal(read(call(*given, outdir="same")), first)
-  kinds = [f"--config.if{i}.sampling.step.kind=dpm_solver++" for i in (1, 2)]
-  other = read(call(*given, *kinds, outdir="dpm"))
+  given += ["--prompt=a red star"]
+  same = read(call(*given, config=small, outdir="same"))
+  np.testing.assert_array_equal(same, first)
+  other = f"{small}:dpm_solver++"
+  other = read(call(*given, config=other, outdir="other"))
   assert np.abs(other.astype(int) - first).max() > 2
 
 
@@ -136,6 +147,7 @@ def trained(run, home, here):
   return here / "tuned"
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights(trained, home):
   start, ema = weights_of(f"{home}/IF-I-M-v1.0/unet"), weights_of(trained)
   moved = [np.abs(a - b).max() for a, b in zip(start, ema, strict=True)]
@@ -143,8 +155,9 @@ def test_a_run_starts_from_the_weights(trained, home):
   assert (trained / "samples" / "00000002.png").exists()
 
 
-def test_what_was_trained_goes_back_to_diffusers(trained, home, run, call):
-  """The same numbers, and from either the same picture."""
+@pytest.mark.slow
+def test_what_was_trained_goes_back_to_diffusers(trained, home, run):
+  """The same numbers."""
   done = run(
     "export",
     "--config=configs/deepfloyd_if_train.py:if1,m",
@@ -159,13 +172,6 @@ def test_what_was_trained_goes_back_to_diffusers(trained, home, run, call):
     weights_of(trained), weights_of(trained / "unet"), strict=True
   ):
     np.testing.assert_array_equal(a, b)
-  pictures = []
-  for name, folder in (("run", trained), ("folder", trained / "unet")):
-    args = ["--config=configs/deepfloyd_if.py:m,m", f"--weights={home}"]
-    args += [f"--config.if1.weights={folder}", "--prompt=a star", *SMALL]
-    args += ["--config.stages=('if1',)"]
-    pictures.append(read(call(*args, "--steps=2", outdir=name)))
-  np.testing.assert_array_equal(*pictures)
 
 
 def weights_of(path) -> list[np.ndarray]:
