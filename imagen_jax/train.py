@@ -213,9 +213,9 @@ def main() -> None:
       (mesh.to_global(batch, spread, data.batch_size) for batch in batches),
       **waiting,
     )))  # fmt: skip
-    metrics = stack.enter_context(
-      contextlib.closing(Metrics(workdir, first, quiet=not first_host))
-    )
+    metrics = stack.enter_context(contextlib.closing(
+      Metrics(workdir, first, say=progress.say, quiet=not first_host)
+    ))  # fmt: skip
     if first:
       progress.say(f"resumed from step {first}")
     if first < run.steps:
@@ -277,7 +277,10 @@ def main() -> None:
         picture = sample_grid(stage, sampling, state.ema, captions, shown)
         if first_host:
           path = epath.Path(workdir) / "samples" / f"{step:08}.png"
-          write_png(path, picture)
+          try:
+            write_png(path, picture)
+          except ValueError as error:
+            progress.say(f"{error}; training goes on without")
           metrics.write_image(step, "samples", picture)
       progress.resume()
       if asked:
