@@ -28,11 +28,12 @@ from etils import epath
 
 from imagen_jax import build
 from imagen_jax.data.feed import Feed, Stopped
-from imagen_jax.data.pipeline import BadRecords, make_batches
+from imagen_jax.data.pipeline import BadRecords, bad_sentence, make_batches
 from imagen_jax.data.png import write_png
 from imagen_jax.data.source import load_source
 from imagen_jax.interop import published
 from imagen_jax.runtime import distributed, mesh, program
+from imagen_jax.runtime.agreement import of_all
 from imagen_jax.runtime.checkpoints import Checkpoints
 from imagen_jax.runtime.metrics import Metrics, memory
 from imagen_jax.runtime.preemption import SAVED, Preemption
@@ -219,9 +220,9 @@ def main() -> None:
       (mesh.to_global(batch, spread, data.batch_size) for batch in batches),
       **waiting,
     )))  # fmt: skip
-    metrics = stack.enter_context(
-      contextlib.closing(Metrics(workdir, first, quiet=not first_host))
-    )
+    metrics = stack.enter_context(contextlib.closing(
+      Metrics(workdir, first, say=progress.say, quiet=not first_host)
+    ))  # fmt: skip
     if first:
       progress.say(f"resumed from step {first}")
     if first < run.steps:
@@ -261,16 +262,18 @@ def main() -> None:
       if step % run.log_every == 0 or last:
         with clock.part("compute"):  # that is still under way
           numbers, skipped = window.take()
+          counts, said = of_all((bad.count, bad.read), "; ".join(bad.reasons))
         progress.show(step, f"loss {numbers['loss']:.4f}")
         if skipped:
           progress.say(skipped_sentence(skipped))
-        if bad.count > told_bad:
-          progress.say(str(bad))
+        bad_count, read = counts.sum(axis=0).tolist()
+        if bad_count > told_bad:
+          progress.say(bad_sentence(bad_count, read, said))
         numbers |= pace(clock.take(), step - told, data.batch_size, flops)
-        numbers |= memory() | {"bad_records": bad.count}
+        numbers |= memory() | {"bad_records": bad_count}
         updates = step - int(numbers["skipped_steps"])
         numbers["learning_rate"] = float(learning_rate(updates - 1))
-        told, told_bad = step, bad.count
+        told, told_bad = step, bad_count
         with clock.part("host"):
           metrics.write(step, numbers)
       keep = last or step % run.checkpoint_every == 0
@@ -285,7 +288,10 @@ def main() -> None:
         picture = sample_grid(stage, sampling, state.ema, captions, shown)
         if first_host:
           path = epath.Path(workdir) / "samples" / f"{step:08}.png"
-          write_png(path, picture)
+          try:
+            write_png(path, picture)
+          except ValueError as error:
+            progress.say(f"{error}; training goes on without")
           metrics.write_image(step, "samples", picture)
       progress.resume()
       if asked:

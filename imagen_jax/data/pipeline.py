@@ -3,7 +3,7 @@
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
@@ -25,7 +25,7 @@ _ENOUGH = 1000
 
 
 class BadRecords:
-  """Counts the records read here, and tells of those that cannot be used.
+  """Counts the records read here, and those of them that cannot be used.
 
   Of a host's own reads: `read` of them, `count` of them bad, and the first
   few `reasons`, which name the record. Threads may add; a record is counted
@@ -54,21 +54,19 @@ class BadRecords:
       enough = self.read >= min(total, _ENOUGH)
       if enough and self.count > self._max_share * self.read:
         raise ValueError(
-          f"{self._numbers()}, more than the {self._max_share:.3g} that"
-          f" max_bad_share allows; the first is {self.reasons[0]}"
+          f"{bad_sentence(self.count, self.read, ())}, more than the"
+          f" {self._max_share:.3g} that max_bad_share allows; the first is"
+          f" {self.reasons[0]}"
         )
 
-  def __str__(self) -> str:
-    with self._lock:
-      reasons = "; ".join(self.reasons)
-      return self._numbers() + (f", such as {reasons}" if reasons else "")
 
-  def _numbers(self) -> str:
-    share = self.count / max(1, self.read)
-    return (
-      f"{self.count:,} of {self.read:,} records read are bad, a share of"
-      f" {share:.3g}"
-    )
+def bad_sentence(count: int, read: int, reasons: Iterable[str]) -> str:
+  """Tells of records that one host read, or many; a few reasons are named."""
+  named = "; ".join([reason for reason in reasons if reason][:3])
+  return (
+    f"{count:,} of {read:,} records read are bad, a share of"
+    f" {count / max(1, read):.3g}" + (f", such as {named}" if named else "")
+  )
 
 
 class Examples(Sequence):

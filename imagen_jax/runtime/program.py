@@ -1,5 +1,6 @@
 """What the verbs share as programs: flags, and errors in one sentence."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -159,6 +160,7 @@ def fail(message: str, code: int) -> None:
 
 def leave(code: int) -> NoReturn:
   """Ends the process at once, even if a thread of it hangs."""
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):  # as of a full disk
+      stream.flush()
   os._exit(code)

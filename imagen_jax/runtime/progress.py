@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import sys
 import time
 from collections.abc import Iterator
@@ -70,10 +71,16 @@ class Progress:
     if self._quiet:
       return
     if self._live:
-      self._out.write(f"\r\033[K{line}" + ("\n" if last else ""))
+      line = f"\r\033[K{line}" + ("\n" if last else "")
     else:
-      self._out.write(line + "\n")
-    self._out.flush()
+      line += "\n"
+    try:
+      self._out.write(line)
+      self._out.flush()
+    except OSError as error:
+      # Of a file on a full disk, it is kept for when there is room.
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
 
 
 class Clock:

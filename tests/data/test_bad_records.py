@@ -11,7 +11,7 @@ from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
 from imagen_jax.data import pipeline
-from imagen_jax.data.pipeline import BadRecords, Examples
+from imagen_jax.data.pipeline import BadRecords, Examples, bad_sentence
 from imagen_jax.training.settings import Data
 
 
@@ -191,15 +191,18 @@ def test_the_stride_visits_all(total):
 
 def test_the_count_is_right():
   bad = BadRecords(max_share=1)
-  assert str(bad) == "0 of 0 records read are bad, a share of 0"
   some = examples(make_source(2000, {5, 6, 7, 900}), bad)
   for i in range(2000):
     some[i]
   assert (bad.read, bad.count) == (2004, 4)
   assert bad.reasons == [f"record {i}: caption is empty" for i in (5, 6, 7)]
-  assert str(bad) == (
-    "4 of 2,004 records read are bad, a share of 0.002, such as record 5:"
-    " caption is empty; record 6: caption is empty; record 7: caption is empty"
+
+
+def test_the_sentence():
+  assert bad_sentence(0, 0, []) == "0 of 0 records read are bad, a share of 0"
+  assert bad_sentence(4, 2004, ["", "1: a; 2: b", "", "8: c", "9: d", "3"]) == (
+    "4 of 2,004 records read are bad, a share of 0.002, such as 1: a; 2: b; 8:"
+    " c; 9: d"
   )
 
 

@@ -20,7 +20,7 @@ PREAMBLE = """
 import os, resource, signal, subprocess, sys, threading
 from absl import logging
 import jax, numpy as np
-from imagen_jax.runtime import distributed, stored
+from imagen_jax.runtime import agreement, distributed, stored
 from imagen_jax.runtime.checkpoints import Checkpoints
 
 logging.set_verbosity(logging.WARNING)  # as program.run does
@@ -204,6 +204,10 @@ wait()
 say(same(run.restore(state(0), {}), state(5)) and "restored 5")
 run.close()
 say(names())
+counts, words = agreement.of_all((me, 2**40 + me), "é" * (me + 1))
+say(f"{counts.tolist()} {words}")
+_, (_, long) = agreement.of_all((), 300 * "é" * me)
+say(f"cut to {len(long.encode())} bytes")
 """
 
 
@@ -237,4 +241,6 @@ def test_two_processes_decide_alike(tmp_path):
       f"not safe: {lost}",
       "restored 5",
       "1 2.damaged 3.damaged 5",
+      f"{[[0, 2**40], [1, 2**40 + 1]]} ['é', 'éé']",
+      "cut to 500 bytes",
     ]

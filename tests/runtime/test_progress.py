@@ -1,6 +1,7 @@
 """Progress: its arithmetic, on a clock of the test's own, and its lines."""
 
 import io
+import os
 
 import jax
 import pytest
@@ -104,6 +105,18 @@ def test_a_file_gets_whole_lines(time):
     "train 2/2  1 s/step  ETA 0:00:00",
   ]
   assert "\r" not in out.getvalue() and "\033" not in out.getvalue()
+
+
+def test_a_line_waits_until_a_full_disk_has_room(tmp_path):
+  path = tmp_path / "log"
+  with path.open("w") as out, open("/dev/full", "w") as full:
+    work, there = Progress("work", 3, out=out), os.dup(out.fileno())
+    os.dup2(full.fileno(), out.fileno())
+    work.say("one")
+    os.dup2(there, out.fileno())
+    os.close(there)
+    work.say("two")
+  assert path.read_text() == "one\ntwo\n"
 
 
 def test_a_terminal_gets_one_line_redrawn(time):

@@ -40,6 +40,21 @@ from imagen_jax.runtime import program
 {script}
 program.run_and_leave(train.main, (0, train.SAVED))
 """
+# Of the split that is trained on: records with no caption.
+BAD = """
+load = train.load_source
+class Source:
+  def __init__(self, source):
+    self.source = source
+  def __len__(self):
+    return len(self.source)
+  def __getitem__(self, index):
+    record = self.source[index]
+    return record | dict(caption=b"") if index % {every} == 0 else record
+train.load_source = lambda name, split, folder: (
+  Source(load(name, split, folder)) if split == "train"
+  else load(name, split, folder))
+"""
 ADVICE = "consider checkpointing less frequently"  # of Orbax
 
 
@@ -120,7 +135,7 @@ class Training:
     self._count = 0
     self._runs: list[Run] = []
 
-  python = sys.executable
+  python, bad = sys.executable, BAD
 
   def flags(self, workdir, *args: str) -> list[str]:
     return [f"--config={self.config}", f"--workdir={workdir}", *args]
@@ -129,8 +144,13 @@ class Training:
     """As a person would, or with parts of it replaced by a script."""
     program = ["-m", "imagen_jax.train"]
     if script is not None:
-      program = ["-c", REPLACED.format(script=script)]
+      program = self.replaced(script)
     return self.run([sys.executable, *program, *self.flags(workdir, *args)])
+
+  @staticmethod
+  def replaced(script: str) -> list[str]:
+    """Arguments of Python: train with parts of it replaced."""
+    return ["-c", REPLACED.format(script=script)]
 
   def run(self, command: list[str], **env: str) -> Run:
     """Starts a command, on one device as a person has it."""

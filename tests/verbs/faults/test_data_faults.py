@@ -8,21 +8,6 @@ import time
 import pytest
 
 SAVED = 75
-# Of the split that is trained on: records with no caption.
-BAD = """
-load = train.load_source
-class Source:
-  def __init__(self, source):
-    self.source = source
-  def __len__(self):
-    return len(self.source)
-  def __getitem__(self, index):
-    record = self.source[index]
-    return record | dict(caption=b"") if index % {every} == 0 else record
-train.load_source = lambda name, split, folder: (
-  Source(load(name, split, folder)) if split == "train"
-  else load(name, split, folder))
-"""
 # After so many reads of a split, all others hang.
 STALLED = """
 load = train.load_source
@@ -48,7 +33,7 @@ train.load_source = lambda name, split, folder: (
 def test_bad_records_are_counted_and_told_of(training, tmp_path):
   run = training.start(
     tmp_path, "--config.train.steps=6", "--config.data.max_bad_share=0.5",
-    script=BAD.format(every=5),
+    script=training.bad.format(every=5),
   )  # fmt: skip
   out = run.end(0)
   assert run.err == ""
@@ -65,7 +50,9 @@ def test_bad_records_are_counted_and_told_of(training, tmp_path):
 
 def test_too_many_bad_records_end_the_run(training, tmp_path):
   run = training.start(
-    tmp_path, "--config.data.max_bad_share=0.1", script=BAD.format(every=2)
+    tmp_path,
+    "--config.data.max_bad_share=0.1",
+    script=training.bad.format(every=2),
   )
   run.end(1)
   assert re.fullmatch(

@@ -1,6 +1,7 @@
 """Two processes of one job, of which one is told to end, or killed."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -17,6 +18,15 @@ SAVED, STEPS = 75, 6
 # Along fsdp, so that each of two devices has a half of the weights alone.
 ARGS = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--heartbeat=10")
 ARGS += (f"--config.train.steps={STEPS}",)
+# All of them with bad records, of which each process tells the others.
+ARGS += ("--config.data.max_bad_share=0.5",)
+COUNTED = """
+of_all = train.of_all
+def told(numbers, words):
+  print("here", *numbers, flush=True)
+  return of_all(numbers, words)
+train.of_all = told
+"""
 TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 
@@ -27,8 +37,8 @@ def free_port() -> int:
 
 
 def command(training, workdir, *args: str) -> list[str]:
-  program = [sys.executable, "-m", "imagen_jax.train"]
-  return program + training.flags(workdir, *ARGS, *args)
+  program = training.replaced(training.bad.format(every=5) + COUNTED)
+  return [sys.executable, *program, *training.flags(workdir, *ARGS, *args)]
 
 
 def start_two(training, workdir, *args: str):
@@ -60,13 +70,31 @@ def process_of(workdir, index: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(training):
-  """The workdir of two processes that were left alone."""
+def said(training):
+  """What two processes printed that were left alone."""
+  runs = start_two(training, training.folder / "two")
+  return [run.end(0, timeout=240) for run in runs]
+
+
+@pytest.fixture(scope="module")
+def whole(training, said):
+  """Their workdir."""
   workdir = training.folder / "two"
-  for run in start_two(training, workdir):
-    run.end(0, timeout=240)
   assert training.steps(workdir) == list(range(1, STEPS + 1))
   return workdir
+
+
+def test_bad_records_of_both_are_counted_and_told_of(whole, said):
+  found = [re.findall(r"^here (\d+) (\d+)$", out, re.M) for out in said]
+  both = [np.array(of, int) for of in found]
+  bad, read = np.sum(both, axis=0).T.tolist()
+  lines = (whole / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["bad_records"] for line in lines] == bad
+  assert min(of[-1, 0] for of in both) > 0  # each has some
+  last = f"{bad[-1]} of {read[-1]} records read are bad, a share of "
+  (sentence,) = [x for x in said[0].splitlines() if x.startswith(last)]
+  assert sentence.count(": caption is empty") > 1
+  assert "are bad" not in said[1]
 
 
 def take(workdir, step: int, to) -> None:
@@ -103,9 +131,8 @@ def test_one_is_killed_and_the_other_ends(training, tmp_path, killed):
 
 @pytest.mark.slow
 def test_one_is_killed_and_both_are_started_again(training, whole, tmp_path):
-  launch = ["launch/local.sh", "2", "--restarts=2", "--", "python", "-m"]
-  launch += ["imagen_jax.train", *training.flags(tmp_path, *ARGS)]
-  run = training.run(launch)
+  launch = ["launch/local.sh", "2", "--restarts=2", "--"]
+  run = training.run(launch + command(training, tmp_path))
   run.until(r"^\[0\] train 2/")
   os.kill(process_of(tmp_path, 1), signal.SIGKILL)
   out = run.end(0, timeout=240)
