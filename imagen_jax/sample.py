@@ -161,6 +161,8 @@ def main() -> None:
 
   watch = Stopwatch()
   devices = build.sampling_devices(config)
+  for name in cascade.names:  # what cannot be had shows before T5 is read
+    build.packaged(config[name].weights)
   text = encoded(config, prompts, devices)
   progress.say(f"  text: {len(prompts)} prompt(s) in {watch.lap()}")
   params = build.load_nets(config, cascade, Placement(devices))

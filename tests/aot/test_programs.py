@@ -246,7 +246,7 @@ def test_sample_is_the_verbs_samplers(here, sampled):
     assert_alike(args, found.args)
     assert found.params is found.args[0]
   # Each takes what the one before makes.
-  words = jax.eval_shape(embed.fn, *embed.args)
+  words = jax.eval_shape(embed.fn, *embed.args).tokens
   assert words.shape[1:] == stages[0].args[2].tokens.shape[1:]
   assert words.dtype == stages[0].args[2].tokens.dtype
   pictures = jax.eval_shape(stages[0].fn, *stages[0].args)

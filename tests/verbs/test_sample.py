@@ -91,6 +91,12 @@ def test_the_text_encoder_is_gone_before_the_nets_come(call, monkeypatch):
   assert len(held) > 10 and not left
 
 
+def test_nets_are_fetched_before_the_text_encoder_is_read(call, monkeypatch):
+  monkeypatch.setattr(build, "load_encoder", None)
+  with pytest.raises(ValueError, match="^hf://a/b names no part of a repo"):
+    call(f"--prompt={STAR}", "--config.larger.weights=hf://a/b")
+
+
 def test_weights_of_the_hub_may_lie_in_a_folder(call, config, tmp_path):
   plain = read(call(f"--prompt={STAR}", outdir="plain") / "a_red_star-s0-0.png")
   (tmp_path / "repos").mkdir()
