@@ -18,19 +18,17 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 
 from imagen_jax import build
 from imagen_jax.data.feed import Feed, Stopped
-from imagen_jax.data.pipeline import BadRecords, bad_sentence, make_batches
+from imagen_jax.data.pipeline import BadRecords, bad_sentence
 from imagen_jax.data.png import write_png
-from imagen_jax.data.source import load_source
 from imagen_jax.interop import published
 from imagen_jax.runtime import distributed, mesh, program
 from imagen_jax.runtime.agreement import of_all
@@ -39,8 +37,7 @@ from imagen_jax.runtime.metrics import Metrics, memory
 from imagen_jax.runtime.preemption import SAVED, Preemption
 from imagen_jax.runtime.progress import Clock, Progress
 from imagen_jax.runtime.sharding import Placement
-from imagen_jax.stage import Stage
-from imagen_jax.text.tokenizer import Tokenizer
+from imagen_jax.training.batches import open_batches
 from imagen_jax.training.grids import batch_grid, sample_grid
 from imagen_jax.training.plan import (
   batch_sentence,
@@ -74,33 +71,6 @@ HEARTBEAT = flags.DEFINE_integer(
   "heartbeat", 100,
   "Seconds without a sign of life of one process until all others end.",
 )  # fmt: skip
-
-
-def open_batches(
-  stage: Stage,
-  data: build.Data,
-  tokenizer: Tokenizer,
-  *,
-  split: str,
-  batch_size: int,
-  start_step: int = 0,
-  rows: Sequence[int] | None = None,
-  bad: BadRecords | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of a split for a stage; of each those rows, all by default."""
-  return make_batches(
-    load_source(data.name, split, data.data_dir),
-    size=stage.size,
-    lowres_size=stage.lowres_size,
-    crop=stage.crop_size,
-    tokenize=tokenizer,
-    global_batch=batch_size,
-    seed=data.seed,
-    start_step=start_step,
-    rows=rows,
-    cache=data.cache and split == data.split,
-    bad=bad,
-  )
 
 
 def profiled() -> range:
