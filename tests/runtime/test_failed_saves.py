@@ -14,7 +14,7 @@ import pytest
 from imagen_jax.runtime.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+ENV = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
 
 PREAMBLE = """
 import os, resource, signal, subprocess, sys, threading

@@ -25,7 +25,8 @@ def run(program):
   In a process of its own, for libtpu stays once it is loaded. It must say
   nothing on standard error, and must find no program in JAX's cache.
   """
-  ours = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", *topologies.COMPILE_ONLY)
+  ours = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+  ours += tuple(topologies.COMPILE_ONLY)
   done = subprocess.run(
     [sys.executable, "-c", PREAMBLE + program],
     env={k: v for k, v in os.environ.items() if k not in ours},

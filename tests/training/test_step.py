@@ -258,6 +258,7 @@ def on_one(real, run_on):
   return run_on(jax.devices()[:1], init_state(net, optimizer), 3)
 
 
+@pytest.mark.slow  # test_placement.py has a mesh of eight, in parts besides
 def test_eight_devices_are_one(real, run_on, on_one):
   net, _, optimizer = real
   state, history = run_on(jax.devices(), init_state(net, optimizer), 3)

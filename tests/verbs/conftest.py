@@ -41,10 +41,10 @@ def get_config():
     kind="UNet",
     image_size=8,
     embed_dim=8,
-    channel_mult=(1, 2),
+    channel_mult=(1,),
     num_res_blocks=1,
-    attn_resolutions=(4,),
-    text_cross_attn_res=(4,),
+    attn_resolutions=(8,),
+    text_cross_attn_res=(8,),
     per_head_channels=8,
     text_width=16,
     norm_groups=4,
@@ -102,8 +102,8 @@ def get_config():
   config.text.weights = {text!r}
   config.stage.size = 8
   config.stage.net.update(
-    image_size=8, embed_dim=8, channel_mult=(1, 2), num_res_blocks=1,
-    attn_resolutions=(4,), text_cross_attn_res=(4,), per_head_channels=8,
+    image_size=8, embed_dim=8, channel_mult=(1,), num_res_blocks=1,
+    attn_resolutions=(8,), text_cross_attn_res=(8,), per_head_channels=8,
     text_width=16, norm_groups=4,
   )
   config.data.name = "captioned_shapes/tiny"
@@ -200,7 +200,7 @@ def python(*args: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, *args],
     cwd=ROOT,
-    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    env={k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"},
     capture_output=True,
     encoding="utf-8",
   )

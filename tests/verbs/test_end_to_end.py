@@ -21,7 +21,7 @@ from imagen_jax.runtime.weights import read_metadata
 
 ROOT = pathlib.Path(__file__).parents[2]
 # One device, as on a person's machine.
-ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+ENV = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
 
 
 def checkpoint_steps(workdir) -> list[int]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
-ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+ENV = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
 STEPS = 4
 # Along fsdp, so that each of two devices has a half of the weights alone.
 ARGS = ("--config.mesh.data=1", "--config.mesh.fsdp=2")
@@ -57,8 +57,7 @@ def in_two(here, workdir, steps: int) -> list[tuple[str, str]]:
 def alone(here):
   """The run of one process with two devices."""
   workdir = here / "alone"
-  flag = "--xla_force_host_platform_device_count=2"
-  process = start(here, workdir, STEPS, XLA_FLAGS=flag)
+  process = start(here, workdir, STEPS, JAX_NUM_CPU_DEVICES="2")
   _, err = process.communicate()
   assert process.returncode == 0, err
   return workdir

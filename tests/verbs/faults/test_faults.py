@@ -19,7 +19,10 @@ def rows(workdir) -> list[dict]:
   return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  "sent",
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_the_next_run_goes_on(
   training, undisturbed, tmp_path, sent
 ):
@@ -141,6 +144,25 @@ def in_tmpfs(workdir, copy) -> list[str]:
   return ["unshare", "-rm", "sh", "-c", script]
 
 
+# After step 4 not a block is free, after step 9 as many as before.
+FILLED = """
+import contextlib, os
+save = train.Checkpoints.save
+def filled(self, step, *args):
+  save(self, step, *args)
+  path = os.path.join(train.WORKDIR.value, "rest")
+  if step == 4:
+    with contextlib.suppress(ValueError):
+      self.wait()
+    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
+      while True:
+        file.write(bytes(100))
+  if step == 9:
+    os.unlink(path)
+train.Checkpoints.save = filled
+"""
+
+
 @pytest.mark.slow
 def test_a_full_disk(training, undisturbed, tmp_path):
   workdir, copy = tmp_path / "run", tmp_path / "copy"
@@ -148,7 +170,7 @@ def test_a_full_disk(training, undisturbed, tmp_path):
   trial = [*in_tmpfs(workdir, tmp_path / "trial"), "true"]
   if subprocess.run(trial, check=False).returncode:
     pytest.skip("this machine lets nobody mount a file system")
-  command = [training.python, "-m", "imagen_jax.train"]
+  command = [training.python, *training.replaced(FILLED)]
   command += training.flags(workdir, "--config.train.steps=12")
   run = training.run([*in_tmpfs(workdir, copy), *command])
   out = run.end(1)
@@ -156,10 +178,19 @@ def test_a_full_disk(training, undisturbed, tmp_path):
   lost += "No space left on device"
   assert run.err == f"error: {lost.format(12)}\n"
   saved = training.steps(copy)
-  assert saved == [1, 2, 3][: len(saved)] and saved
+  assert saved == [1, 2, 3, 4][: len(saved)] and saved
   told = [line for line in out.splitlines() if "could not be saved" in line]
   assert told == [lost.format(step) for step in range(saved[-1] + 1, 13)]
   assert "train 12/12 " in out  # it went on
+  # Some lines may have fitted into the last block; all of them are whole.
+  kept = [row["step"] for row in rows(copy)]
+  assert kept == sorted({*kept, 1, 2, 3, 4, 10, 11, 12})
+  first, again = (x for x in out.splitlines() if x.startswith("metrics"))
+  assert re.fullmatch(
+    rf"metrics cannot be written from step [5-9] on, {workdir}(/metrics.jsonl)?"
+    ": No space left on device; training goes on without", first
+  ), first  # fmt: skip
+  assert again == "metrics are written again, from step 10 on"
   for step in saved:
     training.check_same(copy, undisturbed, step)
 

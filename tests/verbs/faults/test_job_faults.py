@@ -27,7 +27,6 @@ def told(numbers, words):
   return of_all(numbers, words)
 train.of_all = told
 """
-TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 
 def free_port() -> int:
@@ -55,7 +54,8 @@ def start_two(training, workdir, *args: str):
 
 
 def start_alone(training, workdir, *args: str):
-  return training.run(command(training, workdir, *args), XLA_FLAGS=TWO_DEVICES)
+  alone = command(training, workdir, *args)
+  return training.run(alone, JAX_NUM_CPU_DEVICES="2")
 
 
 def process_of(workdir, index: int) -> int:
