@@ -54,3 +54,31 @@ def random_params():
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
   return params
+
+
+@pytest.fixture(scope="session")
+def small_if():
+  """config.json of a small net like IF-I, for 8x8 pictures and text of 16."""
+  return {
+    "_class_name": "UNet2DConditionModel",
+    "act_fn": "gelu",
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 2,
+    "attention_head_dim": 8,
+    "block_out_channels": [8, 16],
+    "cross_attention_dim": 32,
+    "cross_attention_norm": "group_norm",
+    "down_block_types": [
+      "ResnetDownsampleBlock2D",
+      "SimpleCrossAttnDownBlock2D",
+    ],
+    "encoder_hid_dim": 16,
+    "in_channels": 3,
+    "layers_per_block": 1,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "norm_num_groups": 4,
+    "out_channels": 6,
+    "resnet_time_scale_shift": "scale_shift",
+    "sample_size": 8,
+    "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+  }

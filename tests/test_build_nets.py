@@ -13,32 +13,11 @@ from imagen_jax import build
 from imagen_jax.interop import diffusers, published
 from imagen_jax.runtime import weights
 
-CONFIG = {
-  "_class_name": "UNet2DConditionModel",
-  "act_fn": "gelu",
-  "addition_embed_type": "text",
-  "addition_embed_type_num_heads": 2,
-  "attention_head_dim": 8,
-  "block_out_channels": [8, 16],
-  "cross_attention_dim": 32,
-  "cross_attention_norm": "group_norm",
-  "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
-  "encoder_hid_dim": 16,
-  "in_channels": 3,
-  "layers_per_block": 1,
-  "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-  "norm_num_groups": 4,
-  "out_channels": 6,
-  "resnet_time_scale_shift": "scale_shift",
-  "sample_size": 8,
-  "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
-}
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, small_if):
   folder = tmp_path_factory.mktemp("unet")
-  (folder / "config.json").write_text(json.dumps(CONFIG))
+  (folder / "config.json").write_text(json.dumps(small_if))
   rng = np.random.RandomState(0)
   state = {
     name: np.float32(rng.randn(*shape))

@@ -16,22 +16,13 @@ TESTS = runpy.run_path(str(HERE.parent / "interop" / "test_diffusers.py"))
 
 
 @pytest.mark.oracles
-def test_live_nets_equal_the_fixture():
-  live = SCRIPT["make_fixture"]()
-  committed = safetensors.numpy.load_file(SCRIPT["PATH"])
-  assert live.keys() == committed.keys()
-  for name, value in committed.items():
-    np.testing.assert_allclose(live[name], value, rtol=0, atol=1e-5)
+def test_live_nets_equal_the_fixture(remade):
+  remade("make_if_fixture.py")
 
 
 @pytest.mark.oracles
-def test_the_live_cascade_equals_the_fixture():
-  script = runpy.run_path(str(HERE / "make_if_cascade_fixture.py"))
-  live = script["make_fixture"]()
-  committed = safetensors.numpy.load_file(script["PATH"])
-  assert live.keys() == committed.keys()
-  for name, value in committed.items():
-    np.testing.assert_allclose(live[name], value, rtol=0, atol=1e-4)
+def test_the_live_cascade_equals_the_fixture(remade):
+  remade("make_if_cascade_fixture.py", atol=1e-4)
 
 
 @pytest.mark.oracles

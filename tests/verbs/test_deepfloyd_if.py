@@ -37,32 +37,6 @@ def get_config(step="ancestral_learned"):
   return config
 """
 SMALL = [f"--config.text.encoder.{key}={ENCODER[key]}" for key in ENCODER]
-FIRST = {
-  "_class_name": "UNet2DConditionModel",
-  "act_fn": "gelu",
-  "addition_embed_type": "text",
-  "addition_embed_type_num_heads": 2,
-  "attention_head_dim": 8,
-  "block_out_channels": [8, 16],
-  "cross_attention_dim": 32,
-  "cross_attention_norm": "group_norm",
-  "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
-  "encoder_hid_dim": 16,
-  "in_channels": 3,
-  "layers_per_block": 1,
-  "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-  "norm_num_groups": 4,
-  "out_channels": 6,
-  "resnet_time_scale_shift": "scale_shift",
-  "sample_size": 64,
-  "up_block_types": ["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
-}
-SECOND = FIRST | {
-  "class_embed_type": "timestep",
-  "in_channels": 6,
-  "only_cross_attention": True,
-  "sample_size": 256,
-}
 
 
 def random_state(shapes) -> dict[str, np.ndarray]:
@@ -74,12 +48,19 @@ def random_state(shapes) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, small_if):
   """Small nets where IF-I-M and IF-II-M would be, and a small T5."""
   home = tmp_path_factory.mktemp("hub")
   config = deepfloyd_if.get_config("m,m")
   config.text.encoder.update(ENCODER)
-  for name, given in (("I", FIRST), ("II", SECOND)):
+  second = small_if | {
+    "class_embed_type": "timestep",
+    "in_channels": 6,
+    "only_cross_attention": True,
+    "sample_size": 256,
+  }
+  first = small_if | {"sample_size": 64}
+  for name, given in (("I", first), ("II", second)):
     folder = home / f"IF-{name}-M-v1.0" / "unet"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(given))
@@ -148,15 +129,18 @@ def trained(run, home, here):
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_weights(trained, home):
-  start, ema = weights_of(f"{home}/IF-I-M-v1.0/unet"), weights_of(trained)
+def test_a_run_starts_from_the_weights(trained, home, small_if):
+  start, ema = (
+    weights_of(f"{home}/IF-I-M-v1.0/unet", small_if),
+    weights_of(trained, small_if),
+  )
   moved = [np.abs(a - b).max() for a, b in zip(start, ema, strict=True)]
   assert 0 < max(moved) < 1e-3
   assert (trained / "samples" / "00000002.png").exists()
 
 
 @pytest.mark.slow
-def test_what_was_trained_goes_back_to_diffusers(trained, home, run):
+def test_what_was_trained_goes_back_to_diffusers(trained, home, run, small_if):
   """The same numbers."""
   done = run(
     "export",
@@ -169,13 +153,15 @@ def test_what_was_trained_goes_back_to_diffusers(trained, home, run):
   )
   assert (done.returncode, done.stderr) == (0, "")
   for a, b in zip(
-    weights_of(trained), weights_of(trained / "unet"), strict=True
+    weights_of(trained, small_if),
+    weights_of(trained / "unet", small_if),
+    strict=True,
   ):
     np.testing.assert_array_equal(a, b)
 
 
-def weights_of(path) -> list[np.ndarray]:
-  net = diffusers.unet(FIRST)
+def weights_of(path, small_if) -> list[np.ndarray]:
+  net = diffusers.unet(small_if)
   built = build.Stage(net, 64)
   init = lambda: built.init(jax.random.key(0), text_length=77, text_dim=16)
   params = published.load_net(str(path), jax.eval_shape(init))
