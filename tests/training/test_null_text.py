@@ -21,6 +21,7 @@ class Net(nn.Module):
   """Text at real tokens, summed, beside the picture."""
 
   stride: int = 1
+  out_channels: int = 3
 
   @nn.compact
   def __call__(self, z, time, cond):
