@@ -30,6 +30,7 @@ from imagen_jax import build
 from imagen_jax.cascade import Cascade
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import grid, write_png
+from imagen_jax.interop import published
 from imagen_jax.runtime import program
 from imagen_jax.runtime.mesh import rows_sharding
 from imagen_jax.runtime.progress import Progress, Stopwatch
@@ -162,7 +163,7 @@ def main() -> None:
   watch = Stopwatch()
   devices = build.sampling_devices(config)
   for name in cascade.names:  # what cannot be had shows before T5 is read
-    build.packaged(config[name].weights)
+    published.packaged(config[name].weights)
   text = encoded(config, prompts, devices)
   progress.say(f"  text: {len(prompts)} prompt(s) in {watch.lap()}")
   params = build.load_nets(config, cascade, Placement(devices))
