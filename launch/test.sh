@@ -26,4 +26,5 @@ fi
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-.venv/bin/python -m pytest -m "$select" "$@"
+# Two at a time, each of whole files: their fixtures are made once.
+.venv/bin/python -m pytest -n 2 --dist loadfile -m "$select" "$@"

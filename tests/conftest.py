@@ -28,7 +28,9 @@ def pytest_configure(config):
   """
   cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
   if cache is not None:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache.mkdir("jax"))
+    # Of each worker of its own: one must not read what another half wrote.
+    name = "jax" + os.environ.get("PYTEST_XDIST_WORKER", "")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache.mkdir(name))
     # Small programs too: there are many processes that start with the same.
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 

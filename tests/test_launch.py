@@ -140,7 +140,7 @@ def test_test_passes_arguments_to_pytest(project):
   assert project.calls()[2:] == [
     "-m ruff check .",
     "-m ruff format --check .",
-    "-m pytest -m not slow and not oracles -k launch",
+    "-m pytest -n 2 --dist loadfile -m not slow and not oracles -k launch",
   ]
 
 
@@ -151,4 +151,4 @@ def test_test_installs_the_oracles(project, flag, selected):
   project.run("test.sh", flag, "-x")
   calls = project.calls()
   assert calls[2].endswith("-e .[oracles]")
-  assert calls[-1] == f"-m pytest -m {selected} -x"
+  assert calls[-1] == f"-m pytest -n 2 --dist loadfile -m {selected} -x"

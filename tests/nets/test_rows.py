@@ -57,8 +57,8 @@ def make_unet(remat="none", mult=(1,), blocks=1, **fields):
   """Of levels of 4x4, 2x2 ..., the last with attention to pixels and text."""
   sides = (SIDE // 2 ** (len(mult) - 1),)
   policies = remat if isinstance(remat, tuple) else (remat,) * len(mult)
-  told = SIDE, 8, mult, blocks, sides, sides, 8, "mean", 8, 4, 3, policies
-  return UNet(*told, **fields)
+  told = SIDE, 8, mult, blocks, sides, sides, 8, "mean", 8, 4
+  return UNet(*told, remat=policies, **fields)
 
 
 def make_efficient(remat="none", **fields):

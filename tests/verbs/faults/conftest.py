@@ -38,13 +38,14 @@ REPLACED = """
 import threading, time
 import numpy as np
 from imagen_jax import train
+from imagen_jax.training import batches
 from imagen_jax.runtime import program
 {script}
 program.run_and_leave(train.main, (0, train.SAVED))
 """
 # Of the split that is trained on: records with no caption.
 BAD = """
-load = train.load_source
+load = batches.load_source
 class Source:
   def __init__(self, source):
     self.source = source
@@ -53,7 +54,7 @@ class Source:
   def __getitem__(self, index):
     record = self.source[index]
     return record | dict(caption=b"") if index % {every} == 0 else record
-train.load_source = lambda name, split, folder: (
+batches.load_source = lambda name, split, folder: (
   Source(load(name, split, folder)) if split == "train"
   else load(name, split, folder))
 """

@@ -10,7 +10,7 @@ import pytest
 SAVED = 75
 # After so many reads of a split, all others hang.
 STALLED = """
-load = train.load_source
+load = batches.load_source
 lock = threading.Lock()
 class Source:
   def __init__(self, source):
@@ -24,7 +24,7 @@ class Source:
     while hangs:
       time.sleep(1000)
     return self.source[index]
-train.load_source = lambda name, split, folder: (
+batches.load_source = lambda name, split, folder: (
   Source(load(name, split, folder)) if split == {split!r}
   else load(name, split, folder))
 """

@@ -82,14 +82,14 @@ def test_a_second_signal_ends_at_once(
 
 
 POISON = """
-make = train.make_batches
+make = batches.make_batches
 def poisoned(*args, start_step=0, **options):
   batches = make(*args, start_step=start_step, **options)
   for step, batch in enumerate(batches, start_step + 1):
     if step in {steps}:
       batch["image"][0, 0, 0, 0] = np.nan
     yield batch
-train.make_batches = poisoned
+batches.make_batches = poisoned
 """
 
 
