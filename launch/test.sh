@@ -26,5 +26,7 @@ fi
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-# Two at a time, each of whole files: their fixtures are made once.
-.venv/bin/python -m pytest -n 2 --dist loadfile -m "$select" "$@"
+# Two at a time, each of whole files, whose fixtures are made once, in the order
+# of tests/conftest.py.
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+  -m "$select" "$@"

@@ -135,12 +135,15 @@ def test_quickstart_passes_prompt_and_flags(project):
   )
 
 
+TWO = "-n 2 --dist loadfile --no-loadscope-reorder"  # workers
+
+
 def test_test_passes_arguments_to_pytest(project):
   project.run("test.sh", "-k", "launch")
   assert project.calls()[2:] == [
     "-m ruff check .",
     "-m ruff format --check .",
-    "-m pytest -n 2 --dist loadfile -m not slow and not oracles -k launch",
+    f"-m pytest {TWO} -m not slow and not oracles -k launch",
   ]
 
 
@@ -151,4 +154,4 @@ def test_test_installs_the_oracles(project, flag, selected):
   project.run("test.sh", flag, "-x")
   calls = project.calls()
   assert calls[2].endswith("-e .[oracles]")
-  assert calls[-1] == f"-m pytest -n 2 --dist loadfile -m {selected} -x"
+  assert calls[-1] == f"-m pytest {TWO} -m {selected} -x"
