@@ -36,7 +36,7 @@ from imagen_jax.runtime.checkpoints import Checkpoints
 from imagen_jax.runtime.metrics import Metrics, memory
 from imagen_jax.runtime.preemption import SAVED, Preemption
 from imagen_jax.runtime.progress import Clock, Progress
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.runtime.sharding import Placement, placed
 from imagen_jax.training.batches import open_batches
 from imagen_jax.training.grids import batch_grid, sample_grid
 from imagen_jax.training.plan import (
@@ -131,11 +131,10 @@ def main() -> None:
   make = lambda net: init_state(net, optimizer)
   like = jax.eval_shape(make, jax.eval_shape(net))
   places = place_state(like, optimizer, placement)
+  like = placed(like, places)  # a resumed run needs no other state
   make = jax.jit(make, donate_argnums=0, out_shardings=places)
   net = jax.jit(net, out_shardings=places.params)
-  like = make.eval_shape(net.eval_shape())  # a resumed run needs no other
-  waiting = dict(patience=data.patience, say=progress.say)
-  waiting["stop"] = preemption.told
+  waiting = dict(patience=data.patience, say=progress.say, stop=preemption.told)
   shown = first_of(open_batches(
     stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
     bad=BadRecords(data.max_bad_share),

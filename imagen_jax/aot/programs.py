@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import build
 from imagen_jax.runtime import mesh
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.runtime.sharding import Placement, placed
 from imagen_jax.stage import CHANNELS, Stage
 from imagen_jax.training.step import init_state, make_train_step, place_state
 from imagen_jax.types import TextEmbedding
@@ -34,19 +34,6 @@ class Program:
   params: Any
   out_shardings: Any = None
   donate: tuple[int, ...] = ()
-
-
-def placed(tree: Any, shardings: Any) -> Any:
-  """Shapes with shardings: of every leaf, or one for all."""
-  if isinstance(shardings, jax.sharding.Sharding):
-    shardings = jax.tree.map(lambda _: shardings, tree)
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    tree,
-    shardings,
-  )
 
 
 def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

@@ -23,9 +23,8 @@ from imagen_jax.interop.unet_names import diffusers_names, layout_of
 from imagen_jax.nets.layers import gelu, text_group_norm
 from imagen_jax.nets.unet import UNet
 from imagen_jax.runtime.sharding import Placement
-from imagen_jax.runtime.weights import save_weights
 
-CONFIG, STEM = "config.json", "diffusion_pytorch_model"
+CONFIG, STEM = hub.CONFIG, "diffusion_pytorch_model"
 ACTIVATIONS = {"gelu": gelu, "silu": nn.swish, "swish": nn.swish}
 # A level's blocks, with attention and without: on the way down, on that up.
 _DOWN = ("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D")
@@ -185,7 +184,6 @@ def save(folder: str | os.PathLike, net: UNet, params: Any) -> None:
       "diffusers has no such net, expected a UNet with text_norm group, as "
       "DeepFloyd IF's are"
     )
-  folder = epath.Path(folder)
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   state = {
     name: np.ascontiguousarray(
@@ -193,11 +191,7 @@ def save(folder: str | os.PathLike, net: UNet, params: Any) -> None:
     )
     for ours, name in diffusers_names(flat).items()
   }
-  save_weights(
-    folder / f"{STEM}.safetensors", state, dtype=None, metadata={"format": "pt"}
-  )
-  config = json.dumps(config_of(net, params), indent=2) + "\n"
-  (folder / CONFIG).write_text(config)
+  hub.save(folder, state, config_of(net, params), STEM)
 
 
 def diffusers_shapes(like: Any) -> dict[str, tuple[int, ...]]:

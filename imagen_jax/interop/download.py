@@ -92,7 +92,8 @@ def fetch(url: str) -> epath.Path:
   weights.check_no_pickle(url)
   if _IF.fullmatch(place.repo):
     _tell(_IF_NOTICE)
-  found = _snapshot(place, [place.path, *_in(place, "{}/*.")])
+  within = [f"{place.path}/*.{ending}" for ending in _ENDINGS]
+  found = _snapshot(place, [place.path, *within])
   if found.is_dir():
     names = [item.name for item in found.iterdir() if not item.is_dir()]
     if not any(name.endswith(("safetensors", "model")) for name in names):
@@ -110,10 +111,6 @@ def fetch(url: str) -> epath.Path:
 def _tell(notice: str) -> None:
   """A warning that is given once."""
   logging.warning(notice)
-
-
-def _in(place: Place, pattern: str) -> list[str]:
-  return [pattern.format(place.path) + ending for ending in _ENDINGS]
 
 
 def _snapshot(place: Place, patterns: list[str]) -> epath.Path:

@@ -4,15 +4,24 @@ No pickle is ever opened: loading one runs what its author wrote.
 """
 
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import safetensors
 from etils import epath
 
 from imagen_jax.interop.tensors import Tensor, few
-from imagen_jax.runtime.weights import PICKLES, check_no_pickle, reading
+from imagen_jax.runtime.weights import (
+  PICKLES,
+  check_no_pickle,
+  reading,
+  save_weights,
+)
 
+CONFIG = "config.json"  # what the weights beside it are of
 STEM = "model"  # transformers' name of a model's files, without the ending
 # A single file, an index of shards, either in half precision.
 _ENDINGS = (
@@ -46,6 +55,27 @@ def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
     path = _within(path, stem)
   check_no_pickle(path)
   return _sharded(path) if path.suffix == ".json" else _file(path)
+
+
+def save(
+  folder: str | os.PathLike,
+  state: Mapping[str, np.ndarray],
+  config: Mapping[str, Any],
+  stem: str = STEM,
+) -> None:
+  """Writes stem.safetensors, numbers as they are, and config.json.
+
+  ValueError if they cannot be written.
+  """
+  folder = epath.Path(folder)
+  # None keeps every number; "pt" is what transformers asks for.
+  save_weights(
+    folder / f"{stem}.safetensors",
+    state,
+    dtype=None,
+    metadata={"format": "pt"},
+  )
+  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _within(folder: epath.Path, stem: str) -> epath.Path:

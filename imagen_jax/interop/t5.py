@@ -5,7 +5,6 @@ table of relative positions transposed, and the table of the vocabulary under
 one of two names or under both.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -18,7 +17,6 @@ from etils import epath
 from imagen_jax.interop import hub, t5x
 from imagen_jax.interop.tensors import Tensor, check, place, quantised
 from imagen_jax.runtime.sharding import Placement
-from imagen_jax.runtime.weights import save_weights
 
 T = TypeVar("T", Tensor, np.ndarray)
 _TABLE, _SAME_TABLE = "shared.weight", "encoder.embed_tokens.weight"
@@ -92,21 +90,12 @@ def save_hugging_face(folder: str | os.PathLike, params: Any) -> None:
   transformers' T5EncoderModel.from_pretrained(folder) reads them. Folders that
   lack are made. ValueError if they cannot be written.
   """
-  folder = epath.Path(folder)
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   state = {
     name: np.ascontiguousarray(_turned(ours, np.asarray(flat[ours])))
     for ours, name in hugging_face_names(flat).items()
   }
-  # None keeps every number; "pt" is what transformers asks for.
-  save_weights(
-    folder / f"{hub.STEM}.safetensors",
-    state,
-    dtype=None,
-    metadata={"format": "pt"},
-  )
-  config = json.dumps(hugging_face_config(params), indent=2) + "\n"
-  (folder / "config.json").write_text(config)
+  hub.save(folder, state, hugging_face_config(params))
 
 
 def hugging_face_config(params: Any) -> dict[str, Any]:

@@ -111,3 +111,16 @@ def replicated_bytes(leaves: Sequence[Any], least: int = 2**20) -> int:
     if leaf.sharding.is_fully_replicated
   ]
   return sum(size for size in sizes if size > least)
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+  """Shapes with shardings: of every leaf, or one for all."""
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    tree,
+    shardings,
+  )
