@@ -38,11 +38,10 @@ setup() {
 }
 
 # Whether what start began has not ended. After a reboot its number may be of
-# another process. No pipe to grep -q, which ends before ps has told all: then
-# ps fails, and with pipefail a run that is there would not be.
+# another process. ps cuts lines to COLUMNS where that is exported; -ww doesn't.
 running() {
   pid=$(cat "$pid_file" 2>/dev/null) &&
-    [[ $(ps -o args= -p "$pid" 2>/dev/null) == *imagen_jax_run* ]]
+    [[ $(ps -ww -o args= -p "$pid" 2>/dev/null) == *imagen_jax_run* ]]
 }
 
 start() {

@@ -190,6 +190,7 @@ def wait_for(text, path):
 
 
 def test_a_run_on_workers(platform, workers):
+  platform.env["COLUMNS"] = "20"  # some shells export it, and ps heeds it
   for home in workers:
     shutil.copytree(platform.root, home / "imagen_jax")
   begun = time.monotonic()
