@@ -215,7 +215,7 @@ def main() -> None:
         jax.profiler.start_trace(f"{workdir}/trace")
       with clock.part("compute"):
         state, found = step_fn(state, text_params, batch)
-      window.add(step, found)
+        window.add(step, found)
       asked = preemption.reached(step)
       last = asked or step == run.steps
       if not last:

@@ -10,6 +10,12 @@ import numpy as np
 from imagen_jax.runtime.topologies import PEAK_TFLOPS
 from imagen_jax.training.step import LOGSNR_EDGES
 
+# Steps that the devices have at a time, one under way and what follows it:
+# enough for them never to wait for the host. Left to itself it runs tens of
+# steps ahead, whose batches fill the devices' memory, and which a job that is
+# asked to end would have to do before it can save.
+_AHEAD = 2
+
 
 class Window:
   """Metrics of steps, left on the devices until they are asked for."""
@@ -19,7 +25,10 @@ class Window:
     self._steps: list[tuple[int, Mapping[str, jax.Array]]] = []
 
   def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Notes a step that the devices were given; waits while they have more."""
     self._steps.append((step, metrics))
+    if len(self._steps) > _AHEAD:
+      jax.block_until_ready(self._steps[-1 - _AHEAD][1])
 
   def take(self) -> tuple[dict[str, float], list[int]]:
     """(numbers, skipped steps) of all steps since the last time; waits.

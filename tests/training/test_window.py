@@ -81,6 +81,25 @@ def test_too_many_in_a_row_end_the_run():
     window.take()
 
 
+class OnDevice:
+  """An array whose step is done when somebody has waited for it."""
+
+  done = False
+
+  def block_until_ready(self):
+    self.done = True
+
+
+def test_the_host_is_two_steps_before_the_devices_and_no_more():
+  window = Window(max_skipped=2)
+  losses = [OnDevice() for _ in range(5)]
+  for step, loss in enumerate(losses, 1):
+    window.add(step, {"loss": loss})
+    assert [x.done for x in losses[:step]] == (
+      [True] * (step - 2) + [False] * min(step, 2)
+    )
+
+
 def test_pace(monkeypatch):
   """Ten steps of 8 pictures in 20 seconds, of 3e12 operations each."""
   spent = {"compute": 16.0, "data": 3.0, "host": 1.0}
