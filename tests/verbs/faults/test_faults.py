@@ -59,7 +59,11 @@ train.Checkpoints.save = slow
 
 
 @pytest.mark.parametrize(
-  ("sent", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+  ("sent", "code"),
+  [
+    (signal.SIGTERM, -signal.SIGTERM),
+    pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+  ],
 )
 def test_a_second_signal_ends_at_once(
   training, undisturbed, tmp_path, sent, code
