@@ -7,7 +7,7 @@ In one process, on the same random weights and inputs: DeepFloyd IF-I-M at its
 real size on one 64x64 picture, and T5 v1.1 base on one prompt of 77 tokens; in
 float32 and in bfloat16. Rounds take turns, so that a busy machine is busy for
 all; the median counts. Compilation is told apart. --compile times torch.compile
-as well, which wants a C++ compiler.
+as well, which wants a C++ compiler. The numbers are in README.md.
 """
 
 import argparse
