@@ -33,6 +33,7 @@ from imagen_jax.runtime.configs import (
   kind,
   pick,
   section,
+  settings,
 )
 from imagen_jax.runtime.mesh import MeshShape, make_mesh
 from imagen_jax.runtime.sharding import Placement
@@ -76,13 +77,6 @@ STAGE_KEYS = (
   "sampling",
   "weights",
 )
-
-
-def settings(config: Mapping[str, Any], where: str, options: Mapping) -> Any:
-  """The object that a sub-config names by `kind` and describes."""
-  cls, rest = kind(config, where, options)
-  hints = fields(cls) if isinstance(cls, type) else {}
-  return fill(cls, rest, where, hints)
 
 
 def module(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from configs import shapes16
 from imagen_jax import build
 from imagen_jax.diffusion import guidance, samplers, schedules
 from imagen_jax.diffusion.augment import bilinear_aligned
@@ -55,6 +56,20 @@ from imagen_jax.stage import Sampling, Stage
 def test_sampling(config, expected):
   assert build.sampling(config) == expected
   assert hash(build.sampling(config)) == hash(expected)  # static under jit
+
+
+def test_a_kind_can_be_changed_alone():
+  """What the kind before had may stay: a command line cannot remove it."""
+  config = shapes16.get_config().sampling
+  assert "gamma" in config.step and "p" in config.threshold
+  config.step.kind = "dpm_solver++"
+  config.threshold.kind = "static"
+  made = build.sampling(config)
+  assert made.step == samplers.dpm_step
+  assert made.threshold == guidance.static_threshold
+  config.step.eta = 1.0
+  with pytest.raises(ValueError, match="^unknown config key sampling.step.eta"):
+    build.sampling(config)
 
 
 def test_a_stage_as_deepfloyds():

@@ -99,6 +99,25 @@ def kind(
   return pick(rest.pop("kind", None), f"config {where}.kind", options), rest
 
 
+def settings(
+  config: Mapping[str, Any], where: str, options: Mapping[str, Any]
+) -> Any:
+  """The object that a sub-config names by `kind` and describes.
+
+  What only other kinds have may stay there and does not apply, so that `kind`
+  alone is what a command line has to change.
+  """
+  chosen, rest = kind(config, where, options)
+  hints = {
+    option: fields(option) if isinstance(option, type) else {}
+    for option in options.values()
+  }
+  others = {key for known in hints.values() for key in known}
+  others -= hints[chosen].keys()
+  own = {key: value for key, value in rest.items() if key not in others}
+  return fill(chosen, own, where, hints[chosen])
+
+
 def check_names(
   config: Mapping[str, Any],
   where: str,
