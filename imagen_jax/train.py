@@ -107,6 +107,7 @@ def main() -> None:
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
   workdir, traced = os.path.expanduser(workdir), profiled()
+  program.check_bucket("workdir", workdir)
   build.check_keys(config)
   stage, text = build.stage(config.stage), build.text(config.text)
   data, run = build.data(config.data), build.training(config.train)

@@ -1,6 +1,8 @@
 """Sets the tests' machine, before anything imports JAX: a CPU as 8 devices."""
 
 import os
+import pathlib
+import runpy
 import sys
 
 import numpy as np
@@ -40,6 +42,17 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
   """The verbs' tests first: by their end one worker would be left alone."""
   items.sort(key=lambda item: "verbs" not in item.path.parts)
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory):
+  """A stand-in for Google Cloud Storage, with an empty bucket `bucket`."""
+  path = pathlib.Path(__file__).with_name("cloud_storage.py")
+  server = runpy.run_path(str(path))["CloudStorage"]
+  storage = server(tmp_path_factory.mktemp("authority"))
+  storage.buckets["bucket"] = {}
+  yield storage
+  storage.close()
 
 
 @pytest.fixture(scope="session")

@@ -31,12 +31,11 @@ def write_png(
     path.parent.mkdir(parents=True, exist_ok=True)
     part.write_bytes(data.getvalue())
     part.replace(path)
-  except OSError as error:
-    raise ValueError(
-      f"{path} cannot be written: {error.strerror or error}"
-    ) from error
+  except Exception as error:  # stores raise many kinds
+    said = getattr(error, "strerror", None) or str(error).split("\n")[0]
+    raise ValueError(f"{path} cannot be written: {said}") from error
   finally:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):
       part.unlink()
 
 

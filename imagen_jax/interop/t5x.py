@@ -21,6 +21,7 @@ import tensorstore as ts
 from etils import epath
 
 from imagen_jax.interop.tensors import Index, Tensor, few
+from imagen_jax.runtime.agreement import reason
 
 FILE, VERSION = "checkpoint", 3
 _CHUNK = 2**26  # bytes: as large as t5x makes them
@@ -68,8 +69,8 @@ def save(path: epath.Path, tree: Any) -> None:
     contents = {"version": VERSION, "optimizer": contents}
     data = flax.serialization.msgpack_serialize(contents)
     (path / FILE).write_bytes(data)
-  except OSError as error:
-    raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+  except Exception as error:  # stores raise many kinds
+    raise ValueError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def _target(path: epath.Path) -> dict[str, Any]:
@@ -167,8 +168,8 @@ def _stored(path: epath.Path, name: str, store: Any) -> Tensor:
 
 
 def _unreadable(path: epath.Path, name: str, error: ValueError) -> ValueError:
-  reason = str(error).split(" [tensorstore_spec")[0].replace("\n", " ")
-  return ValueError(f"weights {path} have {name} damaged: {reason}")
+  said = str(error).split(" [tensorstore_spec")[0].replace("\n", " ")
+  return ValueError(f"weights {path} have {name} damaged: {said}")
 
 
 def _spec(path: epath.Path, stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,14 @@ def reason(error: Exception) -> str:
   """Why something failed, in a few words."""
   if isinstance(error, Failed) and error.__context__ is not None:
     return reason(error.__context__)  # this process's own failure came first
-  said = str(error).strip().split("\n")[0][:200]
+  # Without what a store answered in full: TensorFlow's errors of gs:// put it
+  # before the path, TensorStore's after the reason.
+  said = re.sub(
+    r"(HTTP response code \d+).*\n\t", r"\1", str(error), flags=re.S
+  )
+  said = re.split(r" \[\w+='|\n", said.strip())[0]
+  if len(said) > 240:  # TensorStore's: what failed, of what, ..., and why
+    said = f"{said[:120]} ... {said[-120:]}"
   if code := re.search(r"os_error_code='(\d+)'", str(error)):
     return os.strerror(int(code[1]))
   if isinstance(error, OSError) and error.strerror:

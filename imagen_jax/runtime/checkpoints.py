@@ -173,8 +173,9 @@ class Checkpoints:
     with contextlib.suppress(Exception):  # what other arrays failed of
       self._manager.wait_until_finished()
     self._meeting.reset()
-    self._clean()
-    self._manager.reload()
+    with contextlib.suppress(Exception):  # a store out of reach
+      together(self._clean)
+      self._manager.reload()
 
   def _failed(self, error: Exception) -> str:
     path = self._directory / str(self._saving)
@@ -192,7 +193,7 @@ class Checkpoints:
     if jax.process_index() == 0:
       for path in self._directory.iterdir():
         if ocp.path.step.is_path_temporary(path):
-          with contextlib.suppress(OSError):
+          with contextlib.suppress(Exception):  # stores raise many kinds
             path.rmtree()
 
   def _set_aside(self, damaged: Mapping[int, Exception], used: int) -> None:

@@ -11,7 +11,10 @@ from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
+
+from imagen_jax.runtime.agreement import reason
 
 flags.disclaim_key_flags()  # --config is the verb's, in --help
 
@@ -19,8 +22,8 @@ flags.disclaim_key_flags()  # --config is the verb's, in --help
 def run(main: Callable[[], None]) -> None:
   """Runs main(); a ValueError ends the program with its sentence, exit 1.
 
-  So does a file that cannot be read or written, and an interruption. A flag
-  that does not exist or parse ends it likewise, exit 2.
+  So does a file that cannot be read or written, on gs:// too, and an
+  interruption. A flag that does not exist or parse ends it likewise, exit 2.
   """
   logging.set_verbosity(logging.WARNING)
 
@@ -42,6 +45,10 @@ def run(main: Callable[[], None]) -> None:
       fail(f"computing failed, perhaps because a process ended: {said}", 1)
     except KeyboardInterrupt:
       fail("interrupted", 130)
+    except Exception as error:
+      if not _is_of_a_store(error):
+        raise
+      fail(reason(error), 1)
 
   app.run(guarded, flags_parser=parse)
 
@@ -138,9 +145,33 @@ def check_seed(flag: flags.FlagHolder) -> None:
     raise ValueError(f"--{flag.name} is {flag.value}, expected less than 2**32")
 
 
-def check_writable(name: str, folder: pathlib.Path) -> None:
-  """ValueError if a folder cannot be made or written; makes nothing yet."""
-  path = folder.absolute()
+def check_bucket(name: str, folder: str | os.PathLike) -> None:
+  """ValueError if a folder's bucket, on gs:// and the like, is not there.
+
+  TensorFlow, which writes there, would try for ever to make folders in it.
+  """
+  scheme, remote, rest = os.fspath(folder).partition("://")
+  if not remote:
+    return
+  bucket = epath.Path(f"{scheme}://{rest.partition('/')[0]}")
+  try:
+    found = bucket.exists()
+  except Exception as error:  # stores raise many kinds
+    raise ValueError(
+      f"{name} {folder} cannot be reached: {reason(error)}"
+    ) from error
+  if not found:
+    raise ValueError(f"{name} {folder}: there is no bucket {bucket}")
+
+
+def check_writable(name: str, folder: str | os.PathLike) -> None:
+  """ValueError if a folder cannot be made or written; makes nothing yet.
+
+  Of one on gs:// and the like, only the bucket is looked for.
+  """
+  if "://" in os.fspath(folder):
+    return check_bucket(name, folder)
+  path = pathlib.Path(folder).absolute()
   while not os.path.lexists(path):
     path = path.parent
   try:
@@ -150,6 +181,12 @@ def check_writable(name: str, folder: pathlib.Path) -> None:
     raise ValueError(
       f"{name} {folder} cannot be written: {error.strerror}"
     ) from error
+
+
+def _is_of_a_store(error: Exception) -> bool:
+  """Whether TensorFlow, by which gs:// is read and written, raised it."""
+  tensorflow = sys.modules.get("tensorflow")
+  return bool(tensorflow) and isinstance(error, tensorflow.errors.OpError)
 
 
 def fail(message: str, code: int) -> None:

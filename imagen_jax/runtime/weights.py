@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 
 from imagen_jax.runtime.checkpoints import restore_ema
 
@@ -26,7 +27,7 @@ def load(path: str | os.PathLike, like: Any) -> Any:
   ValueError as load_weights and restore_ema, and for a pickle.
   """
   check_no_pickle(path)
-  if pathlib.Path(path).suffix == ".safetensors":
+  if epath.Path(path).suffix == ".safetensors":
     return load_weights(path, like)
   _, ema, _ = restore_ema(str(path), like)
   return ema
@@ -41,9 +42,10 @@ def save_weights(
 ) -> int:
   """Writes a tree of parameters, whole or not at all; returns its bytes.
 
-  Folders that lack are made. ValueError if it cannot be written.
+  Folders that lack are made; gs:// paths too. ValueError if it cannot be
+  written.
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   flat = {name: np.asarray(value, dtype) for name, value in flat.items()}
   data = safetensors.numpy.save(flat, dict(metadata or {}))
@@ -75,7 +77,7 @@ def load_weights(path: str | os.PathLike, like: Any) -> Any:
   ValueError, naming the file, if it is missing or damaged, or if a parameter
   is missing, unknown or of another shape.
   """
-  flat = _read(pathlib.Path(path))
+  flat = _read(epath.Path(path))
   wanted = flax.traverse_util.flatten_dict(like, sep="/")
   for name in sorted(wanted.keys() ^ flat.keys()):
     lack = "have no" if name in wanted else "have an unknown"
@@ -93,25 +95,31 @@ def load_weights(path: str | os.PathLike, like: Any) -> Any:
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   """What save_weights was told of the weights' making."""
-  with open(path, "rb") as file:
+  with epath.Path(path).open("rb") as file:
     size = int.from_bytes(file.read(8), "little")
     return json.loads(file.read(size)).get("__metadata__", {})
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read(path: epath.Path) -> dict[str, np.ndarray]:
   with reading(path):
-    return safetensors.numpy.load_file(path)
+    if "://" not in os.fspath(path):
+      return safetensors.numpy.load_file(path)
+    with tempfile.NamedTemporaryFile() as copy:
+      copy.write(path.read_bytes())
+      copy.flush()
+      return safetensors.numpy.load_file(copy.name)
 
 
 @contextlib.contextmanager
 def reading(path: Any) -> Iterator[None]:
   """ValueError, naming the file, for one that cannot be read in the block."""
   try:
-    path.open("rb").close()
+    with path.open("rb"):
+      pass
     yield
   except OSError as error:
     raise ValueError(
-      f"weights {path} cannot be read: {error.strerror}"
+      f"weights {path} cannot be read: {error.strerror or error}"
     ) from error
   except safetensors.SafetensorError as error:
     raise ValueError(
