@@ -145,11 +145,11 @@ class Checkpoints:
 
     Does not ask other processes: one may end alone, by an error.
     """
-    try:
-      self._manager.wait_until_finished()
-    except Exception as error:
-      self._say(self._failed(error))
-    self._manager.close()
+    for end in (self._manager.wait_until_finished, self._manager.close):
+      try:
+        end()
+      except Exception as error:
+        self._say(self._failed(error))
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -167,6 +167,10 @@ class Checkpoints:
 
   def _fail(self, error: Exception) -> None:
     """Tells of a failed save, and makes room for the next."""
+    try:  # Orbax may have missed a file where no folder could be made
+      together(self._try_folder)
+    except Failed as cause:
+      error = cause
     self._lost = self._failed(error)
     self._say(self._lost)
     self._saving = None

@@ -140,9 +140,9 @@ def test_too_many_nans_in_a_row_end_the_run(training, undisturbed, tmp_path):
 
 
 def in_tmpfs(workdir, copy) -> list[str]:
-  """What runs a command with 2 MB of space at workdir, and copies that."""
+  """What runs a command with 3 MB of space at workdir, and copies that."""
   script = (
-    f"mount -t tmpfs -o size=2m tmpfs {workdir} || exit; "
+    f"mount -t tmpfs -o size=3m tmpfs {workdir} || exit; "
     f'"$0" "$@"; code=$?; cp -r {workdir} {copy}; exit $code'
   )
   return ["unshare", "-rm", "sh", "-c", script]
