@@ -182,7 +182,7 @@ class Checkpoints:
       self._manager.reload()
 
   def _failed(self, error: Exception) -> str:
-    path = self._directory / str(self._saving)
+    path = self._directory / str(self._saving or "")
     return f"checkpoint {path} could not be saved: {reason(error)}"
 
   def _try_folder(self) -> None:
