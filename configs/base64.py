@@ -5,10 +5,11 @@
 
 on 256 TPU v4, as the paper's (Sec. 4.1). The argument is the size of the
 ablation (App. D.3): 300M, 500M, 1B or 2B. Only the width of 2B is printed; the
-others are ours, and give 372M, 619M and 935M parameters.
+others are ours, the multiples of 64 that come nearest, and give 372M, 619M and
+935M parameters.
 
 2B has 2.31B: the layout without any text is 2.10B, pooling text of width 4096
-takes 64M, the text's keys and values in every attention layer the rest. T5 is
+takes 59M, the text's keys and values in every attention layer the rest. T5 is
 part of the step, frozen. `data` is to be overridden with pictures of one's own.
 What F.1 does not say (mesh, bfloat16, EMA) is ours. On 256 TPU v4 all that the
 backward pass needs fits, so remat is "none" (launch/compiled.md); on 256 v5e it

@@ -3,7 +3,8 @@
   python -m imagen_jax.train --config=configs/sr256.py --workdir=DIR
   python -m imagen_jax.compile --config=configs/sr256.py --topology=v4-256
 
-on 128 TPU v4, as the paper's (Sec. 4.1). 584M parameters; the paper says 600M.
+on 128 TPU v4, as the paper's (Sec. 4.1). 584M parameters; the paper says 600M,
+perhaps rounded, or with a wider embedding, which it does not print.
 What F.2 does not say (mesh, remat, bfloat16, EMA, width of the embedding) is
 ours.
 """

@@ -47,8 +47,14 @@ NOT_FITTING = 3
 
 def the_command() -> str:
   """How to make a row again, but for the flags of the compiler."""
-  args = [arg for arg in sys.argv[1:] if not arg.startswith("--json")]
-  return shlex.join(["python", "-m", "imagen_jax.compile", *args])
+  args = iter(sys.argv[1:])
+  kept = []
+  for arg in args:
+    if arg in ("--json", "-json"):
+      next(args)  # its value
+    elif not arg.lstrip("-").startswith("json="):
+      kept.append(arg)
+  return shlex.join(["python", "-m", "imagen_jax.compile", *kept])
 
 
 def main() -> None:
@@ -72,14 +78,15 @@ def main() -> None:
       print(
         f"compiling {it.name} for {tpus.name} ... {tried or ''}", flush=True
       )
-      found.append(report(it, devices, tpus) | tried)
-      print(line(found[-1]), flush=True)
-    rows += [{"command": the_command(), **row} for row in found]
+      row = report(it, devices, tpus) | tried
+      print(line(row), flush=True)
+      found.append(row)
+      rows.append({"command": the_command(), **row})
+      if JSON.value:  # each is hours of work
+        keep(pathlib.Path(JSON.value).expanduser(), rows)
     fits = all(row["fits"] for row in found)
     if SEARCH.value and fits:
       break
-  if JSON.value:
-    keep(pathlib.Path(JSON.value).expanduser(), rows)
   if not fits:
     sys.exit(NOT_FITTING)
 

@@ -13,8 +13,8 @@
 #           queued resource's state
 #   stop    asks the run to end (SIGTERM), and after 120 s makes it
 #   resume  stop, then start: train goes on from its newest checkpoint. If the
-#           TPU itself was lost (preempted, SUSPENDED): delete, create, setup,
-#           resume
+#           TPU itself was lost (preempted, SUSPENDED): delete, create (both
+#           with --queued if it was), setup, resume
 #   delete  gives the TPU back; gcloud asks first
 #
 # COMMAND is what one types on a single machine, and runs in the checkout, with

@@ -5,9 +5,10 @@
 #
 #   image   builds launch/Dockerfile as --image and pushes it; again after a
 #           change
-#   start   runs COMMAND on every host of every slice. What is preempted, killed
-#           or ends with exit code 127 or above starts again by itself, up to
-#           --max_restarts times; train goes on from its newest checkpoint
+#   start   runs COMMAND on every host of every slice. What is preempted (train
+#           then ends with 75), killed or ends with exit code 127 or above
+#           starts again by itself, up to --max_restarts times; train goes on
+#           from its newest checkpoint
 #   logs    follows the log of host --worker of each slice, with kubectl
 #   status  the workload's state
 #   resume  deletes what is left of the workload, then starts it again
@@ -27,7 +28,8 @@
 #   --image=                       IMAGE, as REGION-docker.pkg.dev/PROJECT/X/Y
 #   --max_restarts=10
 #   --worker=0
-#   --extra=FLAG                   for xpk, such as --extra=--spot; repeatable
+#   --extra=FLAG                   for xpk workload create, such as
+#                                  --extra=--spot; repeatable
 #   --dry_run                      prints the commands and runs none
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -52,7 +54,7 @@ workload() {
   local words=(xpk workload "$@" "--cluster=$cluster")
   [ -z "$zone" ] || words+=("--zone=$zone")
   [ -z "$project" ] || words+=("--project=$project")
-  run "${words[@]}" ${extra[@]+"${extra[@]}"}
+  run "${words[@]}"
 }
 
 build_image() {
@@ -67,8 +69,10 @@ build_image() {
 start() {
   workload create "--workload=$name" "--tpu-type=$(platform_type "$type")" \
     "--num-slices=$num_slices" "--docker-image=$image" \
-    "--max-restarts=$max_restarts" --termination-grace-period-seconds=120 \
-    "--command=. launch/env/$generation.sh && exec $(quote "${COMMAND[@]}")"
+    "--max-restarts=$max_restarts" --restart-on-exit-codes=75 \
+    --termination-grace-period-seconds=120 \
+    "--command=. launch/env/$generation.sh && exec $(quote "${COMMAND[@]}")" \
+    ${extra[@]+"${extra[@]}"}
 }
 
 check_start() {
@@ -97,7 +101,8 @@ case $verb in
   start | resume)
     check_start
     if [ "$verb" = resume ]; then
-      workload delete "--workload=$name"
+      workload delete "--workload=$name" ||
+        echo "xpk.sh: nothing was deleted; starting" >&2
     fi
     start
     ;;

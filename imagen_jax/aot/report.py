@@ -23,11 +23,12 @@ ABOUT = """\
 # Compiled ahead of time
 
 Written by `python -m imagen_jax.compile --json`, by the compiler that runs on
-the TPUs, without any. GiB are the peak of one device and what it has; PFLOP are
-of one step or one sampling, of all devices, what is recomputed included; ideal
-is the time they take at peak. Gathered and reduced is what one device
-receives; replicated are weights of over 1 MiB that every device has whole.
-Before a command, source the flags of its TPUs, such as `. launch/env/v4.sh`.
+the TPUs, without any: libtpu, of the version that compiled.json says. GiB are
+the peak of one device and what it has; PFLOP are of one step or one sampling,
+of all devices, what is recomputed included; ideal is the time they take at
+peak. Gathered and reduced is what one device receives; replicated are weights
+of over 1 MiB that every device has whole. Before a command, source the flags of
+its TPUs, such as `. launch/env/v4.sh`.
 """
 
 

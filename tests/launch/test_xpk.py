@@ -41,6 +41,7 @@ def test_start_passes_the_command_on_whole(platform):
     "--num-slices=2",
     "--docker-image=i",
     "--max-restarts=10",
+    "--restart-on-exit-codes=75",
     "--spot",
   } < {*words}
   (command,) = (w for w in words if w.startswith("--command="))
@@ -88,8 +89,20 @@ def test_logs_are_of_one_worker(platform):
 
 
 def test_resume_deletes_then_starts(platform):
-  commands = platform.dry("xpk.sh", "resume", *FLAGS, *COMMAND)
+  commands = platform.dry("xpk.sh", "resume", "--extra=--x", *FLAGS, *COMMAND)
   assert [words[2] for words in commands] == ["delete", "create"]
+  assert ["--x" in words for words in commands] == [False, True]
+
+
+def test_resume_starts_though_there_is_nothing_to_delete(platform):
+  xpk = platform.bin / "xpk"
+  xpk.write_text(
+    xpk.read_text() + '\ncase "$*" in *" delete "*) exit 1 ;; esac\n'
+  )
+  run = platform.run("xpk.sh", "resume", *FLAGS, *COMMAND)
+  assert run.returncode == 0, run.stderr
+  assert "nothing was deleted" in run.stderr
+  assert [words[2] for words in platform.calls()] == ["delete", "create"]
 
 
 @pytest.mark.parametrize(

@@ -51,20 +51,32 @@ def test_a_mesh_that_cannot_be_is_refused(given, message):
     mesh.make_mesh(mesh.MeshShape(**given))
 
 
+class Device(types.SimpleNamespace):
+  __hash__ = object.__hash__
+
+
 def test_slices_are_further_devices_along_data():
-  """Two made-up slices of four: no two devices of one share a place."""
+  """Two made-up slices of eight: fsdp and tensor stay within one."""
   fake = [
-    types.SimpleNamespace(
-      id=i, slice_index=i // 4, platform="cpu", process_index=0
+    Device(
+      id=i,
+      slice_index=i % 2,
+      platform="cpu",
+      process_index=0,
+      device_kind="cpu",
     )
-    for i in range(8)
+    for i in range(16)
   ]
   shape = mesh.MeshShape(fsdp=2, tensor=2)
-  assert shape.sizes(8, slices=2) == (2, 2, 2)
+  assert shape.sizes(16, slices=2) == (4, 2, 2)
+  placed = mesh.make_mesh(shape, fake).devices
+  assert len({device.id for device in placed.flat}) == 16
+  found = [{device.slice_index for device in part.flat} for part in placed]
+  assert found == [{0}, {0}, {1}, {1}]
   with pytest.raises(
     ValueError, match="data is 1, expected a multiple of the 2"
   ):
-    mesh.make_mesh(mesh.MeshShape(data=1, fsdp=8), fake)
+    mesh.make_mesh(mesh.MeshShape(data=1, fsdp=16), fake)
 
 
 def test_an_axis_may_be_a_part_of_one_of_the_torus():

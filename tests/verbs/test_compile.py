@@ -186,11 +186,14 @@ def test_a_small_step_compiles_for_a_tpu(run, tmp_path):
     "--config.stage.net.channel_mult=(1,)",
     "--config.stage.net.num_res_blocks=1",
     "--config.stage.net.attn_resolutions=(16,)",
+    "--json",
+    str(path),
     "--config.stage.net.text_cross_attn_res=(16,)",
-    f"--json={path}",
   )
   assert (done.returncode, done.stderr) == (0, "")
   (row,) = json.loads(path.read_text())
+  command = row["command"]
+  assert "rows.json" not in command and command.endswith("res=(16,)'")
   assert row["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
   assert row["fits"] and 0 < row["peak_bytes"] < 2 * GIB
   assert row["replicated_bytes"] == 0
