@@ -6,9 +6,9 @@
 #   image   builds launch/Dockerfile as --image and pushes it; again after a
 #           change
 #   start   runs COMMAND on every host of every slice. What is preempted (train
-#           then ends with 75), killed or ends with exit code 127 or above
-#           starts again by itself, up to --max_restarts times; train goes on
-#           from its newest checkpoint
+#           then ends with 75), has lost a host (76), is killed or ends with
+#           exit code 127 or above starts again by itself, up to
+#           --max_restarts times; train goes on from its newest checkpoint
 #   logs    follows the log of host --worker of each slice, with kubectl
 #   status  the workload's state
 #   resume  deletes what is left of the workload, then starts it again
@@ -69,7 +69,7 @@ build_image() {
 start() {
   workload create "--workload=$name" "--tpu-type=$(platform_type "$type")" \
     "--num-slices=$num_slices" "--docker-image=$image" \
-    "--max-restarts=$max_restarts" --restart-on-exit-codes=75 \
+    "--max-restarts=$max_restarts" --restart-on-exit-codes=75,76 \
     --termination-grace-period-seconds=120 \
     "--command=. launch/env/$generation.sh && exec $(quote "${COMMAND[@]}")" \
     ${extra[@]+"${extra[@]}"}

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import traceback
@@ -18,12 +19,15 @@ from imagen_jax.runtime.agreement import reason
 
 flags.disclaim_key_flags()  # --config is the verb's, in --help
 
+LOST = 76  # exit code of who lost another process, for whom to start it again
+
 
 def run(main: Callable[[], None]) -> None:
   """Runs main(); a ValueError ends the program with its sentence, exit 1.
 
   So does a file that cannot be read or written, on gs:// too, and an
-  interruption. A flag that does not exist or parse ends it likewise, exit 2.
+  interruption. A flag that does not exist or parse ends it likewise, exit 2; a
+  computation of many processes that failed, LOST.
   """
   logging.set_verbosity(logging.WARNING)
 
@@ -32,17 +36,17 @@ def run(main: Callable[[], None]) -> None:
       fail(f"unexpected argument {argv[1]!r}, expected only --flags", 2)
     try:
       main()
-    except ValueError as error:
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+      if _is_of_many(error):
+        said = str(error).split("\n")[0][:200]
+        fail(f"computing failed, perhaps because a process ended: {said}", LOST)
+      if not isinstance(error, ValueError):
+        raise
       fail(str(error), 1)
     except OSError as error:
       if error.filename is None:
         raise
       fail(f"{error.filename}: {error.strerror}", 1)
-    except jax.errors.JaxRuntimeError as error:
-      if not jax.distributed.is_initialized():
-        raise
-      said = str(error).split("\n")[0][:200]
-      fail(f"computing failed, perhaps because a process ended: {said}", 1)
     except KeyboardInterrupt:
       fail("interrupted", 130)
     except Exception as error:
@@ -181,6 +185,18 @@ def check_writable(name: str, folder: str | os.PathLike) -> None:
     raise ValueError(
       f"{name} {folder} cannot be written: {error.strerror}"
     ) from error
+
+
+def _is_of_many(error: Exception) -> bool:
+  """Whether one of many processes raised it as it computed with the others.
+
+  To read what failed to compute raises a ValueError that begins with a code,
+  as "UNKNOWN: Gloo AllGather failed".
+  """
+  if not jax.distributed.is_initialized():
+    return False
+  by_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  return by_jax or bool(re.match("[A-Z_]{5,}: ", str(error)))
 
 
 def _is_of_a_store(error: Exception) -> bool:

@@ -41,7 +41,7 @@ def test_start_passes_the_command_on_whole(platform):
     "--num-slices=2",
     "--docker-image=i",
     "--max-restarts=10",
-    "--restart-on-exit-codes=75",
+    "--restart-on-exit-codes=75,76",
     "--spot",
   } < {*words}
   (command,) = (w for w in words if w.startswith("--command="))
