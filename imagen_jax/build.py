@@ -250,8 +250,13 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
 def sampling_devices(
   config: Mapping[str, Any], devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """A cascade config's mesh over all devices; without one, the first device."""
+  """A cascade's mesh over all devices; without one, the first of one process.
+
+  ValueError for many processes without one.
+  """
   devices = jax.devices() if devices is None else devices
+  if "mesh" not in config and jax.process_count() > 1:
+    raise ValueError("the config has no mesh, expected one of all processes")
   return make_mesh(mesh(config), devices if "mesh" in config else devices[:1])
 
 

@@ -4,7 +4,8 @@
 
 Writes one PNG per picture and, for several, a grid of them. The settings are
 in each PNG's metadata. The same seed gives the same picture. The text encoder
-has left memory when the nets come into it.
+has left memory when the nets come into it. On many hosts all call it alike, and
+the first writes.
 """
 
 import time
@@ -21,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
@@ -33,13 +33,14 @@ from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import grid, write_png
 from imagen_jax.interop import published
 from imagen_jax.runtime import program
-from imagen_jax.runtime.mesh import rows_sharding
+from imagen_jax.runtime.mesh import rows_sharding, to_host
 from imagen_jax.runtime.progress import Progress, Stopwatch
 from imagen_jax.runtime.sharding import Placement
 from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
 
 read_config = program.define_config("configs/shapes.py")
+join_others = program.define_distributed()
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
 PROMPTS_FILE = flags.DEFINE_string(
   "prompts_file", None, "A UTF-8 text file with one prompt per line."
@@ -108,6 +109,14 @@ def encoded(
     return jax.block_until_ready(encode(prompts))
 
 
+def of_rows(
+  text: TextEmbedding, base: jax.Array, which: jax.Array, index: jax.Array
+) -> tuple[jax.Array, TextEmbedding]:
+  """Keys and prompts of pictures: `index` of the prompt numbered `which`."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(base, index)
+  return keys, jax.tree.map(lambda rows: rows[which], text)
+
+
 def sample_batch(
   cascade: Cascade,
   params: Sequence[Any],
@@ -119,10 +128,9 @@ def sample_batch(
   """The last stage's pictures, uint8 [B, size, size, 3]; tells of each."""
   progress.say(f"  {' -> '.join(cascade.names)} ...")
   for name, pictures in cascade.sample(params, keys, text):
-    pictures = np.asarray(pictures)
-    size = pictures.shape[1]
+    size = jax.block_until_ready(pictures).shape[1]
     progress.say(f"  {name}: {size}x{size} in {watch.lap()}")
-  return to_uint8(pictures)
+  return to_uint8(to_host(pictures))
 
 
 def file_stem(prompt: str) -> str:
@@ -156,9 +164,12 @@ def main() -> None:
     )
   cascade = build.cascade(config).with_sampling(**changes())
   outdir = epath.Path(OUTDIR.value).expanduser()
-  program.check_writable("outdir", outdir)
+  join_others()
+  first_host = jax.process_index() == 0
+  if first_host:
+    program.check_writable("outdir", outdir)
   rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]
-  progress = Progress("sample", len(rows), unit="picture")
+  progress = Progress("sample", len(rows), unit="picture", quiet=not first_host)
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
 
   watch = Stopwatch()
@@ -173,6 +184,7 @@ def main() -> None:
   # and a picture's key is of its seed and index: neighbours change nothing.
   size = min(len(rows), config.batch_size)
   base = jax.random.key(SEED.value)
+  draw = jax.jit(of_rows, out_shardings=rows_sharding(devices, size))
   note = {"config": config.to_json_best_effort(), "seed": str(SEED.value)}
   note |= {key: str(value) for key, value in changes().items()}
   pictures = []
@@ -180,13 +192,13 @@ def main() -> None:
   for start in range(0, len(rows), size):
     batch = rows[start : start + size]
     filled = batch + batch[-1:] * (size - len(batch))
-    which, index = (jnp.asarray(column) for column in zip(*filled, strict=True))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(base, index)
-    drawn = jax.tree.map(lambda rows, which=which: rows[which], text)
-    keys, drawn = jax.device_put((keys, drawn), rows_sharding(devices, size))
+    which, index = (np.array(column) for column in zip(*filled, strict=True))
     with jax.set_mesh(devices):
+      keys, drawn = draw(text, base, which, index)
       made = sample_batch(cascade, params, keys, drawn, progress, watch)
     progress.show(start + len(batch))
+    if not first_host:
+      continue
     for (p, i), picture in zip(batch, made, strict=False):
       path = outdir / f"{file_stem(prompts[p])}-{suffix()}-{i}.png"
       write_png(path, picture, {"prompt": prompts[p], "index": str(i), **note})
@@ -202,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  program.run(main)
+  program.run_and_leave(main, (0,))

@@ -30,7 +30,7 @@ from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.data.pipeline import BadRecords, bad_sentence
 from imagen_jax.data.png import write_png
 from imagen_jax.interop import published
-from imagen_jax.runtime import distributed, mesh, program
+from imagen_jax.runtime import mesh, program
 from imagen_jax.runtime.agreement import of_all
 from imagen_jax.runtime.checkpoints import Checkpoints
 from imagen_jax.runtime.metrics import Metrics, memory
@@ -50,6 +50,7 @@ from imagen_jax.training.window import Window, pace, skipped_sentence
 
 T = TypeVar("T")
 read_config = program.define_config("configs/shapes16.py")
+join_others = program.define_distributed()
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints, metrics and sample grids go."
 )
@@ -63,14 +64,6 @@ DRY_RUN = flags.DEFINE_boolean(
 PROFILE_STEPS = flags.DEFINE_string(
   "profile_steps", None, "A:B writes a trace of steps A to B to WORKDIR/trace."
 )
-DISTRIBUTED = flags.DEFINE_enum(
-  "distributed", "auto", distributed.MODES,
-  "How processes find each other: auto (variables, SLURM, TPU pod) or off.",
-)  # fmt: skip
-HEARTBEAT = flags.DEFINE_integer(
-  "heartbeat", 100,
-  "Seconds without a sign of life of one process until all others end.",
-)  # fmt: skip
 
 
 def profiled() -> range:
@@ -116,7 +109,7 @@ def main() -> None:
   optimizer = build.optimizer(config.optimizer)
   learning_rate = build.learning_rate(config.optimizer)
   tokenizer = build.tokenizer(text)
-  distributed.start(DISTRIBUTED.value, heartbeat=HEARTBEAT.value)
+  join_others()
   preemption = Preemption()
   first_host = jax.process_index() == 0
   progress = Progress("train", run.steps, quiet=not first_host)

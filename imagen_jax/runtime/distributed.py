@@ -7,6 +7,7 @@ by itself, into the folder that the others write to.
 import glob
 import importlib.util
 import os
+from typing import Any
 
 import jax
 
@@ -19,16 +20,18 @@ EXPLICIT = (
 )
 SRUN = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 MODES = ("auto", "off")
+# Either names a TPU slice's hosts, where not a metadata server does.
+TPU_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
 def start(mode: str = "auto", *, heartbeat: int = 100) -> str:
   """Joins the job that the environment tells of; returns what that was.
 
   To be called before anything else uses JAX. In this order: the variables of
-  EXPLICIT; SLURM's, under srun; a TPU's host, one of many or alone. Anything
-  else, and mode "off", is a process by itself. Waits for all processes. One
-  that gives no sign of life for `heartbeat` seconds ends all the others.
-  ValueError for variables that say too little.
+  EXPLICIT; SLURM's, under srun; a TPU's host, one of many. Anything else, and
+  mode "off", is a process by itself. Waits for all processes. One that gives no
+  sign of life for `heartbeat` seconds ends all the others. ValueError for
+  variables that say too little, and if a TPU's host does not find the others.
   """
   alive = {"heartbeat_timeout_seconds": heartbeat}
   if mode == "off":
@@ -40,10 +43,22 @@ def start(mode: str = "auto", *, heartbeat: int = 100) -> str:
   if all(name in os.environ for name in SRUN):
     jax.distributed.initialize(cluster_detection_method="slurm", **alive)
     return f"process {jax.process_index()} of {jax.process_count()} by SLURM"
-  if has_tpu():
-    jax.distributed.initialize(**alive)
+  if has_tpu() and not is_only_host():
+    join_tpu(alive)
     return f"host {jax.process_index()} of {jax.process_count()} of a TPU"
   return "one process"
+
+
+def join_tpu(settings: dict[str, Any]) -> None:
+  """Finds the other hosts of a TPU by what Google tells of them."""
+  try:
+    jax.distributed.initialize(**settings)
+  except Exception as error:  # requests' too, by which JAX asks
+    said = str(error).split("\n")[0][:200]
+    raise ValueError(
+      f"the other hosts of this TPU are not found, --distributed=off if there "
+      f"are none: {said}"
+    ) from error
 
 
 def explicit() -> tuple[str, int, int]:
@@ -65,6 +80,17 @@ def explicit() -> tuple[str, int, int]:
       f"{EXPLICIT[2]} is {index}, expected less than {EXPLICIT[1]} {count}"
     )
   return address, count, index
+
+
+def is_only_host() -> bool:
+  """Whether the environment names this TPU's hosts, and that is one.
+
+  As in notebooks that rent out one host, where there is no metadata server.
+  """
+  if int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
+    return False
+  named = [os.environ[name] for name in TPU_HOSTS if os.environ.get(name)]
+  return bool(named) and all("," not in hosts for hosts in named)
 
 
 def has_tpu() -> bool:

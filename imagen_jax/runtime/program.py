@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from imagen_jax.runtime import distributed
 from imagen_jax.runtime.agreement import reason
 
 flags.disclaim_key_flags()  # --config is the verb's, in --help
@@ -102,6 +103,19 @@ def define_config(example: str) -> Callable[[], Any]:
     return flag.value
 
   return read
+
+
+def define_distributed() -> Callable[[], str]:
+  """Flags --distributed and --heartbeat; returns what joins the job of them."""
+  mode = flags.DEFINE_enum(
+    "distributed", "auto", distributed.MODES,
+    "How processes find each other: auto (variables, SLURM, TPU pod) or off.",
+  )  # fmt: skip
+  heartbeat = flags.DEFINE_integer(
+    "heartbeat", 100,
+    "Seconds without a sign of life of one process until all others end.",
+  )  # fmt: skip
+  return lambda: distributed.start(mode.value, heartbeat=heartbeat.value)
 
 
 def parse(argv: list[str]) -> list[str]:

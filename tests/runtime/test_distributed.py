@@ -21,7 +21,8 @@ def started(monkeypatch):
   calls = []
   note = lambda *args, **kwargs: calls.append((args, kwargs))
   monkeypatch.setattr(jax.distributed, "initialize", note)
-  for name in (*distributed.EXPLICIT, *distributed.SRUN, "JAX_PLATFORMS"):
+  names = (*distributed.EXPLICIT, *distributed.SRUN, *distributed.TPU_HOSTS)
+  for name in (*names, "MEGASCALE_NUM_SLICES", "JAX_PLATFORMS"):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
   return calls
@@ -70,6 +71,36 @@ def test_a_tpu_host_where_jax_will_use_it(started, monkeypatch):
   setenv(monkeypatch, JAX_PLATFORMS="tpu,cpu")
   assert "of a TPU" in distributed.start()
   assert started == [((), ALIVE)]
+
+
+@pytest.mark.parametrize(
+  "named,alone",
+  [
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, True),
+    ({"TPU_PROCESS_ADDRESSES": "local"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, False),
+    ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "1"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, False),
+    ({"TPU_WORKER_HOSTNAMES": ""}, False),  # a server will tell
+  ],
+)
+def test_a_notebooks_only_tpu_host_joins_none(
+  started, monkeypatch, named, alone
+):
+  monkeypatch.setattr(distributed, "has_tpu", lambda: True)
+  setenv(monkeypatch, **named)
+  assert (distributed.start() == "one process") == alone
+  assert started == ([] if alone else [((), ALIVE)])
+
+
+def test_a_tpu_host_that_finds_no_others_says_what_to_do(started, monkeypatch):
+  def fail(*_, **__):
+    raise ConnectionError("metadata.google.internal: no such host")
+
+  monkeypatch.setattr(distributed, "has_tpu", lambda: True)
+  monkeypatch.setattr(jax.distributed, "initialize", fail)
+  with pytest.raises(ValueError, match="--distributed=off.*no such host"):
+    distributed.start()
 
 
 def test_a_failure_is_not_swallowed(started, monkeypatch):
