@@ -72,7 +72,8 @@ def main() -> None:
   else:
     devices = mesh.make_mesh(build.mesh(config), tpus.devices)
   rows, fits = [], True
-  for tried in searched(config) if SEARCH.value else [{}]:
+  ways = mesh.row_ways(devices)
+  for tried in searched(config, ways) if SEARCH.value else [{}]:
     found = []
     for it in programs.of(config, mode, devices):
       print(

@@ -26,14 +26,18 @@ def set_remat(net: Any, policies: tuple[str, ...]) -> None:
     )
 
 
-def searched(config: Any) -> Iterator[dict[str, Any]]:
+def searched(config: Any, ways: int) -> Iterator[dict[str, Any]]:
   """Changes the config to each candidate in turn; yields what that is.
 
-  Recomputation costs more than another gathering of the weights, up to a point.
+  ways: over how many devices a batch's rows are spread, whose shares are not
+  split into unequal parts. Recomputation costs more than another gathering of
+  the weights, up to a point.
   """
   for parts in ((1, 2), (4,), (8,)):
     for policies in remat_choices(config.stage.net):
       for accumulate in parts:
+        if config.data.batch_size // ways % accumulate:
+          continue
         config.train.accumulate = accumulate
         set_remat(config.stage.net, policies)
         yield {"accumulate": accumulate, "remat": list(policies)}

@@ -72,6 +72,11 @@ def make_mesh(
   return Mesh(placed, names, axis_types=(AxisType.Auto,) * len(names))
 
 
+def row_ways(mesh: Mesh) -> int:
+  """Over how many devices the rows of a batch are spread."""
+  return math.prod(mesh.shape[name] for name in BATCH_AXES)
+
+
 def batch_sharding(
   mesh: Mesh, global_batch: int, parts: int = 1
 ) -> NamedSharding:
@@ -79,7 +84,7 @@ def batch_sharding(
 
   parts: in how many parts, one after the other, the batch is computed.
   """
-  ways = math.prod(mesh.shape[name] for name in BATCH_AXES)
+  ways = row_ways(mesh)
   if global_batch % (ways * parts):
     times = f" times accumulate {parts}" if parts > 1 else ""
     raise ValueError(
@@ -91,7 +96,7 @@ def batch_sharding(
 
 def rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
   """The same where they divide; where not, every device has all rows."""
-  ways = math.prod(mesh.shape[name] for name in BATCH_AXES)
+  ways = row_ways(mesh)
   return replicated(mesh) if rows % ways else batch_sharding(mesh, rows)
 
 

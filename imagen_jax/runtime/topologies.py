@@ -139,7 +139,7 @@ def shape_of(name: str) -> tuple[str, tuple[int, ...]]:
   """("v4", (4, 8, 8)) for v4-512; ValueError if there is no such slice.
 
   A name counts TensorCores, two to a chip, but for v5e (or v5litepod) and v6e,
-  where it counts chips.
+  where it counts chips; or it has the shape itself, as in tpu7x-2x2x4.
   """
   kind, _, size = name.partition("-")
   generation = ALIASES.get(kind, kind)
@@ -150,6 +150,7 @@ def shape_of(name: str) -> tuple[str, tuple[int, ...]]:
     )
   chip = CHIPS[generation]
   sizes = {str(chips * chip.count): chips for chips in chip.shapes}
+  sizes |= {"x".join(map(str, s)): n for n, s in chip.shapes.items()}
   if size not in sizes:
     raise ValueError(
       f"{name!r} is no TPU slice, expected {kind}-N with N one of "

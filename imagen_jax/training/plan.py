@@ -7,10 +7,10 @@ import jax
 from jax.sharding import Mesh
 
 from imagen_jax.runtime.flops import count_flops
+from imagen_jax.runtime.mesh import row_ways
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Embedder
 from imagen_jax.training.step import Batch, TrainState, batch_loss
-from imagen_jax.types import BATCH_AXES
 
 
 def parameter_table(params: Any) -> str:
@@ -67,7 +67,7 @@ def batch_sentence(devices: Mesh, batch_size: int, accumulate: int) -> str:
   """How a batch is spread."""
   ways = {name: n for name, n in devices.shape.items() if n > 1}
   count = batch_size // accumulate
-  each = count // math.prod(devices.shape[name] for name in BATCH_AXES)
+  each = count // row_ways(devices)
   over = " x ".join(f"{name} {n}" for name, n in ways.items()) or "1 device"
   return (
     f"batch of {batch_size} = {accumulate} x {count} on {over}: {each} at a "

@@ -48,6 +48,8 @@ def run(program):
     ("v5litepod-16", ("v5e", (4, 4))),
     ("v6e-256", ("v6e", (16, 16))),
     ("tpu7x-64", ("tpu7x", (2, 4, 4))),
+    ("tpu7x-2x2x4", ("tpu7x", (2, 2, 4))),
+    ("v5litepod-4x4", ("v5e", (4, 4))),
   ],
 )
 def test_a_name_stands_for_a_shape(name, expected):
@@ -79,12 +81,13 @@ def test_an_unknown_generation_is_refused(name):
     topologies.tpu_slice(name)
 
 
-@pytest.mark.parametrize("size", ["", "-2", "-24", "-08", "-512", "-4-4"])
+@pytest.mark.parametrize("size", ["", "-2", "-24", "-08", "-4-4", "-2x2x1"])
 def test_an_unknown_size_is_refused(size):
   with pytest.raises(
     ValueError,
     match=f"^'v5litepod{size}' is no TPU slice, expected v5litepod-N with N "
-    "one of 1, 4, 8, 16, 32, 64, 128, 256$",
+    "one of 1, 4, 8, 16, 32, 64, 128, 256, 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, "
+    "8x16, 16x16$",
   ):
     topologies.tpu_slice(f"v5litepod{size}")
 

@@ -119,15 +119,17 @@ def test_the_search_goes_from_little_recomputation_to_much(module):
 
 
 @pytest.mark.parametrize("module", [base64, sr256])
-def test_the_search_changes_the_config(module):
+@pytest.mark.parametrize(("ways", "parts"), [(256, 4), (512, 3), (2048, 1)])
+def test_the_search_changes_the_config(module, ways, parts):
   config = module.get_config()
   seen = []
-  for tried in search.searched(config):
+  for tried in search.searched(config, ways):
+    assert 2048 // tried["accumulate"] % ways == 0
     net = config.stage.net
     remat = [b["remat"] for b in net.blocks] if "blocks" in net else net.remat
     assert (config.train.accumulate, [*remat]) == tuple(tried.values())
     seen.append(json.dumps(tried))
-  assert len(set(seen)) == len(seen) == 36
+  assert len(set(seen)) == len(seen) == 9 * parts
 
 
 @pytest.mark.parametrize(
