@@ -191,12 +191,17 @@ def test_a_full_disk(training, undisturbed, tmp_path):
   # Some lines may have fitted into the last block; all of them are whole.
   kept = [row["step"] for row in rows(copy)]
   assert kept == sorted({*kept, 1, 2, 3, 4, 10, 11, 12})
-  first, again = (x for x in out.splitlines() if x.startswith("metrics"))
-  assert re.fullmatch(
-    rf"metrics cannot be written from step [5-9] on, {workdir}(/metrics.jsonl)?"
-    ": No space left on device; training goes on without", first
-  ), first  # fmt: skip
-  assert again == "metrics are written again, from step 10 on"
+  said = [x for x in out.splitlines() if x.startswith("metrics")]
+  full = "metrics cannot be written from step {} on, "
+  full += f"{workdir}(/metrics.jsonl)?: No space left on device; "
+  full += "training goes on without"
+  assert re.fullmatch(full.format("[5-9]"), said[0])
+  assert said[1] == "metrics are written again, from step 10 on"
+  # TensorBoard's may come while a save takes the little room there is.
+  assert all(
+    re.fullmatch(full.format("1[0-2]"), x) or "written again" in x
+    for x in said[2:]
+  ), said
   for step in saved:
     training.check_same(copy, undisturbed, step)
 
