@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from imagen_jax.runtime.agreement import reason
+
 # What names a job outright: where its first process listens, how many there
 # are, and which this is. launch/local.sh sets them.
 EXPLICIT = (
@@ -54,10 +56,9 @@ def join_tpu(settings: dict[str, Any]) -> None:
   try:
     jax.distributed.initialize(**settings)
   except Exception as error:  # requests' too, by which JAX asks
-    said = str(error).split("\n")[0][:200]
     raise ValueError(
-      f"the other hosts of this TPU are not found, --distributed=off if there "
-      f"are none: {said}"
+      "the other hosts of this TPU are not found, --distributed=off if there "
+      f"are none: {reason(error)}"
     ) from error
 
 
