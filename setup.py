@@ -54,6 +54,8 @@ setup(
       "trustme>=1.2",
     ],
     "tpu": ["jax[tpu]"],
+    # To compile for TPUs without one; launch/compiled.json is by this.
+    "compile": [f"libtpu==0.0.52; {X86_LINUX}"],
     "cuda": ["jax[cuda12]"],
     # The outside implementations that tests/oracles compares with, pinned:
     # a new one is a new oracle. A CPU build of torch satisfies the pin too.

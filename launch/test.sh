@@ -3,7 +3,8 @@
 #   launch/test.sh [--oracles | --all] [arguments of pytest]
 # --oracles: the tests against torch, transformers and diffusers, which it
 # installs.
-# --all: every test, the slow ones and those against the oracles too.
+# --all: every test, the slow ones, those against the oracles and those that
+# compile for TPUs too, for which it installs libtpu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,16 +13,16 @@ export JAX_PLATFORMS=cpu
 
 select='not slow and not oracles'
 case ${1-} in
-  --oracles) select=oracles ;;
-  --all) select= ;;
+  --oracles) select=oracles extras=oracles ;;
+  --all) select='' extras=oracles,compile ;;
 esac
 if [ "$select" != 'not slow and not oracles' ]; then
   shift
   # From the usual index, torch on Linux brings gigabytes of CUDA; to spare
   # them, name PyTorch's index of CPU builds in PIP_EXTRA_INDEX_URL beforehand.
-  echo 'installing torch, transformers and diffusers ...'
+  echo "installing $extras ..."
   .venv/bin/python -m pip --disable-pip-version-check install -qq \
-    --no-build-isolation -c requirements-lock.txt -e '.[oracles]'
+    --no-build-isolation -c requirements-lock.txt -e ".[$extras]"
 fi
 
 .venv/bin/python -m ruff check .
