@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from imagen_jax.runtime.topologies import COMPILE_ONLY
+
 ENV = pathlib.Path(__file__).parents[2] / "launch" / "env"
 NAMES = sorted(path.stem for path in ENV.glob("*.sh"))
 VARIABLES = (
@@ -21,15 +23,6 @@ START_LIBTPU = """
 from jax.experimental import topologies
 print(topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1"))
 """
-WITHOUT_TPU = {
-  "JAX_PLATFORMS": "cpu",
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_ACCELERATOR_TYPE": "v5p-8",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_WORKER_ID": "0",
-  # Others may use it at the same time on this machine.
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def sourced(name: str, **env: str) -> dict[str, str]:
@@ -87,9 +80,9 @@ def test_libtpu_knows_the_flags():
     f for name in NAMES for f in sourced(name).get(VARIABLES[0], "").split()
   }
   assert flags
-  known = start(START_LIBTPU, LIBTPU_INIT_ARGS=" ".join(flags), **WITHOUT_TPU)
+  known = start(START_LIBTPU, LIBTPU_INIT_ARGS=" ".join(flags), **COMPILE_ONLY)
   assert known.returncode == 0, known.stderr
-  unknown = start(START_LIBTPU, LIBTPU_INIT_ARGS="--xla_no", **WITHOUT_TPU)
+  unknown = start(START_LIBTPU, LIBTPU_INIT_ARGS="--xla_no", **COMPILE_ONLY)
   assert unknown.returncode != 0
   assert "xla_no" in unknown.stderr
 

@@ -154,8 +154,7 @@ class Store:
     return self._at(path).exists()
 
   def open(self, path, mode):
-    if mode not in ("rb", "wb"):
-      raise NotImplementedError(mode)
+    assert mode in ("rb", "wb"), f"{mode}, which object stores do not have"
     if mode == "wb" and self.full:
       raise tf.errors.UnavailableError(None, None, "at once; No route to host")
     return self._at(path).open(mode)

@@ -4,12 +4,15 @@ sample is the one verb that tests import; the others have flags of the same
 names and so need a process of their own.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import runpy
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -151,6 +154,20 @@ for args in json.loads(sys.argv[2]):
     except SystemExit as end:
       print("exit", end.code)
 """
+
+
+@pytest.fixture(scope="session")
+def of_two() -> Callable[[], list[dict[str, str]]]:
+  """Gives the variables of two processes of a job, each time of another."""
+
+  def variables() -> list[dict[str, str]]:
+    with contextlib.closing(socket.socket()) as s:
+      s.bind(("localhost", 0))
+      address = f"localhost:{s.getsockname()[1]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [job | {"JAX_PROCESS_ID": str(i)} for i in range(2)]
+
+  return variables
 
 
 def random_like(tree, seed: int):

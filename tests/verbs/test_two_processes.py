@@ -3,10 +3,8 @@
 With a net like the real ones; faults/test_job_faults.py has a quick one.
 """
 
-import contextlib
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -32,12 +30,6 @@ def get_config():
 """
 
 
-def free_port() -> int:
-  with contextlib.closing(socket.socket()) as s:
-    s.bind(("localhost", 0))
-    return s.getsockname()[1]
-
-
 def start(args: list[str], **env: str) -> subprocess.Popen:
   command, pipe = [sys.executable, "-m", *args], subprocess.PIPE
   return subprocess.Popen(
@@ -45,22 +37,21 @@ def start(args: list[str], **env: str) -> subprocess.Popen:
   )
 
 
-def in_one(args: list[str]) -> None:
-  """Runs a verb in one process of two devices."""
-  process = start(args, JAX_NUM_CPU_DEVICES="2")
-  _, err = process.communicate()
-  assert process.returncode == 0, err
+def start_alone(args: list[str]) -> list[subprocess.Popen]:
+  """A verb in one process of two devices."""
+  return [start(args, JAX_NUM_CPU_DEVICES="2")]
 
 
-def in_two(args: list[str]) -> list[tuple[str, str]]:
-  """Runs a verb in two processes of one device each; what both printed."""
-  env = {
-    "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-    "JAX_NUM_PROCESSES": "2",
-  }
-  processes = [start(args, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+@pytest.fixture(scope="module")
+def start_two(of_two):
+  """The same in two processes of one device each."""
+  return lambda args: [start(args, **env) for env in of_two()]
+
+
+def ended(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
+  """Waits for processes, which end well; what each printed."""
   said = [process.communicate() for process in processes]
-  assert [p.returncode for p in processes] == [0, 0], said
+  assert not any(p.returncode for p in processes), said
   return said
 
 
@@ -74,15 +65,15 @@ def training(here, workdir, steps: int) -> list[str]:
 def alone(here):
   """The run of one process with two devices."""
   workdir = here / "alone"
-  in_one(training(here, workdir, STEPS))
+  ended(start_alone(training(here, workdir, STEPS)))
   return workdir
 
 
 @pytest.fixture(scope="module")
-def together(here):
+def together(here, start_two):
   """(workdir, what was printed) of two processes, stopped half way."""
   workdir = here / "together"
-  halves = [in_two(training(here, workdir, n)) for n in (2, STEPS)]
+  halves = [ended(start_two(training(here, workdir, n))) for n in (2, STEPS)]
   return workdir, [*halves[0], *halves[1]]
 
 
@@ -98,15 +89,22 @@ def test_two_processes_are_one(alone, together, state_of):
 
 def test_they_sample_the_same_pictures(alone, together):
   workdir, _ = together
-  names = sorted(path.name for path in (alone / "samples").iterdir())
-  assert names == sorted(p.name for p in (workdir / "samples").iterdir())
+  names = check_same_pictures(alone / "samples", workdir / "samples")
   assert len(names) == STEPS // 2
+
+
+def check_same_pictures(one, two) -> list[str]:
+  """Two folders have pictures of the same names, equal but for rounding."""
+  names = sorted(path.name for path in one.iterdir())
+  assert names == sorted(path.name for path in two.iterdir())
   for name in names:
-    with Image.open(alone / "samples" / name) as image:
-      one = np.asarray(image).astype(int)
-    with Image.open(workdir / "samples" / name) as image:
-      two = np.asarray(image).astype(int)
-    assert np.abs(one - two).max() <= 1
+    with Image.open(one / name) as image:
+      a = np.asarray(image).astype(int)
+    with Image.open(two / name) as image:
+      b = np.asarray(image).astype(int)
+    assert np.abs(a - b).max() <= 1
+    assert len(np.unique(a)) > 9  # a picture
+  return names
 
 
 def test_one_of_them_speaks(together):
@@ -126,35 +124,25 @@ def check_silent(out: str) -> None:
 
 # Three pictures are two batches, and no number of rows for two devices.
 @pytest.mark.parametrize("axis,batch", [("fsdp", 2), ("tensor", 3)])
-def test_two_sample_a_cascade(config, tmp_path, axis, batch):
+def test_two_sample_a_cascade(config, start_two, tmp_path, axis, batch):
   path = tmp_path / "meshed.py"
   path.write_text(MESHED.format(tiny=str(config), axis=axis, batch=batch))
   args = ["imagen_jax.sample", f"--config={path}", "--num_images=3"]
   args += ["--prompt=a red star", "--seed=5"]
-  in_one([*args, f"--outdir={tmp_path}/one"])
-  (out, _), (silent, _) = in_two([*args, f"--outdir={tmp_path}/two"])
+  ended(start_alone([*args, f"--outdir={tmp_path}/one"]))
+  two = ended(start_two([*args, f"--outdir={tmp_path}/two"]))
+  (out, _), (silent, _) = two
   check_silent(silent)
-  one = sorted(path.name for path in (tmp_path / "one").iterdir())
-  assert one == sorted(path.name for path in (tmp_path / "two").iterdir())
-  assert len(one) == 4  # and the grid
-  for name in one:
+  names = check_same_pictures(tmp_path / "one", tmp_path / "two")
+  assert len(names) == 4  # and the grid
+  for name in names:
     assert out.count(f"{tmp_path}/two/{name}\n") == 1
-    with Image.open(tmp_path / "one" / name) as image:
-      alone = np.asarray(image).astype(int)
-    with Image.open(tmp_path / "two" / name) as image:
-      together = np.asarray(image).astype(int)
-    assert np.abs(alone - together).max() <= 1
-    assert len(np.unique(alone)) > 9  # a picture
 
 
-def test_two_need_a_mesh_to_sample(config, tmp_path):
-  env = {
-    "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-    "JAX_NUM_PROCESSES": "2",
-  }
+def test_two_need_a_mesh_to_sample(config, start_two, tmp_path):
   args = ["imagen_jax.sample", f"--config={config}", "--prompt=a"]
   args += [f"--outdir={tmp_path}/none"]
-  two = [start(args, **env, JAX_PROCESS_ID=str(i)) for i in range(2)]
+  two = start_two(args)
   said = [process.communicate()[1] for process in two]
   assert two[0].returncode == 1
   assert two[1].returncode != 0  # or the first is gone before it says so

@@ -127,8 +127,10 @@ class Run:
 class Training:
   """Starts runs of train, all of one config."""
 
-  def __init__(self, here: pathlib.Path, folder: pathlib.Path, state_of):
-    self.folder, self.state = folder, state_of
+  def __init__(
+    self, here: pathlib.Path, folder: pathlib.Path, state_of, of_two
+  ):
+    self.folder, self.state, self._of_two = folder, state_of, of_two
     self.config = folder / "config.py"
     self.config.write_text(
       CONFIG.format(
@@ -163,6 +165,10 @@ class Training:
     self._runs.append(run)
     return run
 
+  def run_two(self, command: list[str]) -> list[Run]:
+    """Starts it as two processes of a job."""
+    return [self.run(command, **env) for env in self._of_two()]
+
   def kill_all(self) -> None:
     for run in self._runs:
       run.kill()
@@ -183,8 +189,9 @@ class Training:
 
 
 @pytest.fixture(scope="session")
-def training(here, state_of, tmp_path_factory):
-  training = Training(here, tmp_path_factory.mktemp("faults"), state_of)
+def training(here, state_of, of_two, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("faults")
+  training = Training(here, folder, state_of, of_two)
   yield training
   training.kill_all()
 

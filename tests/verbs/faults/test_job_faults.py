@@ -7,7 +7,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import sys
 
 import jax
@@ -29,28 +28,13 @@ train.of_all = told
 """
 
 
-def free_port() -> int:
-  with contextlib.closing(socket.socket()) as s:
-    s.bind(("localhost", 0))
-    return s.getsockname()[1]
-
-
 def command(training, workdir, *args: str) -> list[str]:
   program = training.replaced(training.bad.format(every=5) + COUNTED)
   return [sys.executable, *program, *training.flags(workdir, *ARGS, *args)]
 
 
 def start_two(training, workdir, *args: str):
-  env = {
-    "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-    "JAX_NUM_PROCESSES": "2",
-  }
-  return [
-    training.run(
-      command(training, workdir, *args), **env, JAX_PROCESS_ID=str(i)
-    )
-    for i in range(2)
-  ]
+  return training.run_two(command(training, workdir, *args))
 
 
 def start_alone(training, workdir, *args: str):
