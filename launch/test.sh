@@ -13,16 +13,21 @@ export JAX_PLATFORMS=cpu
 
 select='not slow and not oracles'
 case ${1-} in
-  --oracles) select=oracles extras=oracles ;;
-  --all) select='' extras=oracles,compile ;;
+  --oracles) select=oracles ;;
+  --all) select= ;;
 esac
 if [ "$select" != 'not slow and not oracles' ]; then
   shift
   # From the usual index, torch on Linux brings gigabytes of CUDA; to spare
   # them, name PyTorch's index of CPU builds in PIP_EXTRA_INDEX_URL beforehand.
-  echo "installing $extras ..."
-  .venv/bin/python -m pip --disable-pip-version-check install -qq \
-    --no-build-isolation -c requirements-lock.txt -e ".[$extras]"
+  install=(.venv/bin/python -m pip --disable-pip-version-check install -qq
+    --no-build-isolation -c requirements-lock.txt -e)
+  echo 'installing torch, transformers and diffusers ...'
+  "${install[@]}" '.[oracles]'
+  if [ -z "$select" ]; then
+    echo 'installing libtpu ...'
+    "${install[@]}" '.[compile]'
+  fi
 fi
 
 .venv/bin/python -m ruff check .

@@ -154,4 +154,5 @@ def test_test_installs_the_oracles(project, flag, selected):
   project.run("test.sh", flag, "-x")
   calls = project.calls()
   assert calls[2].endswith("-e .[oracles]")
+  assert calls[3].endswith("-e .[compile]") == (flag == "--all")
   assert calls[-1] == f"-m pytest {TWO} -m {selected} -x"
