@@ -22,8 +22,8 @@ import jax
 from absl import flags
 
 from imagen_jax import build
-from imagen_jax.runtime import program
-from imagen_jax.runtime.metrics import FILE
+from imagen_jax.cli import program
+from imagen_jax.training.metrics import FILE
 from imagen_jax.training.step import ema_decay
 
 EVERY = 100

@@ -10,7 +10,7 @@ not fit.
 
 import os
 
-from imagen_jax.runtime.topologies import COMPILE_ONLY, tpu_slice
+from imagen_jax.aot.topologies import COMPILE_ONLY, tpu_slice
 
 # Before JAX is imported, which reads them.
 os.environ.update(COMPILE_ONLY)
@@ -26,7 +26,8 @@ from imagen_jax import build
 from imagen_jax.aot import programs
 from imagen_jax.aot.report import keep, line, report
 from imagen_jax.aot.search import searched
-from imagen_jax.runtime import mesh, program
+from imagen_jax.cli import program
+from imagen_jax.parallel import mesh
 
 read_config = program.define_config("configs/base64.py")
 TOPOLOGY = flags.DEFINE_string(

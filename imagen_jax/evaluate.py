@@ -3,7 +3,7 @@
   python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \\
     --num_images=200 --outdir=DIR
 
-One picture per caption goes before the judge of evals/, which counts the
+One picture per caption goes before the judge of shapes/, which counts the
 claims that hold: of the caption's own scene, and, for comparison, of another
 caption's scene and of the real picture. Per stage it also compares the loss
 under a picture's own caption with that under another's. Writes
@@ -21,17 +21,17 @@ from etils import epath
 
 from imagen_jax import build
 from imagen_jax.cascade import Cascade
+from imagen_jax.cli import program
 from imagen_jax.data import images
-from imagen_jax.data.captioned_shapes.scenes import Scene, from_json
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.data.png import grid, write_png
 from imagen_jax.data.source import load_source
-from imagen_jax.evals.judge import judge, share, tally
 from imagen_jax.evals.text_use import caption_losses
-from imagen_jax.interop import published
-from imagen_jax.runtime import program, weights
-from imagen_jax.runtime.progress import Progress
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.interop import published, weights
+from imagen_jax.parallel.sharding import Placement
+from imagen_jax.progress import Progress
+from imagen_jax.shapes.judge import judge, share, tally
+from imagen_jax.shapes.scenes import Scene, from_json
 from imagen_jax.text.encoder import TextEncoder
 
 read_config = program.define_config("configs/shapes.py")

@@ -22,8 +22,9 @@ import jax
 from absl import flags
 
 from imagen_jax import build
-from imagen_jax.interop import diffusers, t5
-from imagen_jax.runtime import checkpoints, program, weights
+from imagen_jax.checkpoints import manager
+from imagen_jax.cli import program
+from imagen_jax.interop import diffusers, t5, weights
 
 LAYOUTS = {"hugging_face": t5.save_hugging_face, "t5x": t5.save_t5x}
 read_config = program.define_config("configs/shapes16.py")
@@ -59,7 +60,7 @@ def export_net(config: Mapping[str, Any], workdir: str, output: str) -> str:
   stage, text = build.stage(config.stage), build.text(config.text)
   key = jax.random.key(0)
   like = jax.eval_shape(lambda: build.init_net(stage, text, key))
-  step, ema, trained = checkpoints.restore_ema(workdir, like)
+  step, ema, trained = manager.restore_ema(workdir, like)
   if DIFFUSERS.value:
     diffusers.save(output, stage.net, ema)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(ema))

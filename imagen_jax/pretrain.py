@@ -16,9 +16,9 @@ import optax
 from absl import flags
 
 from imagen_jax import build
-from imagen_jax.runtime import program
-from imagen_jax.runtime.progress import Progress
-from imagen_jax.runtime.weights import save_weights
+from imagen_jax.cli import program
+from imagen_jax.interop.weights import save_weights
+from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
 from imagen_jax.training import optimizers
 

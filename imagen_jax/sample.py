@@ -29,13 +29,13 @@ from jax.sharding import Mesh
 
 from imagen_jax import build
 from imagen_jax.cascade import Cascade
+from imagen_jax.cli import program
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import grid, write_png
 from imagen_jax.interop import published
-from imagen_jax.runtime import program
-from imagen_jax.runtime.mesh import rows_sharding, to_host
-from imagen_jax.runtime.progress import Progress, Stopwatch
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.mesh import rows_sharding, to_host
+from imagen_jax.parallel.sharding import Placement
+from imagen_jax.progress import Progress, Stopwatch
 from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
 

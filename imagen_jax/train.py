@@ -26,27 +26,28 @@ from absl import flags
 from etils import epath
 
 from imagen_jax import build
+from imagen_jax.checkpoints.manager import Checkpoints
+from imagen_jax.cli import program
 from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.data.pipeline import BadRecords, bad_sentence
 from imagen_jax.data.png import write_png
 from imagen_jax.interop import published
-from imagen_jax.runtime import mesh, program
-from imagen_jax.runtime.agreement import of_all
-from imagen_jax.runtime.checkpoints import Checkpoints
-from imagen_jax.runtime.metrics import Metrics, memory
-from imagen_jax.runtime.preemption import SAVED, Preemption
-from imagen_jax.runtime.progress import Clock, Progress
-from imagen_jax.runtime.sharding import Placement, placed
+from imagen_jax.parallel import mesh
+from imagen_jax.parallel.processes import of_all
+from imagen_jax.parallel.sharding import Placement, placed
+from imagen_jax.progress import Clock, Progress
 from imagen_jax.training.batches import open_batches
 from imagen_jax.training.grids import batch_grid, sample_grid
-from imagen_jax.training.plan import (
+from imagen_jax.training.metrics import Metrics, memory
+from imagen_jax.training.metrics_window import Window, pace, skipped_sentence
+from imagen_jax.training.preemption import SAVED, Preemption
+from imagen_jax.training.step import init_state, make_train_step, place_state
+from imagen_jax.training.summary import (
   batch_sentence,
   memory_table,
   model_flops,
   parameter_table,
 )
-from imagen_jax.training.step import init_state, make_train_step, place_state
-from imagen_jax.training.window import Window, pace, skipped_sentence
 
 T = TypeVar("T")
 read_config = program.define_config("configs/shapes16.py")

@@ -35,7 +35,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from imagen_jax import build
-from imagen_jax.runtime import program
+from imagen_jax.cli import program
 
 NAME_LENGTH = 100
 Point = Mapping[str, Any]

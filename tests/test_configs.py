@@ -17,7 +17,7 @@ import pytest
 from imagen_jax import build
 from imagen_jax.nets.efficient_unet import SR256_BLOCKS, EfficientUNet
 from imagen_jax.nets.unet import UNet
-from imagen_jax.runtime.mesh import MeshShape
+from imagen_jax.parallel.mesh import MeshShape
 from imagen_jax.training.step import init_state, make_train_step
 from imagen_jax.types import TextEmbedding
 

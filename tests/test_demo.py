@@ -10,12 +10,12 @@ import pytest
 
 from imagen_jax import build
 from imagen_jax.data import images
-from imagen_jax.data.captioned_shapes import captioned_shapes_dataset_builder
-from imagen_jax.data.captioned_shapes.scenes import from_json
 from imagen_jax.data.pipeline import make_batches
-from imagen_jax.evals.judge import judge, share, tally
 from imagen_jax.evals.text_use import caption_losses
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.sharding import Placement
+from imagen_jax.shapes import captioned_shapes_dataset_builder
+from imagen_jax.shapes.judge import judge, share, tally
+from imagen_jax.shapes.scenes import from_json
 
 ROOT = pathlib.Path(__file__).parents[1]
 COUNT = 48

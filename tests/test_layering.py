@@ -10,12 +10,13 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "imagen_jax"
 ROWS = (
   ("__init__",),  # of the package itself: imports nothing of ours
-  ("types",),
-  ("diffusion", "nets", "data", "runtime"),
-  ("stage", "text", "interop"),
-  ("cascade", "training", "evals"),
+  ("types", "progress"),
+  ("diffusion", "nets", "shapes", "parallel"),  # never import each other
+  ("data", "stage", "text", "checkpoints"),
+  ("cascade", "interop", "evals"),
+  ("training",),
   ("build",),
-  ("aot",),
+  ("aot", "cli"),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...
@@ -81,13 +82,13 @@ def test_diffusion_imports_jax_only():
     ("types.py", "from imagen_jax import nets", False),
     ("__init__.py", "from imagen_jax import types", False),
     ("diffusion/a.py", "from imagen_jax.nets import unet", False),
-    ("data/x/a.py", "from imagen_jax import runtime", False),
-    ("data/x/a.py", "from ...text import tokenizer", False),
+    ("shapes/x/a.py", "from imagen_jax import parallel", False),
+    ("shapes/x/a.py", "from ...text import tokenizer", False),
     ("nets/a.py", "def f():\n  import imagen_jax.build as b", False),
     ("nets/__init__.py", "from ..stage import Stage", False),
     ("text/a.py", "import jax, imagen_jax.stage", False),
-    ("interop/a.py", "from imagen_jax.runtime import weights", True),
-    ("interop/a.py", "from imagen_jax.text import tokenizer", False),
+    ("interop/a.py", "from imagen_jax.checkpoints import manager", True),
+    ("interop/a.py", "from imagen_jax.training import step", False),
     ("evals/a.py", "from .. import sample", False),
     ("build.py", "from imagen_jax import train", False),
     ("build.py", "from imagen_jax import aot", False),

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_jax import build
-from imagen_jax.runtime import mesh
-from imagen_jax.runtime.sharding import Placement, placed
+from imagen_jax.parallel import mesh
+from imagen_jax.parallel.sharding import Placement, placed
 from imagen_jax.stage import CHANNELS, Stage
 from imagen_jax.training.step import init_state, make_train_step, place_state
 from imagen_jax.types import TextEmbedding

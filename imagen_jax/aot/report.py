@@ -13,11 +13,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from imagen_jax.aot.collectives import collectives
 from imagen_jax.aot.programs import Program
-from imagen_jax.runtime.collectives import collectives
-from imagen_jax.runtime.flops import count_flops
-from imagen_jax.runtime.sharding import replicated_bytes
-from imagen_jax.runtime.topologies import Slice
+from imagen_jax.aot.topologies import Slice
+from imagen_jax.parallel.flops import count_flops
+from imagen_jax.parallel.sharding import replicated_bytes
 
 ABOUT = """\
 # Compiled ahead of time

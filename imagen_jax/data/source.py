@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 # Imported so that TFDS knows the dataset by name.
-from imagen_jax.data.captioned_shapes import captioned_shapes_dataset_builder  # noqa: F401
+from imagen_jax.shapes import captioned_shapes_dataset_builder  # noqa: F401
 
 
 def load_source(

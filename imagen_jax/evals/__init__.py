@@ -1,1 +1,1 @@
-"""How good generated pictures are: the judge of captioned_shapes."""
+"""Measures of how good generated images are."""

@@ -22,7 +22,7 @@ from imagen_jax.interop.tensors import Tensor, check, place
 from imagen_jax.interop.unet_names import diffusers_names, layout_of
 from imagen_jax.nets.layers import gelu, text_group_norm
 from imagen_jax.nets.unet import UNet
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.sharding import Placement
 
 CONFIG, STEM = hub.CONFIG, "diffusion_pytorch_model"
 ACTIVATIONS = {"gelu": gelu, "silu": nn.swish, "swish": nn.swish}

@@ -16,9 +16,8 @@ from absl import logging
 from etils import epath
 from huggingface_hub import errors
 
-from imagen_jax.interop import hub
+from imagen_jax.interop import hub, weights
 from imagen_jax.interop.tensors import few
-from imagen_jax.runtime import weights
 
 SCHEME = "hf://"
 FORM = "hf://OWNER/REPO/PATH or hf://OWNER/REPO@REVISION/PATH"

@@ -14,7 +14,7 @@ import safetensors
 from etils import epath
 
 from imagen_jax.interop.tensors import Tensor, few
-from imagen_jax.runtime.weights import (
+from imagen_jax.interop.weights import (
   PICKLES,
   check_no_pickle,
   reading,

@@ -6,10 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from imagen_jax.interop import diffusers
+from imagen_jax.interop import diffusers, weights
 from imagen_jax.nets.unet import UNet
-from imagen_jax.runtime import weights
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.sharding import Placement
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from imagen_jax.interop import hub, t5x
 from imagen_jax.interop.tensors import Tensor, check, place, quantised
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.sharding import Placement
 
 T = TypeVar("T", Tensor, np.ndarray)
 _TABLE, _SAME_TABLE = "shared.weight", "encoder.embed_tokens.weight"

@@ -21,7 +21,7 @@ import tensorstore as ts
 from etils import epath
 
 from imagen_jax.interop.tensors import Index, Tensor, few
-from imagen_jax.runtime.agreement import reason
+from imagen_jax.parallel.processes import reason
 
 FILE, VERSION = "checkpoint", 3
 _CHUNK = 2**26  # bytes: as large as t5x makes them

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.nets.int8 import quantise
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.sharding import Placement
 
 Index = tuple[slice, ...]
 _NAMED = 4  # of one kind of mistake, so many names are told

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.nets.blocks import in_turn
 from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
@@ -28,7 +29,6 @@ from imagen_jax.nets.layers import (
   pin_batch,
   zeros,
 )
-from imagen_jax.nets.rows import in_turn
 from imagen_jax.types import Conditioning, TextEmbedding
 
 
@@ -38,7 +38,7 @@ class BlockSpec:
 
   strides None is a pair that keeps the resolution: the strided convolutions
   are the optional, dashed boxes of Figs. A.28 and A.29. remat, which is ours,
-  says what its blocks keep for the backward pass (nets/rows.py).
+  says what its blocks keep for the backward pass (nets/blocks.py).
   """
 
   channels: int

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.nets.blocks import in_turn
 from imagen_jax.nets.int8 import Int8Dense
 from imagen_jax.nets.layers import pin_batch
-from imagen_jax.nets.rows import in_turn
 
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _MLP_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.nets.blocks import Unit, in_turn
 from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
@@ -23,7 +24,6 @@ from imagen_jax.nets.layers import (
   upsample,
   zeros,
 )
-from imagen_jax.nets.rows import Unit, in_turn
 from imagen_jax.types import Conditioning, TextEmbedding
 
 
@@ -68,9 +68,9 @@ class UNet(nn.Module):
   to before the attention layers; that there is a projection is ours. As a
   super-resolution net it takes cond.lowres and cond.aug_level. remat says what
   the blocks of each level keep for the backward pass, scan that equal blocks
-  are compiled as one loop (nets/rows.py). emb_width is that of the embedding of
-  time, None for four times embed_dim. What follows it is not the paper's to
-  choose: DeepFloyd IF has other values.
+  are compiled as one loop (nets/blocks.py). emb_width is that of the embedding
+  of time, None for four times embed_dim. What follows it is not the paper's
+  to choose: DeepFloyd IF has other values.
   """
 
   image_size: int = 64

@@ -9,7 +9,7 @@ import numpy as np
 
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import captioned, enlarge, grid
-from imagen_jax.runtime import mesh
+from imagen_jax.parallel import mesh
 from imagen_jax.stage import Sampling, Stage, sample_stage
 from imagen_jax.types import TextEmbedding
 

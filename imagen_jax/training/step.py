@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from imagen_jax.runtime.sharding import Placement, like_param
+from imagen_jax.parallel.sharding import Placement, like_param
 from imagen_jax.stage import Draws, Stage
 from imagen_jax.text.encoder import Embedder
 

@@ -16,10 +16,12 @@ from ml_collections import ConfigDict
 
 from imagen_jax import build, cascade, sample
 from imagen_jax.aot import programs
+from imagen_jax.cli import program
 from imagen_jax.data.pipeline import make_batches
-from imagen_jax.runtime import mesh, program, weights
-from imagen_jax.runtime.flops import count_flops
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.interop import weights
+from imagen_jax.parallel import mesh
+from imagen_jax.parallel.flops import count_flops
+from imagen_jax.parallel.sharding import Placement
 from imagen_jax.training.step import init_state, place_state
 
 QUICK = {"xla_backend_optimization_level": 0}  # to compile

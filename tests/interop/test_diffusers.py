@@ -12,8 +12,8 @@ import safetensors.numpy
 
 from imagen_jax.interop import diffusers
 from imagen_jax.nets.unet import UNet
-from imagen_jax.runtime.mesh import MeshShape, make_mesh
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.mesh import MeshShape, make_mesh
+from imagen_jax.parallel.sharding import Placement
 from imagen_jax.types import Conditioning, TextEmbedding
 
 HERE = pathlib.Path(__file__).parent

@@ -11,8 +11,8 @@ from imagen_jax import build
 from imagen_jax.interop import t5
 from imagen_jax.interop.tensors import Tensor, place, quantised
 from imagen_jax.nets.int8 import quantise
-from imagen_jax.runtime.mesh import MeshShape, make_mesh
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.mesh import MeshShape, make_mesh
+from imagen_jax.parallel.sharding import Placement
 
 
 @pytest.fixture(params=["t5x", "hugging face"])

@@ -13,8 +13,8 @@ from configs import t5_xxl
 from imagen_jax import build
 from imagen_jax.interop import hub, t5
 from imagen_jax.interop.tensors import Tensor
-from imagen_jax.runtime.mesh import MeshShape, make_mesh
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.mesh import MeshShape, make_mesh
+from imagen_jax.parallel.sharding import Placement
 
 HERE = pathlib.Path(__file__).parent
 FIXTURE = HERE.parent / "oracles" / "t5_v1_1.safetensors"

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from imagen_jax import build
 from imagen_jax.interop import hub, published, t5, t5x
-from imagen_jax.runtime.mesh import MeshShape, make_mesh
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.mesh import MeshShape, make_mesh
+from imagen_jax.parallel.sharding import Placement
 
 LAYERS = 3
 

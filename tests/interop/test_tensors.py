@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from imagen_jax.interop.tensors import Tensor, check, place
-from imagen_jax.runtime.mesh import MeshShape, make_mesh
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel.mesh import MeshShape, make_mesh
+from imagen_jax.parallel.sharding import Placement
 
 KERNEL = np.arange(96.0, dtype=np.float32).reshape(8, 12) / 7
 

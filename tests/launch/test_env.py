@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from imagen_jax.runtime.topologies import COMPILE_ONLY
+from imagen_jax.aot.topologies import COMPILE_ONLY
 
 ENV = pathlib.Path(__file__).parents[2] / "launch" / "env"
 NAMES = sorted(path.stem for path in ENV.glob("*.sh"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.runtime import mesh
+from imagen_jax.parallel import mesh
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Embedder
 from imagen_jax.text.tokenizer import empty_prompt

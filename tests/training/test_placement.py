@@ -17,8 +17,8 @@ import pytest
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.nets.unet import UNet
-from imagen_jax.runtime import mesh
-from imagen_jax.runtime.sharding import Placement
+from imagen_jax.parallel import mesh
+from imagen_jax.parallel.sharding import Placement
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Embedder
 from imagen_jax.training.step import (

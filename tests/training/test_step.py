@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from imagen_jax.data import images
-from imagen_jax.data.captioned_shapes import drawing
-from imagen_jax.data.captioned_shapes.scenes import sample_scene
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.runtime import mesh
+from imagen_jax.parallel import mesh
+from imagen_jax.shapes import drawing
+from imagen_jax.shapes.scenes import sample_scene
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Embedder
 from imagen_jax.training.step import (

@@ -21,7 +21,8 @@ import pytest
 from absl.testing import flagsaver
 
 from imagen_jax import build, sample
-from imagen_jax.runtime import program, weights
+from imagen_jax.cli import program
+from imagen_jax.interop import weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
@@ -143,7 +144,7 @@ def get_config():
 CALLS = """
 import importlib, json, sys
 from absl.testing import flagsaver
-from imagen_jax.runtime import program
+from imagen_jax.cli import program
 
 verb = importlib.import_module("imagen_jax." + sys.argv[1])
 for args in json.loads(sys.argv[2]):

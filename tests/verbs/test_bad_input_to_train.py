@@ -5,7 +5,7 @@ import runpy
 import numpy as np
 
 from imagen_jax import build
-from imagen_jax.runtime import checkpoints
+from imagen_jax.checkpoints import manager
 
 
 def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
@@ -86,7 +86,7 @@ def test_bad_input_to_train(here, tmp_path, run_each):
   config = runpy.run_path(str(here / "tiny.py"))["get_config"]()
   as_json = build.as_json(config)
   for name in ("other", "damaged"):
-    with checkpoints.Checkpoints(str(tmp_path / name), keep=1) as saved:
+    with manager.Checkpoints(str(tmp_path / name), keep=1) as saved:
       saved.save(5, {"step": np.array(5)}, as_json)
   (tmp_path / "damaged" / "checkpoints" / "5" / "state" / "_METADATA").unlink()
   cases = mistakes(here, tmp_path)

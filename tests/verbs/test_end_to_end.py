@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.runtime.weights import read_metadata
+from imagen_jax.interop.weights import read_metadata
 
 ROOT = pathlib.Path(__file__).parents[2]
 # One device, as on a person's machine.

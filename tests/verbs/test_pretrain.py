@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from imagen_jax import build
-from imagen_jax.runtime import weights
+from imagen_jax.interop import weights
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ import threading, time
 import numpy as np
 from imagen_jax import train
 from imagen_jax.training import batches
-from imagen_jax.runtime import program
+from imagen_jax.cli import program
 {script}
 program.run_and_leave(train.main, (0, train.SAVED))
 """

@@ -1,0 +1,1 @@
+"""Checkpoints of a training run: saving, verifying, and what may change."""

@@ -1,0 +1,297 @@
+"""Checkpoints of a training run, by Orbax."""
+
+import contextlib
+import datetime
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import absl.logging
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from imagen_jax.checkpoints.config_changes import config_changes
+from imagen_jax.checkpoints.verify import (
+  checksums,
+  crc,
+  end_what_orbax_begins,
+  kinds,
+  load,
+  read_config,
+)
+from imagen_jax.parallel.processes import Failed, Meeting, reason, together
+
+# The first process looks which there are.
+NAMES = ocp.path.step.standard_name_format(single_host_load_and_broadcast=True)
+
+
+def directory(workdir: str) -> epath.Path:
+  """Where a run's checkpoints lie; workdir may be a gs:// path."""
+  path = epath.Path(workdir).expanduser()
+  if "://" not in workdir:
+    path = path.absolute()
+  return path / "checkpoints"
+
+
+class Checkpoints:
+  """A run's checkpoints: the last `keep` and those of every keep_every-th step.
+
+  All processes call every method alike, but for close(). Saves happen in the
+  background, and one that fails does not end the run: it is told by
+  say(sentence), and what was saved before stays.
+  """
+
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    keep: int,
+    keep_every: int | None = None,
+    say: Callable[[str], None] = print,
+  ):
+    self._directory, self._say = directory(workdir), say
+    self._saving: int | None = None  # the step under way
+    self._lost = ""  # why the newest is not saved
+    self._meeting = Meeting()
+    make = lambda: self._directory.mkdir(parents=True, exist_ok=True)
+    try:
+      together(make)
+    except Failed as error:
+      raise ValueError(
+        f"workdir {workdir} cannot be written: {error}"
+      ) from error
+    _silence_orbax()
+    self._clean()
+    keepers = [policies.LatestN(keep)]
+    if keep_every is not None:
+      keepers.append(policies.EveryNSteps(keep_every))
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(keepers),
+      step_name_format=_Names(),
+      single_host_load_and_broadcast=True,
+      enable_async_checkpointing=True,
+      async_options=ocp.AsyncOptions(barrier_sync_fn=self._meeting),
+    )
+    self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+  def restore(
+    self,
+    like: Any,
+    config: Mapping[str, Any],
+    *,
+    allow_config_change: bool = False,
+  ) -> Any | None:
+    """The newest state, with the shardings of `like`; None if there is none.
+
+    A damaged checkpoint is told of and moved aside, and the one before it
+    taken. ValueError if none can be read, if the newest is of other arrays
+    than `like`, or if its config would not compute what config does.
+    """
+    self._settle()
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      path = self._directory / str(step)
+      try:
+        saved = together(lambda path=path: read_config(path))
+        if changes := config_changes(saved, config):
+          said = f"checkpoint {path} is of another config: {changes}"
+          if not allow_config_change:
+            raise ValueError(f"{said} (--allow_config_change goes on with it)")
+          self._say(said)
+        state = load(path, like)
+      except Failed as error:
+        damaged[step] = error
+        continue
+      self._set_aside(damaged, step)
+      return state
+    if damaged:
+      raise ValueError(
+        f"no checkpoint in {self._directory} can be read, the newest, "
+        f"{max(damaged)}, because: {damaged[max(damaged)]}"
+      )
+    return None
+
+  def save(self, step: int, state: Any, config: Mapping[str, Any]) -> None:
+    """Begins to save state and the config it was made with."""
+    self._settle()
+    self._lost = ""
+    if step in self._manager.all_steps():
+      return
+    names, sums = kinds(state), checksums(state)
+    arrays = {name: [kind, sums[name]] for name, kind in names.items()}
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      config=ocp.args.JsonSave(config),
+      checksums=ocp.args.JsonSave({"arrays": arrays, "config": crc(config)}),
+    )
+    self._saving = step
+    begin = lambda: self._manager.save(step, args=args, force=True)
+    try:
+      together(self._try_folder)
+      together(begin)
+    except Failed as error:
+      self._fail(error)
+
+  def wait(self) -> None:
+    """Waits until the newest is safe; ValueError if it could not be saved."""
+    self._settle()
+    if self._lost:
+      raise ValueError(self._lost)
+
+  def close(self) -> None:
+    """Waits for a save under way.
+
+    Does not ask other processes: one may end alone, by an error.
+    """
+    for end in (self._manager.wait_until_finished, self._manager.close):
+      try:
+        end()
+      except Exception as error:
+        self._say(self._failed(error))
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+  def _settle(self) -> None:
+    """Waits for the save under way, and tells if it failed."""
+    try:
+      together(self._manager.wait_until_finished)
+    except Failed as error:
+      self._fail(error)
+    self._saving = None
+
+  def _fail(self, error: Exception) -> None:
+    """Tells of a failed save, and makes room for the next."""
+    try:  # Orbax may have missed a file where no folder could be made
+      together(self._try_folder)
+    except Failed as cause:
+      error = cause
+    self._lost = self._failed(error)
+    self._say(self._lost)
+    self._saving = None
+    with contextlib.suppress(Exception):  # what other arrays failed of
+      self._manager.wait_until_finished()
+    self._meeting.reset()
+    with contextlib.suppress(Exception):  # a store out of reach
+      together(self._clean)
+      self._manager.reload()
+
+  def _failed(self, error: Exception) -> str:
+    path = self._directory / str(self._saving or "")
+    return f"checkpoint {path} could not be saved: {reason(error)}"
+
+  def _try_folder(self) -> None:
+    """Raises if it takes no checkpoint; Orbax would wait minutes for one."""
+    if jax.process_index() == 0:
+      path = self._directory / "try.orbax-checkpoint-tmp"
+      path.mkdir(parents=True, exist_ok=True)
+      path.rmdir()
+
+  def _clean(self) -> None:
+    """Removes what interrupted and failed saves left, as far as it can be."""
+    if jax.process_index() == 0:
+      for path in self._directory.iterdir():
+        if ocp.path.step.is_path_temporary(path):
+          with contextlib.suppress(Exception):  # stores raise many kinds
+            path.rmtree()
+
+  def _set_aside(self, damaged: Mapping[int, Exception], used: int) -> None:
+    """Moves damaged checkpoints out of Orbax's sight.
+
+    Only now that another was read: else a store out of reach would lose all.
+    """
+    for step, error in damaged.items():
+      path = self._directory / str(step)
+      name = _rename(path)
+      self._say(
+        f"checkpoint {path} is damaged ({error}); it is renamed {name}, and "
+        f"step {used} taken"
+      )
+    if damaged:
+      self._manager.reload()
+
+
+def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
+  """(step, ema, config) of the newest checkpoint.
+
+  `like` is the ema's tree of shapes, config what save was given. ValueError,
+  naming the checkpoint, if it is damaged or its arrays are not those of `like`,
+  and if there is no checkpoint.
+  """
+  _silence_orbax()
+  path = directory(workdir)
+  if not path.is_dir():
+    raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
+  steps = [found.step for found in NAMES.find_all(path)]
+  if not steps:
+    raise ValueError(f"{path} holds no complete checkpoint")
+  path /= str(max(steps))
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
+  )
+  try:
+    config = together(lambda: read_config(path))
+    ema = load(path, {"ema": like}, "ema/")["ema"]
+  except Failed as error:
+    raise ValueError(
+      f"checkpoint {path} cannot be read; if it is damaged, remove it to use "
+      f"the one before it ({error})"
+    ) from error
+  return max(steps), ema, config
+
+
+class _Undated(ocp.path.step.Metadata):
+  """A checkpoint whose file with its date is not read."""
+
+  commit_timestamp = datetime.datetime.fromtimestamp(0, datetime.UTC)
+
+
+class _Names(ocp.path.step.NameFormat):
+  """As Orbax names checkpoints; a damaged date would keep it from them all."""
+
+  single_host_load_and_broadcast = True
+
+  def build_name(self, step: int) -> str:
+    return NAMES.build_name(step)
+
+  def find_all(self, base_path: epath.PathLike) -> Iterator[_Undated]:
+    return (_Undated(x.step, x.path) for x in NAMES.find_all(base_path))
+
+  def find_step(self, base_path: epath.PathLike, step: int) -> Any:
+    return NAMES.find_step(base_path, step)
+
+
+def _rename(path: epath.Path) -> str:
+  """Renames 9 to 9.damaged, or 9.damaged-2 and so on; gives the new name."""
+
+  def free() -> epath.Path:
+    name, count = f"{path.name}.damaged", 1
+    while path.with_name(name).exists():
+      count += 1
+      name = f"{path.name}.damaged-{count}"
+    return path.with_name(name)
+
+  try:
+    aside = together(free)  # before the first process takes the name
+    together(lambda: jax.process_index() or path.rename(aside))
+  except Failed as error:
+    raise ValueError(
+      f"checkpoint {path} is damaged and cannot be renamed: {error}"
+    ) from error
+  return aside.name
+
+
+def _silence_orbax() -> None:
+  """Keeps Orbax from printing tracebacks of what is told in a sentence."""
+  absl.logging.get_absl_logger().addFilter(_is_no_error_of_orbax)
+  end_what_orbax_begins()
+
+
+def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
+  return record.levelno < logging.ERROR or "/orbax/" not in record.pathname

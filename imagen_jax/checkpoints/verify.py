@@ -1,0 +1,178 @@
+"""One checkpoint: its arrays, read back and compared with their checksums."""
+
+import asyncio
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from imagen_jax.parallel.processes import Failed, together
+
+NO_MESH = jax.sharding.Mesh(np.empty((), object), ())
+
+
+def load(path: epath.Path, like: Any, prefix: str = "") -> Any:
+  """The arrays of `like`, those whose names begin with prefix, where it says.
+
+  Failed if they are not what was saved; a checkpoint without checksums, as
+  they once were, is taken as it is. ValueError if there are other arrays.
+  """
+  stored, sums = together(lambda: _read_notes(path))
+  _check_arrays(path, stored, like, prefix)
+  tree = together(lambda: _read_tree(path, like))
+  if sums is not None:
+    for name, value in checksums(tree).items():
+      if sums[name] != value:
+        raise Failed(f"{name} has not the checksum it was saved with")
+  return tree
+
+
+def read_config(path: epath.Path) -> dict[str, Any]:
+  """The config that a checkpoint was made with."""
+  config, notes = _read_json(path / "config"), path / "checksums"
+  if notes.exists() and _read_json(notes)["config"] != crc(config):
+    raise Failed("its config has not the checksum it was saved with")
+  return config
+
+
+def _read_notes(
+  path: epath.Path,
+) -> tuple[dict[str, str], dict[str, int] | None]:
+  """Kinds and checksums of a checkpoint's arrays, by name; None without."""
+  found = ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
+  stored, notes = kinds(found), None
+  if (path / "checksums").exists():
+    notes = _read_json(path / "checksums")["arrays"]
+    if stored != {name: kind for name, (kind, _) in notes.items()}:
+      raise Failed("its arrays are not listed as when it was saved")
+    notes = {name: value for name, (_, value) in notes.items()}
+  return stored, notes
+
+
+def _read_tree(path: epath.Path, like: Any) -> Any:
+  """The arrays of `like`, by Orbax's handler: its managers wait for others."""
+  args = ocp.args.PyTreeRestore(
+    item=like,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+    partial_restore=True,
+  )
+  return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
+
+
+def _read_json(item: epath.Path) -> Any:
+  return json.loads((item / "metadata").read_text())
+
+
+def crc(config: Mapping[str, Any]) -> int:
+  """The checksum of a config."""
+  return zlib.crc32(json.dumps(config, sort_keys=True).encode())
+
+
+def arrays_of(tree: Any) -> dict[str, Any]:
+  """A tree's arrays, or what stands for them, by path."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def kinds(tree: Any) -> dict[str, str]:
+  """float32[3,5] and the like, of every array of a tree."""
+  return {
+    name: f"{np.dtype(leaf.dtype)}[{','.join(map(str, leaf.shape))}]"
+    for name, leaf in arrays_of(tree).items()
+  }
+
+
+def _check_arrays(
+  path: Any, stored: Mapping[str, str], like: Any, prefix: str
+) -> None:
+  """ValueError unless a checkpoint's arrays, by their kinds, are those of like.
+
+  Those whose names begin with the prefix, that is; the rest may be others.
+  """
+  wanted = kinds(like)
+  for name in sorted(wanted.keys() ^ stored.keys()):
+    if name in wanted or name.startswith(prefix):
+      lack = "has no" if name in wanted else "has an unknown"
+      raise ValueError(f"checkpoint {path} {lack} array {name}")
+  for name, kind in wanted.items():
+    if stored[name] != kind:
+      raise ValueError(
+        f"checkpoint {path} has {name} as {stored[name]}, expected {kind}"
+      )
+
+
+def checksums(tree: Any) -> dict[str, int]:
+  """A number for every array that its bits and their places give.
+
+  The same on any devices. A change in one element always changes it, any other
+  with all but certainty.
+  """
+  with jax.set_mesh(NO_MESH):  # the arrays may be on fewer devices than its
+    sums = {}
+    for name, x in arrays_of(tree).items():
+      sums[name] = _sum(x)
+      if jax.default_backend() == "cpu":
+        # Its devices share threads: of many programs under way, each waiting
+        # for its part on another device, none would find a thread for that.
+        sums[name].block_until_ready()
+    return jax.tree.map(int, jax.device_get(sums))
+
+
+@jax.jit  # for each kind of array: one program of all takes long to compile
+def _sum(x: jax.Array) -> jax.Array:
+  """The sum of hash(hash(place) ^ bits) over the elements, modulo 2^32."""
+  if x.dtype == bool:
+    x = x.astype(jnp.uint8)
+  width = min(8 * x.dtype.itemsize, 32)  # wider ones become pairs
+  bits = jax.lax.bitcast_convert_type(x, f"uint{width}").astype(jnp.uint32)
+  place, stride = jnp.zeros((), jnp.uint32), 1
+  for axis in reversed(range(bits.ndim)):
+    # Not an arange, reshaped: this is made where the array's shards are.
+    index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    place += index * jnp.uint32(stride % 2**32)
+    stride *= bits.shape[axis]
+  return jnp.sum(_hash(_hash(place) ^ bits), dtype=jnp.uint32)
+
+
+def _hash(x: jax.Array) -> jax.Array:
+  """MurmurHash3's last step, which maps 32 bits one to one."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+  """An event loop that ends what it began before it is closed.
+
+  When one read or write fails, Orbax closes the loop on all others. Each would
+  print a traceback when it is done, in a thread of its own, or collected.
+  """
+
+  def close(self) -> None:
+    while not self.is_closed() and (rest := asyncio.all_tasks(self)):
+      self.run_until_complete(_ended(rest))
+    super().close()
+
+  def call_exception_handler(self, context: dict[str, Any]) -> None:
+    """Is silent: the first failure is raised, and nobody asks for the rest."""
+
+
+async def _ended(tasks: set[asyncio.Task]) -> None:
+  await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Loops(asyncio.DefaultEventLoopPolicy):
+  _loop_factory = _Loop
+
+
+def end_what_orbax_begins() -> None:
+  """Makes new event loops _Loop, for Orbax saves in threads of its own."""
+  asyncio.set_event_loop_policy(_Loops())

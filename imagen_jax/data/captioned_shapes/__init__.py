@@ -1,1 +1,0 @@
-"""captioned_shapes: drawn pictures whose captions state all that is in them."""

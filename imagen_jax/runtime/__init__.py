@@ -1,1 +1,0 @@
-"""The machine side: devices, files, progress. Knows no model."""

@@ -1,0 +1,62 @@
+"""Writes captions of captioned_shapes' pictures as text, a line a picture.
+
+  python -m imagen_jax.shapes.write_captions \\
+    --split=train --pictures=20000 --each=8 --output=captions.txt
+
+A line holds --each captions of the picture, in different words, separated by
+tabs; with --describe the first of them is its plain description.
+"""
+
+import sys
+
+import numpy as np
+from absl import app, flags
+
+from imagen_jax.shapes import captions, scenes
+
+SPLIT = flags.DEFINE_enum("split", "train", scenes.SPLITS, "Whose scenes.")
+PICTURES = flags.DEFINE_integer(
+  "pictures", 20_000, "How many, from the first.", lower_bound=1
+)
+EACH = flags.DEFINE_integer(
+  "each", 1, "Captions of each picture.", lower_bound=1
+)
+LEAVE_OUT = flags.DEFINE_float(
+  "leave_out",
+  0.1,
+  "Chance that a caption is silent on sizes, on fills, ...",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+DESCRIBE = flags.DEFINE_bool("describe", False, "Begin with a description.")
+OUTPUT = flags.DEFINE_string("output", None, "The text file.")
+
+
+def lines(
+  split: str, pictures: int, each: int, leave_out: float, describe: bool = False
+):
+  """Yields tab-separated captions of the split's scene 0, 1, ..."""
+  for i in range(pictures):
+    rng = np.random.default_rng((scenes.SPLITS.index(split), i))
+    scene, _ = scenes.sample_scene(rng, split)
+    texts = [captions.description(scene)] if describe else []
+    texts += [captions.caption(scene, rng, leave_out) for _ in range(each)]
+    yield "\t".join(texts)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"{argv[1]!r} is not a flag")
+  text = lines(
+    SPLIT.value, PICTURES.value, EACH.value, LEAVE_OUT.value, DESCRIBE.value
+  )
+  try:
+    with open(OUTPUT.value, "w", encoding="utf-8") as file:
+      file.writelines(line + "\n" for line in text)
+  except OSError as error:
+    sys.exit(f"write_captions: {error.filename}: {error.strerror}")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("output")  # of who imports this file it is not
+  app.run(main)

@@ -1,0 +1,94 @@
+"""What a training run will take: parameters, memory and arithmetic."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from imagen_jax.parallel.flops import count_flops
+from imagen_jax.parallel.mesh import row_ways
+from imagen_jax.stage import Stage
+from imagen_jax.text.encoder import Embedder
+from imagen_jax.training.step import Batch, TrainState, batch_loss
+
+
+def parameter_table(params: Any) -> str:
+  """Parameters of each of a net's modules, and of all."""
+  counts = {name: _count(tree) for name, tree in params.items()}
+  return _table([*counts.items(), ("parameters", sum(counts.values()))])
+
+
+def memory_table(state: TrainState, text_params: Any) -> str:
+  """Bytes that one device holds throughout, by the sharding of the arrays.
+
+  The gradient is as large as the parameters; what else a step needs for a time
+  `imagen_jax.compile` tells.
+  """
+  parts = {
+    "parameters": state.params,
+    "average (EMA)": state.ema,
+    "optimizer": state.opt_state,
+    "text encoder": text_params,
+    "gradient": state.params,
+  }
+  counts = {name: _bytes_per_device(tree) for name, tree in parts.items()}
+  rows = [*counts.items(), ("bytes per device", sum(counts.values()))]
+  return _table(rows)
+
+
+def model_flops(
+  stage: Stage,
+  embedder: Embedder,
+  params: Any,
+  text_params: Any,
+  batch: Batch,
+) -> int:
+  """Operations of a step that the model asks for, of all devices.
+
+  One pass through the frozen encoder, and three through the net: the way back
+  takes two. What is computed again to save memory does not count.
+  """
+  rows = len(batch["image"])
+
+  def forward(params, text_params, batch):
+    draws = stage.draw(jax.random.key(0), rows)
+    return batch_loss(stage, embedder, params, text_params, draws, batch)
+
+  def encode(text_params, batch):
+    return embedder(text_params, batch["tokens"], batch["mask"])
+
+  both = count_flops(forward, params, text_params, batch)
+  encoding = count_flops(encode, text_params, batch)
+  return encoding + 3 * (both - encoding)
+
+
+def batch_sentence(devices: Mesh, batch_size: int, accumulate: int) -> str:
+  """How a batch is spread."""
+  ways = {name: n for name, n in devices.shape.items() if n > 1}
+  count = batch_size // accumulate
+  each = count // row_ways(devices)
+  over = " x ".join(f"{name} {n}" for name, n in ways.items()) or "1 device"
+  return (
+    f"batch of {batch_size} = {accumulate} x {count} on {over}: {each} at a "
+    "time on a device"
+  )
+
+
+def _count(tree: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_per_device(tree: Any) -> int:
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def _table(rows: list[tuple[str, int]]) -> str:
+  """Names to the left, numbers to the right, the last row set apart."""
+  wide = max(len(name) for name, _ in rows)
+  digits = max(len(f"{count:,}") for _, count in rows)
+  lines = [f"{name:{wide}}  {count:{digits},}" for name, count in rows]
+  return "\n".join([*lines[:-1], "-" * (wide + 2 + digits), lines[-1]])

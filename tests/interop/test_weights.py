@@ -1,0 +1,158 @@
+"""Weights in safetensors files: what comes back, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.flax
+
+from imagen_jax.checkpoints import manager
+from imagen_jax.interop import weights
+from imagen_jax.training.step import Skipped, TrainState
+
+
+def make_params() -> dict:
+  """Values that bfloat16 holds exactly, in a tree with a list-like name."""
+  kernel = jnp.arange(12.0).reshape(3, 4)
+  return {"a": {"kernel": kernel, "bias": jnp.ones(4)}, "b_0": {"w": kernel.T}}
+
+
+LIKE = jax.eval_shape(make_params)
+
+
+@pytest.fixture
+def path(tmp_path):
+  path = tmp_path / "net.safetensors"
+  weights.save_weights(path, make_params(), metadata={"step": "7"})
+  return path
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_round_trip(path):
+  assert_same(weights.load_weights(path, LIKE), make_params())
+  assert_same(weights.load(path, LIKE), make_params())
+  assert weights.read_metadata(path) == {"step": "7"}
+
+
+def test_the_file_is_bfloat16_and_params_are_as_like_is(path):
+  stored = safetensors.flax.load_file(path)
+  assert {x.dtype for x in stored.values()} == {jnp.dtype(jnp.bfloat16)}
+  half = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float16), LIKE
+  )
+  for like, dtype in ((LIKE, jnp.float32), (half, jnp.float16)):
+    params = weights.load_weights(path, like)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+
+
+def test_float32_loses_nothing(tmp_path):
+  params = jax.tree.map(lambda x: x + 1 / 3, make_params())
+  path = tmp_path / "net.safetensors"
+  size = weights.save_weights(path, params, dtype=jnp.float32)
+  assert size == path.stat().st_size
+  assert_same(weights.load_weights(path, LIKE), params)
+
+
+def test_loading_compiles_nothing(tmp_path):
+  """A program for every shape once took most of a small cascade's start."""
+  path = tmp_path / "net.safetensors"
+  params = {"odd": np.ones((3, 7, 11), np.float32)}
+  weights.save_weights(path, params)
+  events = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: events.append(event)
+  )
+  assert_same(weights.load_weights(path, params), params)
+  assert [event for event in events if "compile" in event] == []
+  jax.jit(lambda x: 3 * x)(params["odd"])
+  assert [event for event in events if "compile" in event]  # it does listen
+
+
+def test_parameters_are_named_by_path(path):
+  names = json.loads(path.read_bytes()[8:].split(b"}}")[0] + b"}}")
+  assert set(names) - {"__metadata__"} == {"a/kernel", "a/bias", "b_0/w"}
+
+
+def test_a_run_gives_its_averaged_weights(tmp_path):
+  ema = make_params()
+  zeros = jax.tree.map(jnp.zeros_like, ema)
+  skipped = Skipped(jnp.array(0), jnp.array(0))
+  state = TrainState(jnp.array(3), zeros, ema, (), skipped)
+  with manager.Checkpoints(str(tmp_path), keep=1) as saved:
+    saved.save(3, state, {})
+  assert_same(weights.load(tmp_path, LIKE), ema)
+
+
+def spoil(data: bytes) -> dict[str, bytes]:
+  header = int.from_bytes(data[:8], "little")
+  return {
+    "empty": b"",
+    "header": data[:20],
+    "data": data[: header + 20],
+    "text": b"version https://example.org/spec/v1\nsize 2000\n" * 9,
+    "length": b"\xff" * 8 + data[8:],
+    "longer": data + b"\0" * 8,
+  }
+
+
+@pytest.mark.parametrize("how", list(spoil(b"")))
+def test_a_damaged_file_is_named(path, how):
+  path.write_bytes(spoil(path.read_bytes())[how])
+  with pytest.raises(ValueError) as caught:
+    weights.load_weights(path, LIKE)
+  print(caught.value)
+  assert str(caught.value).startswith(
+    f"weights {path} are damaged or not safetensors"
+  )
+  assert "\n" not in str(caught.value)
+
+
+def test_no_file(tmp_path):
+  path = tmp_path / "net.safetensors"
+  with pytest.raises(ValueError, match=f"^weights {path} cannot be read: No s"):
+    weights.load(path, LIKE)
+  with pytest.raises(ValueError, match=f"^{tmp_path} is no training run: it"):
+    weights.load(tmp_path, LIKE)
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"b_0/w": None}, "have no parameter b_0/w$"),
+    ({"c": jnp.ones(2)}, "have an unknown parameter c$"),
+    (
+      {"a/bias": jnp.ones((4, 1))},
+      r"have a/bias of shape \(4, 1\), expected \(4,\)$",
+    ),
+  ],
+  ids=["fewer", "more", "shape"],
+)
+def test_weights_of_another_net_are_refused(path, change, said):
+  flat = safetensors.flax.load_file(path) | change
+  flat = {name: v for name, v in flat.items() if v is not None}
+  path.write_bytes(safetensors.flax.save(flat))
+  with pytest.raises(ValueError, match=f"^weights {path} {said}"):
+    weights.load_weights(path, LIKE)
+
+
+def test_folders_are_made_and_nothing_else_is_left(tmp_path):
+  path = tmp_path / "new" / "folder" / "net.safetensors"
+  weights.save_weights(path, make_params())
+  weights.save_weights(path, make_params())
+  assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("where", ["file/net.safetensors", "taken"])
+def test_a_place_that_cannot_be_written(tmp_path, where):
+  (tmp_path / "file").touch()
+  (tmp_path / "taken" / "full").mkdir(parents=True)
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(ValueError, match=f"{where} cannot be written: [A-Z]"):
+    weights.save_weights(tmp_path / where, make_params())
+  assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,191 @@
+"""metrics.jsonl and TensorBoard's files."""
+
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from clu import metric_writers
+from etils import epath
+from tensorboard.backend.event_processing.event_file_loader import (
+  EventFileLoader,
+)
+
+from imagen_jax.training.metrics import FILE, Metrics, memory
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def rows(workdir):
+  return [json.loads(x) for x in (workdir / FILE).read_text().splitlines()]
+
+
+def write(workdir, first, *steps, **options):
+  metrics = Metrics(str(workdir), first, **options)
+  for step in steps:
+    metrics.write(step, {"loss": step / 2, "bad": float("nan")})
+  metrics.write_image(steps[-1], "samples", np.zeros((4, 4, 3), np.uint8))
+  metrics.close()
+
+
+def test_a_line_for_every_step(tmp_path):
+  write(tmp_path, 0, 1, 2)
+  assert rows(tmp_path) == [
+    {"step": 1, "loss": 0.5, "bad": None},
+    {"step": 2, "loss": 1.0, "bad": None},
+  ]
+  (events,) = tmp_path.glob("events.out.tfevents.*")
+  assert b"loss" in events.read_bytes() and b"samples" in events.read_bytes()
+
+
+def test_lines_that_will_come_again_are_dropped(tmp_path):
+  """Those after the step that a run goes on from, and a torn one."""
+  write(tmp_path, 0, 1, 2, 3, 4)
+  with (tmp_path / FILE).open("a") as file:
+    file.write('{"step": 2, "lo')
+  write(tmp_path, 2, 3)
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_what_is_cut_while_it_runs_goes_on_whole(tmp_path):
+  metrics = Metrics(str(tmp_path), 0)
+  metrics.write(1, {"loss": 1.0})
+  (tmp_path / FILE).unlink()
+  metrics.write(2, {"loss": 1.0})
+  metrics.close()
+  assert [row["step"] for row in rows(tmp_path)] == [2]
+
+
+def test_one_of_many_processes_writes(tmp_path):
+  write(tmp_path, 0, 1)
+  write(tmp_path, 0, 1, 2, quiet=True)
+  assert [row["step"] for row in rows(tmp_path)] == [1]
+
+
+class Disk:
+  """Metrics where no more can be written, and then again it can."""
+
+  def __init__(self, workdir: str, fill, free):
+    self.workdir, self.said = workdir, []
+    self.metrics = Metrics(workdir, 0, say=self.said.append)
+    self.write(1, 2)
+    fill()
+    self.write(3, 4, 5)
+    free()
+    self.write(6, 7)
+    self.metrics.close()
+
+  def write(self, *steps):
+    for step in steps:
+      # More than a page of memory, which a full disk may have left.
+      numbers = {f"part{i}": step / 2 for i in range(500)}
+      self.metrics.write(step, numbers)
+      picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3))
+      self.metrics.write_image(step, "samples", picture.astype(np.uint8))
+      self.metrics._pool.submit(int).result()  # waits for what came before
+
+  def check(self, why: str):
+    assert self.said == [
+      f"metrics cannot be written from step 3 on, {self.workdir}/{FILE}: "
+      f"{why}; training goes on without",
+      "metrics are written again, from step 6 on",
+    ]
+    folder = pathlib.Path(self.workdir)
+    assert [row["step"] for row in rows(folder)] == [1, 2, 6, 7]
+    shown = set()
+    for path in folder.glob("events.out.tfevents.*"):
+      shown |= {event.step for event in EventFileLoader(str(path)).Load()}
+    assert shown >= {1, 2, 6, 7} and not shown & {3, 4, 5}, shown
+
+
+def test_files_that_cannot_grow(tmp_path):
+  none = resource.RLIM_INFINITY
+  limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, none))
+  try:
+    disk = Disk(str(tmp_path), lambda: limit(2000), lambda: limit(none))
+  finally:
+    limit(none)
+  disk.check("File too large")
+
+
+def on_a_full_disk(workdir: str) -> None:
+  path = pathlib.Path(workdir) / "rest"
+
+  def fill():
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+      while True:
+        file.write(bytes(1000))
+
+  Disk(workdir, fill, path.unlink).check("No space left on device")
+
+
+def test_a_full_disk(tmp_path):
+  mount = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec "
+  mounted = ["unshare", "-rm", "sh", "-c", mount + '"$0" "$@"']
+  if subprocess.run([*mounted, "true"], check=False).returncode:
+    pytest.skip("this machine lets nobody mount a file system")
+  script = "import runpy, sys; runpy.run_path(sys.argv[1])[sys.argv[2]]"
+  command = [sys.executable, "-c", f"{script}(sys.argv[3])", __file__]
+  done = subprocess.run(
+    [*mounted, *command, "on_a_full_disk", str(tmp_path)],
+    cwd=ROOT, capture_output=True, encoding="utf-8",
+  )  # fmt: skip
+  assert (done.returncode, done.stderr) == (0, "")
+
+
+class Store:
+  """Files as of an object store: none can be appended to."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self.full = False
+
+  def _at(self, path) -> pathlib.Path:
+    return self._folder / os.fspath(path).removeprefix("gs://")
+
+  def exists(self, path) -> bool:
+    return self._at(path).exists()
+
+  def open(self, path, mode):
+    assert mode in ("rb", "wb"), f"{mode}, which object stores do not have"
+    if mode == "wb" and self.full:
+      raise tf.errors.UnavailableError(None, None, "at once; No route to host")
+    return self._at(path).open(mode)
+
+
+def test_an_object_store_gets_the_file_whole(tmp_path, monkeypatch):
+  store = Store(tmp_path)
+  path = epath.Path("gs://bucket/run") / FILE
+  monkeypatch.setattr(type(path), "_backend", store)
+  monkeypatch.setattr(metric_writers, "SummaryWriter", mock.MagicMock())
+  workdir = tmp_path / "bucket" / "run"
+  workdir.mkdir(parents=True)
+  write("gs://bucket/run", 0, 1, 2, 3)
+  assert [row["step"] for row in rows(workdir)] == [1, 2, 3]
+  said = []
+  metrics = Metrics("gs://bucket/run", 2, say=said.append)
+  assert [row["step"] for row in rows(workdir)] == [1, 2]
+  for step in range(3, 7):
+    store.full = step in (4, 5)
+    metrics.write(step, {"loss": 1.0})
+  metrics.close()
+  assert [row["step"] for row in rows(workdir)] == [1, 2, 3, 6]
+  assert said == [
+    f"metrics cannot be written from step 4 on, gs://bucket/run/{FILE}: "
+    "No route to host; training goes on without",
+    "metrics are written again, from step 6 on",
+  ]
+
+
+def test_memory_is_of_this_process():
+  before = memory()["host_gib"]
+  block = np.ones(2**27, np.uint8)  # an eighth of a GiB
+  assert 0.05 < before < 64
+  assert memory()["host_gib"] >= max(before, block.nbytes / 2**30)
