@@ -160,7 +160,7 @@ def test_devices_know_their_slice():
 BESIDE = """
 import subprocess
 assert tpu_slice("v5e-1").hosts == 1
-code = "from imagen_jax.runtime import topologies as t; t.tpu_slice('v5e-4')"
+code = "from imagen_jax.aot import topologies as t; t.tpu_slice('v5e-4')"
 print(json.dumps(subprocess.call([sys.executable, "-c", code])))
 """
 
