@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from imagen_jax.diffusion.samplers import fold_in
-from imagen_jax.stage import Sampling, Stage, sample_stage
+from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
 
@@ -57,8 +57,7 @@ class Cascade:
     """
     pictures = None
     for i, name in enumerate(self.names):
-      pictures = sample_stage(
-        self.stages[i],
+      pictures = self.stages[i].sample(
         params[i],
         fold_in(keys, i),
         text,

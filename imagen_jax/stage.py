@@ -1,13 +1,15 @@
 """A stage: one resolution of the cascade, its training loss and its sampler."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagen_jax.diffusion.augment import augment
 from imagen_jax.diffusion.gaussian import (
@@ -19,12 +21,13 @@ from imagen_jax.diffusion.gaussian import (
 )
 from imagen_jax.diffusion.guidance import guide
 from imagen_jax.diffusion.samplers import (
+  Carry,
   Denoised,
-  ancestral_step,
+  advance,
+  begin,
   fold_in,
-  sample,
 )
-from imagen_jax.diffusion.sampling import Sampling
+from imagen_jax.diffusion.sampling import Sampling, SamplingArgs, time
 from imagen_jax.diffusion.schedules import STEPS, CosineSchedule, Schedule
 from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.types import Conditioning, TextEmbedding
@@ -46,6 +49,19 @@ class Draws:
   aug: jax.Array
   time: jax.Array
   eps: jax.Array
+
+
+class SamplingInputs(NamedTuple):
+  """What a batch of images is sampled from.
+
+  keys [B]: one typed PRNG key per image.
+  text: the prompts, one row per image.
+  lowres [B, h, w, 3] in [-1, 1]: the images to upsample; None for a base stage.
+  """
+
+  keys: jax.Array
+  text: TextEmbedding
+  lowres: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +130,7 @@ class Stage:
 
     That is more augmentation, or a learned variance where the net has none.
     """
-    if sampling.step is ancestral_step and not self.learns_variance:
+    if sampling.step.needs_gamma and not self.learns_variance:
       raise ValueError(
         "sampling is with the learned variance, expected a net with "
         f"out_channels {2 * CHANNELS}, not {CHANNELS}"
@@ -225,20 +241,20 @@ class Stage:
     return loss, logsnr
 
   def denoiser(
-    self, params: Any, cond: Conditioning, sampling: Sampling
+    self, params: Any, cond: Conditioning, sampling: SamplingArgs
   ) -> Callable[[jax.Array, jax.Array], Denoised]:
-    """denoise(z [B, H, W, 3], logsnr [B]) -> Denoised.
+    """Returns denoise(z [B, H, W, 3], logsnr [B]) -> Denoised.
 
     Guidance and threshold are of x_hat; the variance is that with the text.
     """
-    guided = sampling.guidance != 1.0
+    guided = sampling.guidance is not None
     if guided:  # one doubled batch: with the text, and with the null text
       null = cond.replace(text=cond.text.nothing())
       cond = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
     variables = {"params": params, **self.read_text(params, cond)}
 
     def denoise(z: jax.Array, logsnr: jax.Array) -> Denoised:
-      batch = len(z)
+      batch = z.shape[0]
       if guided:
         z, logsnr = jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
       out = self.net.apply(variables, z, self.time(logsnr), cond)
@@ -266,27 +282,97 @@ class Stage:
     )
     return kept
 
+  def blank(self, batch: int) -> Carry:
+    """Returns what to start `run` with at step 0: zeros, to be drawn there."""
+    z = np.zeros((batch, self.size, self.size, CHANNELS), np.float32)
+    return Carry(z, z, np.zeros(batch, np.float32))
+
+  def run(
+    self,
+    params: Any,
+    carry: Carry,
+    first: int | jax.Array,
+    last: int | jax.Array,
+    inputs: SamplingInputs,
+    sampling: SamplingArgs,
+  ) -> Carry:
+    """Does the sampling steps first, ..., last - 1 (App. A).
+
+    All steps at once and any parts one after the other give the same bits.
+    After the last step carry.z is the images [B, size, size, 3] in [-1, 1].
+    carry.x_hat is each step's x_hat, after guidance and threshold.
+    """
+    # 1. Augment the low-resolution image (Fig. A.32).
+    aug_level = jnp.full(inputs.keys.shape, sampling.aug_level)
+    cond = self.condition(
+      fold_in(inputs.keys, 0), inputs.text, inputs.lowres, aug_level
+    )
+    # 2. Draw z_1, if this is the beginning.
+    keys = fold_in(inputs.keys, 1)
+    start = begin(keys, carry.z.shape[1:])
+    carry = jax.tree.map(
+      lambda new, old: jnp.where(first == 0, new, old), start, carry
+    )
+    # 3. Step from noise to image.
+    carry = advance(
+      carry,
+      first,
+      last,
+      keys=keys,
+      denoise=self.denoiser(params, cond, sampling),
+      logsnr=lambda i: self.schedule(
+        time(i, sampling.steps, sampling.timesteps)
+      ),
+      steps=sampling.steps,
+      sampler=sampling.step,
+    )
+    # 4. Clip the finished image.
+    image = jnp.clip(carry.z, -1.0, 1.0)
+    done = jnp.equal(last, sampling.steps)
+    return carry._replace(z=jnp.where(done, image, carry.z))
+
   def sample(
     self,
     params: Any,
     keys: jax.Array,
     text: TextEmbedding,
-    lowres: jax.Array | None,
+    lowres: jax.Array | None = None,
     *,
     sampling: Sampling,
   ) -> jax.Array:
-    """Pictures [B, size, size, 3] in [-1, 1], one key per picture."""
-    aug_level = jnp.full(keys.shape, sampling.aug_level)
-    cond = self.condition(fold_in(keys, 0), text, lowres, aug_level)
-    shape = (self.size, self.size, CHANNELS)
-    x = sample(
-      fold_in(keys, 1),
-      self.denoiser(params, cond, sampling),
-      shape,
-      logsnr=self.schedule(sampling.times),
-      step=sampling.step,
+    """Returns images [B, size, size, 3] in [-1, 1], one key per image."""
+    carry = run_stage(
+      self,
+      params,
+      self.blank(keys.shape[0]),
+      0,
+      sampling.num_steps,
+      SamplingInputs(keys, text, lowres),
+      sampling.args(),
     )
-    return jnp.clip(x, -1.0, 1.0)
+    return carry.z
 
 
-sample_stage = jax.jit(Stage.sample, static_argnames=("self", "sampling"))
+@functools.partial(
+  jax.jit, static_argnames=("stage", "rows"), donate_argnames="carry"
+)
+def run_stage(
+  stage: Stage,
+  params: Any,
+  carry: Carry,
+  first: int | jax.Array,
+  last: int | jax.Array,
+  inputs: SamplingInputs,
+  sampling: SamplingArgs,
+  *,
+  rows: jax.sharding.Sharding | None = None,
+) -> Carry:
+  """Runs stage.run, compiled once for every number of steps and every value.
+
+  rows: where the carry's rows lie; None leaves it to the compiler. The carry
+  that is given is used up.
+  """
+  carry = stage.run(params, carry, first, last, inputs, sampling)
+  if rows is None:
+    return carry
+  return jax.lax.with_sharding_constraint(carry, rows)

@@ -11,8 +11,8 @@ import pytest
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion.gaussian import X
-from imagen_jax.diffusion.guidance import no_threshold
-from imagen_jax.diffusion.samplers import ancestral_step
+from imagen_jax.diffusion.guidance import NoThreshold
+from imagen_jax.diffusion.samplers import LearnedAncestral
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
@@ -48,7 +48,7 @@ def make_stage(fn, size, lowres_size=None):
 
 
 def make_cascade(*stages, **sampling):
-  plain = {"steps": 1, "guidance": 1.0, "threshold": no_threshold}
+  plain = {"steps": 1, "guidance": 1.0, "threshold": NoThreshold()}
   names = ("small", "middle", "large")[: len(stages)]
   return Cascade(names, stages, (Sampling(**plain | sampling),) * len(stages))
 
@@ -149,13 +149,13 @@ def test_with_sampling_changes_every_stage_and_not_the_original():
   for old, new in zip(cascade.samplings, changed.samplings, strict=True):
     assert (old.steps, old.guidance, old.aug_level) == (1, 1.0, 0.1)
     assert (new.steps, new.guidance, new.aug_level) == (7, 3.0, 0.1)
-    assert new.threshold is no_threshold
+    assert new.threshold == NoThreshold()
   assert changed.stages == cascade.stages
   assert changed.names == cascade.names
 
 
 def test_steps_take_the_place_of_timesteps():
-  cascade = make_cascade(*THREE, steps=None, timesteps="smart27")
+  cascade = make_cascade(*THREE, steps=None, timesteps=(999, 500, 1))
   changed = cascade.with_sampling(steps=7).samplings
   assert {(s.steps, s.timesteps) for s in changed} == {(7, None)}
 
@@ -164,7 +164,7 @@ def test_a_learned_variance_that_the_net_does_not_have():
   with pytest.raises(
     ValueError, match="stage small: sampling is with the learned variance, exp"
   ):
-    make_cascade(THREE[0], step=ancestral_step)
+    make_cascade(THREE[0], step=LearnedAncestral())
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import timesteps
 from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.diffusion.gaussian import X
-from imagen_jax.diffusion.guidance import no_threshold
-from imagen_jax.diffusion.samplers import AncestralStep, ancestral_step
+from imagen_jax.diffusion.guidance import NoThreshold
+from imagen_jax.diffusion.samplers import Ancestral, LearnedAncestral
 from imagen_jax.diffusion.schedules import DiscreteCosineSchedule, alpha_sigma
+from imagen_jax.interop.deepfloyd_if import TIMESTEPS
 from imagen_jax.nets.conditioning import with_lowres
 from imagen_jax.nets.unet import UNet
 from imagen_jax.stage import Sampling, Stage
@@ -56,7 +56,7 @@ def test_the_learned_variance_is_that_with_the_text_and_unguided():
 
   stage = Stage(Fake(fn, out_channels=6), 4, prediction=X)
   for w, expected in ((1.0, 3.0), (2.0, 8.0)):
-    sampling = Sampling(guidance=w, threshold=no_threshold)
+    sampling = Sampling(guidance=w, threshold=NoThreshold())
     denoise = stage.denoiser({}, Conditioning(make_text(2)), sampling)
     x_hat, gamma = denoise(jnp.zeros((2, 4, 4, 3)), jnp.zeros(2))
     np.testing.assert_allclose(x_hat, np.full((2, 4, 4, 3), expected))
@@ -64,7 +64,7 @@ def test_the_learned_variance_is_that_with_the_text_and_unguided():
 
 
 @pytest.mark.parametrize(
-  ("step", "matters"), [(ancestral_step, True), (AncestralStep(0.3), False)]
+  ("step", "matters"), [(LearnedAncestral(), True), (Ancestral(0.3), False)]
 )
 def test_who_heeds_the_learned_variance(step, matters):
   """v = 1 is much more noise than v = -1, in steps as long as these."""
@@ -90,8 +90,8 @@ def test_a_stage_asks_its_net_at_the_timesteps():
     jax.debug.callback(lambda time: seen.append(float(time[0])), inputs[1])
 
   stage = Stage(Fake(zero, see=see), 4, DiscreteCosineSchedule(), prediction=X)
-  steps = timesteps.LISTS["smart27"]
-  sampling = Sampling(guidance=1.0, timesteps="smart27")
+  steps = TIMESTEPS["smart27"]
+  sampling = Sampling(guidance=1.0, timesteps=steps)
   stage.sample({}, make_keys(2), make_text(2), None, sampling=sampling)
   jax.effects_barrier()
   assert set(seen) == {*steps} and len(seen) == len(steps) + 1
@@ -146,7 +146,9 @@ def test_a_real_net_with_all_of_it():
   stage = Stage(
     net, 16, table, lowres_size=4, aug_schedule=table, enlarge=bilinear_aligned
   )
-  sampling = Sampling(step=ancestral_step, timesteps="super27", aug_level=0.25)
+  sampling = Sampling(
+    step=LearnedAncestral(), timesteps=TIMESTEPS["super27"], aug_level=0.25
+  )
   stage.check_sampling(sampling)
 
   def run(key):

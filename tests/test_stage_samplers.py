@@ -20,7 +20,7 @@ from imagen_jax.diffusion.guidance import DynamicThreshold
 from imagen_jax.diffusion.samplers import Denoised
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import DiscreteCosineSchedule, cosine_table
-from imagen_jax.diffusion.timesteps import LISTS
+from imagen_jax.interop.deepfloyd_if import TIMESTEPS
 from imagen_jax.stage import Stage
 from imagen_jax.types import Conditioning, TextEmbedding
 
@@ -64,7 +64,7 @@ def test_the_table():
 
 @pytest.mark.parametrize("name", ["smart27", "fast27"])
 def test_the_lists(name):
-  np.testing.assert_array_equal(LISTS[name], FIXTURE[f"{name}/steps"])
+  np.testing.assert_array_equal(TIMESTEPS[name], FIXTURE[f"{name}/steps"])
 
 
 @pytest.mark.parametrize("cap", SCRIPT["CAPS"])
@@ -77,7 +77,7 @@ def test_a_step_with_learned_variance(noise, name, i, cap):
   stage = Stage(Fake(lambda: SCRIPT["net"](FIXTURE), heard.append), 4, SCHEDULE)
   sampling = Sampling(guidance=1.0, threshold=DynamicThreshold(95.0, cap))
   text = TextEmbedding(jnp.ones((BATCH, 2, 3)), jnp.ones((BATCH, 2), bool))
-  denoise = stage.denoiser({}, Conditioning(text), sampling)
+  denoise = stage.denoiser({}, Conditioning(text), sampling.args())
   z_t = SCRIPT["noised"](FIXTURE, FIXTURE["alpha_bar"][steps[i]])
   level = lambda i: jnp.broadcast_to(SCHEDULE(steps[i] / 1000), BATCH)
   x_hat, gamma = denoise(z_t, level(i))
@@ -109,7 +109,7 @@ def test_dpm_solver(monkeypatch, n):
       denoise,
       SCRIPT["SHAPE"][1:],
       logsnr=levels,
-      step=samplers.dpm_step,
+      sampler=samplers.DPMSolver(),
     )
   np.testing.assert_allclose(np.stack(asked), expected, atol=1e-5)
   np.testing.assert_allclose(x, expected[-1], atol=1e-5)

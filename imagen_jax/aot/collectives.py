@@ -29,7 +29,7 @@ class Traffic:
   at_least: bool = False
 
 
-def collectives(hlo: str) -> dict[str, Traffic]:
+def collectives(hlo: str, loop: int | None = None) -> dict[str, Traffic]:
   """Traffic by kind in one run of compiled.as_text(); the kinds that occur.
 
   They are those of HLO, and "cross-slice" for what a program of several TPU
@@ -38,10 +38,11 @@ def collectives(hlo: str) -> dict[str, Traffic]:
   one device, but of the operand for a reduce-scatter: N bytes that are summed
   are N by all-reduce as by reduce-scatter, and N more where the latter's parts
   are gathered. Of the branches of a conditional, the one with most bytes.
+  loop: how often loops of unknown length run, if the caller knows.
   """
   program = _parse(hlo)
   (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", hlo, re.MULTILINE)
-  return _traffic(program, program[entry])
+  return _traffic(program, program[entry], loop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,9 @@ def _parse(hlo: str) -> dict[str, _Computation]:
 
 
 def _traffic(
-  program: dict[str, _Computation], computation: _Computation
+  program: dict[str, _Computation],
+  computation: _Computation,
+  loop: int | None,
 ) -> dict[str, Traffic]:
   """The traffic of one run of a computation and of those that it calls."""
   total: dict[str, Traffic] = {}
@@ -118,10 +121,13 @@ def _traffic(
     if line.opcode.endswith(("-update", "-done")):
       continue  # they name the computation that their -start has begun
     called = r"(?:to_apply|calls|condition|body|\w+_computations?)"
-    inner = [_traffic(program, program[c]) for c in line.called(called)]
+    inner = [_traffic(program, program[c], loop) for c in line.called(called)]
     if line.opcode == "conditional":
       inner = [max(inner, key=lambda t: sum(part.bytes for part in t.values()))]
-    times = _trips(program, computation, line) if line.opcode == "while" else 1
+    times = 1
+    if line.opcode == "while":
+      times = _trips(program, computation, line)
+      times = loop if times is None else times
     for traffic in inner:
       _add(total, traffic, times)
   return total

@@ -10,12 +10,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from imagen_jax import build
 from imagen_jax.parallel import mesh
+from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.sharding import Placement, placed
-from imagen_jax.stage import CHANNELS, Stage
+from imagen_jax.stage import (
+  CHANNELS,
+  Sampling,
+  SamplingInputs,
+  Stage,
+  run_stage,
+)
 from imagen_jax.training.step import init_state, make_train_step, place_state
 from imagen_jax.types import TextEmbedding
 
@@ -25,6 +32,8 @@ class Program:
   """A function and the shapes, dtypes and places of its arguments.
 
   params: the trees of weights among these, to tell what of them is replicated.
+  loop: how often its loop of unknown length runs, if it has one.
+  count: the operations of one run, if they are not those of fn(*args).
   """
 
   name: str
@@ -34,6 +43,12 @@ class Program:
   params: Any
   out_shardings: Any = None
   donate: tuple[int, ...] = ()
+  loop: int | None = None
+  count: Callable[[], int] | None = None
+
+  def flops(self) -> int:
+    """Counts the operations of one run, of the whole program on all devices."""
+    return self.count() if self.count else count_flops(self.fn, *self.args)
 
 
 def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -97,15 +112,46 @@ def embed_program(config: Mapping[str, Any], devices: Mesh) -> Program:
   return Program("embed", rows, encode, (weights, *inputs), params=weights)
 
 
+def stage_program(
+  name: str,
+  stage: Stage,
+  sampling: Sampling,
+  net: Any,
+  words: TextEmbedding,
+  place: NamedSharding,
+) -> Program:
+  """One stage's sampler for a batch of images, whose rows lie as in place.
+
+  net and words are shapes, of the net's weights and of the prompts.
+  """
+  rows, steps = words.mask.shape[0], sampling.num_steps
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+  side = stage.lowres_size
+  lowres = side and shape(rows, side, side, CHANNELS)
+  carry = jax.eval_shape(lambda: stage.blank(rows))
+  carry, inputs = placed((carry, SamplingInputs(keys, words, lowres)), place)
+  args = sampling.args()
+  # With bounds that are known, the operations in the loop can be counted.
+  whole = lambda net, carry, *rest: stage.run(net, carry, 0, steps, *rest)
+  return Program(
+    f"sample {name}",
+    rows,
+    partial(run_stage.__wrapped__, stage, rows=place),
+    (net, carry, 0, steps, inputs, args),
+    params=net,
+    donate=(1,),
+    loop=steps,
+    count=lambda: count_flops(whole, net, carry, inputs, args),
+  )
+
+
 def sample_programs(
   config: Mapping[str, Any], devices: Mesh
 ) -> Iterator[Program]:
-  """The text encoder and every stage's sampler, for one batch of pictures."""
+  """The text encoder and every stage's sampler, for one batch of images."""
   cascade, text = build.cascade(config), build.text(config["text"])
   yield embed_program(config, devices)
   rows = config["batch_size"]
-  place = mesh.rows_sharding(devices, rows)
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   words = TextEmbedding(
     shape(rows, text.length, text.encoder.emb_dim),
     shape(rows, text.length, dtype=jnp.bool_),
@@ -116,16 +162,8 @@ def sample_programs(
   ):
     net = net_shapes(stage, text)
     net = placed(net, Placement(devices).params(net))
-    side = stage.lowres_size
-    lowres = side and shape(rows, side, side, CHANNELS)
-    inputs = placed((keys, words, lowres), place)
-    yield Program(
-      f"sample {name}",
-      rows,
-      partial(Stage.sample, stage, sampling=sampling),
-      (net, *inputs),
-      params=net,
-    )
+    place = mesh.rows_sharding(devices, rows)
+    yield stage_program(name, stage, sampling, net, words, place)
 
 
 def mode_of(config: Mapping[str, Any]) -> str:

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from imagen_jax.aot.collectives import collectives
 from imagen_jax.aot.programs import Program
 from imagen_jax.aot.topologies import Slice
-from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.sharding import replicated_bytes
 
 ABOUT = """\
@@ -37,7 +36,7 @@ def report(it: Program, devices: Mesh, tpus: Slice) -> dict[str, Any]:
   begun = time.monotonic()
   weights = jax.tree.leaves(it.params)
   with jax.set_mesh(devices):
-    flops = count_flops(it.fn, *it.args)
+    flops = it.flops()
   row = {
     "program": it.name,
     "topology": tpus.name,
@@ -65,18 +64,24 @@ def report(it: Program, devices: Mesh, tpus: Slice) -> dict[str, Any]:
     row |= {
       "fits": True,
       "peak_bytes": compiled.memory_analysis().peak_memory_in_bytes,
-      "collectives": traffic_of(compiled),
+      "collectives": traffic_of(compiled, it.loop),
     }
   return row | {"compile_seconds": round(time.monotonic() - begun, 1)}
 
 
-def traffic_of(compiled: jax.stages.Compiled) -> dict[str, Any] | None:
-  """Count and bytes of collectives by kind; None if that cannot be known."""
+def traffic_of(
+  compiled: jax.stages.Compiled, loop: int | None = None
+) -> dict[str, Any] | None:
+  """Returns count and bytes of collectives by kind; None if they are unknown.
+
+  loop: how often a loop of unknown length runs.
+  """
   try:
     text = compiled.as_text()
   except jax.errors.JaxRuntimeError:  # as libtpu does for some of tpu7x
     return None
-  return {k: dataclasses.asdict(v) for k, v in collectives(text).items()}
+  found = collectives(text, loop)
+  return {k: dataclasses.asdict(v) for k, v in found.items()}
 
 
 # What the compiler says of a program that is too large, early or late.

@@ -30,7 +30,7 @@ from imagen_jax.build.keys import (
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion import gaussian, guidance, samplers, schedules
 from imagen_jax.diffusion.augment import bilinear_aligned
-from imagen_jax.interop import diffusers, published, t5
+from imagen_jax.interop import deepfloyd_if, diffusers, published, t5
 from imagen_jax.nets import layers
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder, int8_dense
@@ -54,14 +54,14 @@ SCHEDULES = {
 PREDICTIONS = {"eps": gaussian.EPS, "x": gaussian.X, "v": gaussian.V}
 ENLARGE = {"bilinear_aligned": bilinear_aligned}
 SAMPLERS = {
-  "ddim": lambda: samplers.ddim_step,
-  "ancestral": samplers.AncestralStep,
-  "ancestral_learned": lambda: samplers.ancestral_step,
-  "dpm_solver++": lambda: samplers.dpm_step,
+  "ddim": samplers.DDIM,
+  "ancestral": samplers.Ancestral,
+  "ancestral_learned": samplers.LearnedAncestral,
+  "dpm_solver++": samplers.DPMSolver,
 }
 THRESHOLDS = {
-  "none": lambda: guidance.no_threshold,
-  "static": lambda: guidance.static_threshold,
+  "none": guidance.NoThreshold,
+  "static": guidance.StaticThreshold,
   "dynamic": guidance.DynamicThreshold,
 }
 OPTIMIZERS = {"adam": optimizers.adam, "adafactor": optimizers.adafactor}
@@ -129,6 +129,9 @@ def sampling(config: Mapping[str, Any], where: str = "sampling") -> Sampling:
   for key, options in (("step", SAMPLERS), ("threshold", THRESHOLDS)):
     if key in section(config, where):
       resolved[key] = settings(config[key], f"{where}.{key}", options)
+  if isinstance(name := config.get("timesteps"), str):
+    what = f"config {where}.timesteps"
+    resolved["timesteps"] = pick(name, what, deepfloyd_if.TIMESTEPS)
   return fill(Sampling, config, where, fields(Sampling), **resolved)
 
 

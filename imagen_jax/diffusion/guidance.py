@@ -1,6 +1,7 @@
 """Classifier-free guidance and thresholding (Secs. 2.2-2.3, Fig. A.31)."""
 
 import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,6 @@ def guide(cond: jax.Array, uncond: jax.Array, w: jax.Array) -> jax.Array:
   """
   w = per_example(w, cond)
   return w * cond + (1 - w) * uncond
-
-
-def no_threshold(x: jax.Array) -> jax.Array:
-  """x as it is."""
-  return jnp.asarray(x, jnp.float32)
 
 
 def static_threshold(x: jax.Array) -> jax.Array:
@@ -46,9 +42,41 @@ def dynamic_threshold(
   return jnp.clip(x, -s, s) / s
 
 
+class Threshold(Protocol):
+  """A rule that bounds x_hat; a pytree whose leaves are its numbers."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns the thresholded x, float32 like x [B, ...]."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoThreshold:
+  """Leaves x as it is."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns x in float32."""
+    return jnp.asarray(x, jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StaticThreshold:
+  """static_threshold."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns x [B, ...] clipped to [-1, 1]."""
+    return static_threshold(x)
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DynamicThreshold:
-  """dynamic_threshold with its p and cap: hashable, so it can be a setting."""
+  """dynamic_threshold with its percentile and cap.
+
+  p: the percentile of |x|, 0 to 100 (Sec. 2.3).
+  cap: the largest scale s, at least 1; None for none.
+  """
 
   p: float = 99.5
   cap: float | None = None
@@ -57,16 +85,17 @@ class DynamicThreshold:
     _check_threshold(self.p, self.cap)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """x [B, ...] -> thresholded x in [-1, 1]."""
+    """Returns x [B, ...] thresholded, in [-1, 1]."""
     return dynamic_threshold(x, self.p, self.cap)
 
 
 def _check_threshold(p: float, cap: float | None) -> None:
-  if not 0 <= p <= 100:
+  # Arrays come from a jitted function, whose caller had them checked.
+  if isinstance(p, int | float) and not 0 <= p <= 100:
     raise ValueError(
       f"The percentile p={p} of the dynamic threshold must be in 0..100."
     )
-  if cap is not None and not cap >= 1:
+  if isinstance(cap, int | float) and not cap >= 1:
     raise ValueError(
       f"The cap={cap} of the dynamic threshold must be at least 1."
     )

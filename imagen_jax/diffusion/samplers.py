@@ -1,18 +1,16 @@
 """Samplers: one step each, and one loop for all of them (App. A, Eqs. 5-6).
 
-A step goes from z_t to z_s, given the net's x_hat of z_t:
-step(keys, z_t, x_hat, *, logsnr_t, logsnr_s, ...) -> z_s. It names what else it
-needs of what the loop knows, and lets the rest pass: gamma, how much variance
-the net learned (None if it did not), and x_hat_last and logsnr_last of the step
-before. Logsnrs are [B]; in the first step, logsnr_last is logsnr_t.
+A sampler is a frozen dataclass that is called with (keys, z_t, x_hat, step) and
+returns z_s; `step` is a Step, what the loop knows. A new sampler is one such
+class and one line in build's table.
 
-Randomness is one typed PRNG key per example, keys [B], so that a picture does
+Randomness is one typed PRNG key per example, keys [B], so that an image does
 not depend on what else is in its batch.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,35 +25,61 @@ from imagen_jax.diffusion.schedules import alpha_sigma
 
 
 class Denoised(NamedTuple):
-  """What is made of z_t: x_hat, guided and thresholded, and gamma.
+  """The result of denoising z_t.
 
-  gamma is like x_hat, the share of Eq. 6 for every number of it, of a net that
-  learns its variance; None of any other.
+  x_hat [B, H, W, C]: the estimate of the image, guided and thresholded.
+  gamma: like x_hat, in [0, 1], the share of Eq. 6 for each of its numbers, of a
+    net that learns its variance; None for any other net.
   """
 
   x_hat: jax.Array
   gamma: jax.Array | None = None
 
 
+class Step(NamedTuple):
+  """What the loop knows of the step from z_t to z_s, beside both.
+
+  logsnr_t [B]: the log-SNR of z_t.
+  logsnr_s [B]: the log-SNR to go to, larger than logsnr_t.
+  gamma: like z_t, the variance that the net learned; None if it did not.
+  x_hat_last: like z_t, the x_hat of the step before; zeros in the first step.
+  logsnr_last [B]: the log-SNR of the step before; logsnr_t in the first step.
+  """
+
+  logsnr_t: jax.Array
+  logsnr_s: jax.Array
+  gamma: jax.Array | None
+  x_hat_last: jax.Array
+  logsnr_last: jax.Array
+
+
+class Sampler(Protocol):
+  """A rule that goes from z_t to z_s; a pytree whose leaves are its numbers.
+
+  needs_gamma: whether it reads Step.gamma, and so needs a net that learns its
+    variance.
+  """
+
+  needs_gamma: ClassVar[bool]
+
+  def __call__(
+    self, keys: jax.Array, z_t: jax.Array, x_hat: jax.Array, step: Step
+  ) -> jax.Array:
+    """Returns z_s, like z_t [B, ...], with one key per example, keys [B]."""
+
+
 def fold_in(keys: jax.Array, data: int | jax.Array) -> jax.Array:
-  """jax.random.fold_in of one number into every key: keys [B] -> [B]."""
+  """Folds one number into every key: keys [B] -> [B]."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def ddim_step(
-  keys: jax.Array,
-  z_t: jax.Array,
-  x_hat: jax.Array,
-  *,
-  logsnr_t: jax.Array,
-  logsnr_s: jax.Array,
-  **_,
+  z_t: jax.Array, x_hat: jax.Array, *, logsnr_t: jax.Array, logsnr_s: jax.Array
 ) -> jax.Array:
   """z_s = alpha_s x_hat + (sigma_s / sigma_t) (z_t - alpha_t x_hat) (Eq. 5).
 
   The eps is that of x_hat, not of the net: they differ after thresholding.
   """
-  del keys  # Deterministic.
   alpha_t, sigma_t = alpha_sigma(per_example(logsnr_t, z_t))
   alpha_s, sigma_s = alpha_sigma(per_example(logsnr_s, z_t))
   return alpha_s * x_hat + sigma_s / sigma_t * (z_t - alpha_t * x_hat)
@@ -69,15 +93,12 @@ def ancestral_step(
   logsnr_t: jax.Array,
   logsnr_s: jax.Array,
   gamma: jax.Array,
-  **_,
 ) -> jax.Array:
   """z_s = posterior mean + sqrt(var_s^{1-gamma} var_t^gamma) eps (Eq. 6).
 
   var_s and var_t are the variances of q(z_s|z_t,x) and of q(z_t|z_s). gamma in
-  [0, 1] is a scalar, or an array with z_t's rank that broadcasts against it. In
-  the loop it is the net's: this is the sampler with learned variance.
+  [0, 1] is a scalar, or an array with z_t's rank that broadcasts against it.
   """
-  assert gamma is not None, "a net that learns no variance has no gamma"
   gamma = jnp.asarray(gamma, jnp.float32)
   assert gamma.ndim in (0, z_t.ndim), f"gamma {gamma.shape}, z_t {z_t.shape}"
   logsnr_t, logsnr_s = jnp.asarray(logsnr_t), jnp.asarray(logsnr_s)
@@ -89,41 +110,7 @@ def ancestral_step(
   return mean + jnp.exp(log_var / 2) * noise(keys, z_t.shape[1:])
 
 
-@dataclasses.dataclass(frozen=True)
-class AncestralStep:
-  """ancestral_step with a fixed scalar gamma; the default 0 is ours."""
-
-  gamma: float = 0.0
-
-  def __post_init__(self):
-    if not 0 <= self.gamma <= 1:
-      raise ValueError(
-        f"gamma={self.gamma} of the ancestral sampler must be in 0..1."
-      )
-
-  def __call__(
-    self,
-    keys: jax.Array,
-    z_t: jax.Array,
-    x_hat: jax.Array,
-    *,
-    logsnr_t: jax.Array,
-    logsnr_s: jax.Array,
-    **_,
-  ) -> jax.Array:
-    """One step from z_t to z_s; what the net learned does not matter."""
-    return ancestral_step(
-      keys,
-      z_t,
-      x_hat,
-      logsnr_t=logsnr_t,
-      logsnr_s=logsnr_s,
-      gamma=self.gamma,
-    )
-
-
 def dpm_step(
-  keys: jax.Array,
   z_t: jax.Array,
   x_hat: jax.Array,
   *,
@@ -131,7 +118,6 @@ def dpm_step(
   logsnr_s: jax.Array,
   x_hat_last: jax.Array,
   logsnr_last: jax.Array,
-  **_,
 ) -> jax.Array:
   """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, Alg. 2).
 
@@ -139,7 +125,6 @@ def dpm_step(
   the last two x_hat, D = x_hat + h / (2 h_last) (x_hat - x_hat_last); h and
   h_last are the steps' lengths in log(alpha / sigma) = logsnr / 2.
   """
-  del keys  # Deterministic.
   logsnr_t, logsnr_s = per_example(logsnr_t, z_t), per_example(logsnr_s, z_t)
   h = (logsnr_s - logsnr_t) / 2
   h_last = (logsnr_t - per_example(logsnr_last, z_t)) / 2
@@ -151,46 +136,168 @@ def dpm_step(
   return sigma_s / sigma_t * z_t - alpha_s * jnp.expm1(-h) * d
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DDIM:
+  """ddim_step: deterministic."""
+
+  needs_gamma: ClassVar[bool] = False
+
+  def __call__(
+    self, keys: jax.Array, z_t: jax.Array, x_hat: jax.Array, step: Step
+  ) -> jax.Array:
+    """Returns z_s; the keys are not used."""
+    del keys
+    return ddim_step(z_t, x_hat, logsnr_t=step.logsnr_t, logsnr_s=step.logsnr_s)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ancestral:
+  """ancestral_step with one gamma in [0, 1] for all numbers.
+
+  Not in the paper: the default 0, since the paper does not state its gamma.
+  """
+
+  gamma: float = 0.0
+  needs_gamma: ClassVar[bool] = False
+
+  def __post_init__(self):
+    # An array comes from a jitted function, whose caller had it checked.
+    if isinstance(self.gamma, int | float) and not 0 <= self.gamma <= 1:
+      raise ValueError(
+        f"gamma={self.gamma} of the ancestral sampler must be in 0..1."
+      )
+
+  def __call__(
+    self, keys: jax.Array, z_t: jax.Array, x_hat: jax.Array, step: Step
+  ) -> jax.Array:
+    """Returns z_s; a variance that the net learned is not used."""
+    return ancestral_step(
+      keys,
+      z_t,
+      x_hat,
+      logsnr_t=step.logsnr_t,
+      logsnr_s=step.logsnr_s,
+      gamma=self.gamma,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LearnedAncestral:
+  """ancestral_step with the variance that the net learned."""
+
+  needs_gamma: ClassVar[bool] = True
+
+  def __call__(
+    self, keys: jax.Array, z_t: jax.Array, x_hat: jax.Array, step: Step
+  ) -> jax.Array:
+    """Returns z_s."""
+    assert step.gamma is not None, "a net that learns no variance has no gamma"
+    return ancestral_step(
+      keys,
+      z_t,
+      x_hat,
+      logsnr_t=step.logsnr_t,
+      logsnr_s=step.logsnr_s,
+      gamma=step.gamma,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DPMSolver:
+  """dpm_step: deterministic, of second order."""
+
+  needs_gamma: ClassVar[bool] = False
+
+  def __call__(
+    self, keys: jax.Array, z_t: jax.Array, x_hat: jax.Array, step: Step
+  ) -> jax.Array:
+    """Returns z_s; the keys are not used."""
+    del keys
+    return dpm_step(
+      z_t,
+      x_hat,
+      logsnr_t=step.logsnr_t,
+      logsnr_s=step.logsnr_s,
+      x_hat_last=step.x_hat_last,
+      logsnr_last=step.logsnr_last,
+    )
+
+
+class Carry(NamedTuple):
+  """What one step hands to the next.
+
+  z [B, ...]: the noised images; after the last step, the images.
+  x_hat: like z, the estimate of the step before.
+  logsnr [B]: the log-SNR of the step before.
+  """
+
+  z: jax.Array
+  x_hat: jax.Array
+  logsnr: jax.Array
+
+
+def begin(keys: jax.Array, shape: tuple[int, ...]) -> Carry:
+  """Draws z_1 ~ N(0, I) [B, *shape], one key per example, keys [B]."""
+  z_1 = noise(fold_in(keys, 0), shape)
+  return Carry(z_1, jnp.zeros_like(z_1), jnp.zeros(keys.shape))
+
+
+def advance(
+  carry: Carry,
+  first: int | jax.Array,
+  last: int | jax.Array,
+  *,
+  keys: jax.Array,
+  denoise: Callable[[jax.Array, jax.Array], Denoised],
+  logsnr: Callable[[jax.Array], jax.Array],
+  steps: int | jax.Array,
+  sampler: Sampler,
+) -> Carry:
+  """Does the steps first, ..., last - 1 of 0, ..., steps - 1 (App. A).
+
+  logsnr(i) increases: the level at which step i asks denoise(z, logsnr [B]).
+  The last step adds no noise: its z_s is x_hat, the mean at sigma_s = 0. The
+  bounds may be traced, so one program does any part of the steps, and the
+  parts together give the same bits as the whole.
+  """
+  assert keys.ndim == 1, f"expected one typed key per example, got {keys.shape}"
+
+  def body(i: jax.Array, carry: Carry) -> Carry:
+    logsnr_t, logsnr_s = (
+      jnp.broadcast_to(logsnr(j), keys.shape) for j in (i, i + 1)
+    )
+    x_hat, gamma = denoise(carry.z, logsnr_t)
+    x_hat = x_hat.astype(jnp.float32)
+    logsnr_last = jnp.where(i == 0, logsnr_t, carry.logsnr)
+    step = Step(logsnr_t, logsnr_s, gamma, carry.x_hat, logsnr_last)
+    z_s = sampler(fold_in(keys, i + 1), carry.z, x_hat, step)
+    return Carry(jnp.where(i + 1 == steps, x_hat, z_s), x_hat, logsnr_t)
+
+  return jax.lax.fori_loop(first, last, body, carry)
+
+
 def sample(
   keys: jax.Array,
   denoise: Callable[[jax.Array, jax.Array], Denoised],
   shape: tuple[int, ...],
   *,
   logsnr: jax.Array,
-  step: Callable[..., jax.Array] = ddim_step,
+  sampler: Sampler = DDIM(),
 ) -> jax.Array:
-  """From N(0, I) to x [B, *shape] through the levels logsnr [n] (App. A).
+  """Goes from N(0, I) to x [B, *shape] through the levels logsnr [n] (App. A).
 
-  keys [B]; logsnr increases; denoise(z [B, *shape], logsnr [B]). The last step
-  adds no noise: it returns x_hat, the mean at sigma_s = 0.
+  keys [B]; logsnr increases; denoise(z [B, *shape], logsnr [B]).
   """
   logsnr = jnp.asarray(logsnr, jnp.float32)
-  assert keys.ndim == 1, f"expected one typed key per example, got {keys.shape}"
   assert logsnr.ndim == 1 and logsnr.size, f"expected [n], got {logsnr.shape}"
-  steps = len(logsnr)
-
-  def body(carry, now):
-    z_t, x_hat_last, logsnr_last = carry
-    i, *levels = now
-    logsnr_t, logsnr_s = (jnp.broadcast_to(a, keys.shape) for a in levels)
-    x_hat, gamma = denoise(z_t, logsnr_t)
-    x_hat = x_hat.astype(jnp.float32)
-    z_s = step(
-      fold_in(keys, i),
-      z_t,
-      x_hat,
-      logsnr_t=logsnr_t,
-      logsnr_s=logsnr_s,
-      gamma=gamma,
-      x_hat_last=x_hat_last,
-      logsnr_last=logsnr_last,
-    )
-    return (jnp.where(i == steps, x_hat, z_s), x_hat, logsnr_t), None
-
-  z_1 = noise(fold_in(keys, 0), shape)
-  # The last level's step goes nowhere, for it is not taken.
-  next_ones = jnp.append(logsnr[1:], logsnr[-1])
-  first = z_1, jnp.zeros_like(z_1), jnp.broadcast_to(logsnr[0], keys.shape)
-  levels = jnp.arange(1, steps + 1), logsnr, next_ones
-  (x, *_), _ = jax.lax.scan(body, first, levels)
-  return x
+  steps = logsnr.size
+  level = lambda i: logsnr[jnp.minimum(i, steps - 1)]
+  settings = dict(keys=keys, denoise=denoise, logsnr=level)
+  carry = advance(
+    begin(keys, shape), 0, steps, steps=steps, sampler=sampler, **settings
+  )
+  return carry.z

@@ -10,7 +10,7 @@ import numpy as np
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import captioned, enlarge, grid
 from imagen_jax.parallel import mesh
-from imagen_jax.stage import Sampling, Stage, sample_stage
+from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
 LEAST = 64  # pixels a side; smaller pictures are shown enlarged
@@ -35,8 +35,7 @@ def sample_grid(
     crop_size=None,
     lowres_size=None if lowres is None else lowres.shape[1],
   )
-  samples = sample_stage(
-    small,
+  samples = small.sample(
     params,
     jax.random.split(jax.random.key(0), count),
     text,

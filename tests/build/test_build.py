@@ -183,7 +183,7 @@ def test_an_unknown_key_of_a_block_is_named():
     (
       "sampling.timesteps",
       27,
-      "sampling.timesteps is 27, expected str | tuple",
+      "sampling.timesteps is 27, expected tuple",
     ),
     ("sampling.timesteps", (9, 5), "config sampling: steps is 32 beside time"),
     ("sampling.aug_level", 2.0, "aug_level is 2.0, expected 0 to 1"),

@@ -6,6 +6,7 @@ from configs import shapes16
 from imagen_jax import build
 from imagen_jax.diffusion import guidance, samplers, schedules
 from imagen_jax.diffusion.augment import bilinear_aligned
+from imagen_jax.interop.deepfloyd_if import TIMESTEPS
 from imagen_jax.nets.unet import UNet
 from imagen_jax.stage import Sampling, Stage
 
@@ -23,7 +24,7 @@ from imagen_jax.stage import Sampling, Stage
         "aug_level": 0.5,
       },
       Sampling(
-        9, 3, samplers.ddim_step, guidance.DynamicThreshold(90), aug_level=0.5
+        9, 3, samplers.DDIM(), guidance.DynamicThreshold(90), aug_level=0.5
       ),
     ),
     (
@@ -31,17 +32,15 @@ from imagen_jax.stage import Sampling, Stage
         "step": {"kind": "ancestral", "gamma": 1.0},
         "threshold": {"kind": "none"},
       },
-      Sampling(
-        step=samplers.AncestralStep(1.0), threshold=guidance.no_threshold
-      ),
+      Sampling(step=samplers.Ancestral(1.0), threshold=guidance.NoThreshold()),
     ),
     (
       {"step": {"kind": "dpm_solver++"}, "timesteps": "fast27"},
-      Sampling(step=samplers.dpm_step, timesteps="fast27"),
+      Sampling(step=samplers.DPMSolver(), timesteps=TIMESTEPS["fast27"]),
     ),
     (
       {"step": {"kind": "ancestral_learned"}, "timesteps": [9, 5]},
-      Sampling(step=samplers.ancestral_step, timesteps=(9, 5)),
+      Sampling(step=samplers.LearnedAncestral(), timesteps=(9, 5)),
     ),
     (
       {"threshold": {"kind": "dynamic", "p": 95, "cap": 1.5}},
@@ -49,7 +48,7 @@ from imagen_jax.stage import Sampling, Stage
     ),
     (
       {"threshold": {"kind": "static"}},
-      Sampling(threshold=guidance.static_threshold),
+      Sampling(threshold=guidance.StaticThreshold()),
     ),
   ],
 )
@@ -65,8 +64,8 @@ def test_a_kind_can_be_changed_alone():
   config.step.kind = "dpm_solver++"
   config.threshold.kind = "static"
   made = build.sampling(config)
-  assert made.step == samplers.dpm_step
-  assert made.threshold == guidance.static_threshold
+  assert made.step == samplers.DPMSolver()
+  assert made.threshold == guidance.StaticThreshold()
   config.step.eta = 1.0
   with pytest.raises(ValueError, match="^unknown config key sampling.step.eta"):
     build.sampling(config)

@@ -24,12 +24,12 @@ def gaussian_denoiser(z, logsnr):
   return Denoised(MEAN + gain * (z - alpha * MEAN))
 
 
-def ode_error(step, steps):
+def ode_error(sampler, steps):
   """Of x_hat after steps uniform in logsnr, against the exact flow's."""
   logsnr = jnp.linspace(-6.0, 6.0, steps + 1)
   keys = make_keys(2)
   draw = functools.partial(
-    samplers.sample, shape=(64,), logsnr=logsnr, step=step
+    samplers.sample, shape=(64,), logsnr=logsnr, sampler=sampler
   )
   x_hat = jax.jit(lambda keys: draw(keys, gaussian_denoiser))(keys)
   z = gaussian.noise(samplers.fold_in(keys, 0), (64,))
@@ -41,10 +41,10 @@ def ode_error(step, steps):
 
 
 @pytest.mark.parametrize(
-  ("step", "order"), [(samplers.ddim_step, 1), (samplers.dpm_step, 2)]
+  ("sampler", "order"), [(samplers.DDIM(), 1), (samplers.DPMSolver(), 2)]
 )
-def test_order_of_convergence(step, order):
-  few, many = ode_error(step, 20), ode_error(step, 40)
+def test_order_of_convergence(sampler, order):
+  few, many = ode_error(sampler, 20), ode_error(sampler, 40)
   assert abs(np.log2(few / many) - order) < 0.2, (few, many)
 
 
@@ -53,12 +53,11 @@ def test_dpm_begins_as_ddim_and_follows_lines():
   z_t, x_hat, slope = jax.random.normal(jax.random.key(1), (3, 3, 2, 2, 3))
   levels = {"logsnr_t": jnp.full(3, -1.0), "logsnr_s": jnp.full(3, 0.5)}
   first = samplers.dpm_step(
-    None, z_t, x_hat, x_hat_last=slope, logsnr_last=jnp.full(3, -1.0), **levels
+    z_t, x_hat, x_hat_last=slope, logsnr_last=jnp.full(3, -1.0), **levels
   )
-  ddim = samplers.ddim_step(None, z_t, x_hat, **levels)
+  ddim = samplers.ddim_step(z_t, x_hat, **levels)
   np.testing.assert_allclose(first, ddim, atol=1e-5)
   second = samplers.dpm_step(
-    None,
     z_t,
     x_hat,
     x_hat_last=x_hat - slope * 3.0,
@@ -66,5 +65,5 @@ def test_dpm_begins_as_ddim_and_follows_lines():
     **levels,
   )
   # D is x_hat in the middle of the step, 0.75 on from logsnr_t.
-  expected = samplers.ddim_step(None, z_t, x_hat + 0.75 * slope, **levels)
+  expected = samplers.ddim_step(z_t, x_hat + 0.75 * slope, **levels)
   np.testing.assert_allclose(second, expected, atol=1e-5)

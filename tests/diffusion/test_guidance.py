@@ -45,7 +45,7 @@ def test_guiding_x_hat_is_guiding_the_output(prediction):
 
 def test_none_and_static():
   x = jnp.array([[-3.0, -0.5, 0.0, 1.0, 1.5]])
-  np.testing.assert_array_equal(guidance.no_threshold(x), x)
+  np.testing.assert_array_equal(guidance.NoThreshold()(x), x)
   np.testing.assert_array_equal(
     guidance.static_threshold(x), [[-1.0, -0.5, 0.0, 1.0, 1.0]]
   )
@@ -137,7 +137,7 @@ def test_half_precision_goes_in_float32_comes_out():
   x = jnp.ones((2, 4), jnp.bfloat16)
   results = [
     guidance.guide(x, x, 3.0),
-    guidance.no_threshold(x),
+    guidance.NoThreshold()(x),
     guidance.static_threshold(x),
     guidance.dynamic_threshold(x),
   ]

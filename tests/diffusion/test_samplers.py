@@ -1,6 +1,7 @@
 """Samplers with denoisers known in closed form."""
 
 import functools
+import itertools
 
 import jax
 import jax.extend
@@ -13,9 +14,9 @@ from imagen_jax.diffusion import (
   guidance,
   samplers,
   schedules,
-  timesteps,
 )
-from imagen_jax.diffusion.samplers import Denoised
+from imagen_jax.diffusion.samplers import Denoised, Step
+from imagen_jax.diffusion.sampling import time
 
 COSINE = schedules.CosineSchedule()
 LINEAR = schedules.LinearSchedule()
@@ -23,30 +24,31 @@ MEAN, STD = 0.3, 0.5
 SHAPE = (32, 32, 5)
 
 GAMMAS = (0.0, 0.3, 1.0)
-STEPS = {
-  "ddim": samplers.ddim_step,
-  "dpm": functools.partial(
-    samplers.dpm_step, x_hat_last=jnp.ones((3, 2, 2, 3)), logsnr_last=8.0
-  ),
-  **{f"ancestral_{gamma}": samplers.AncestralStep(gamma) for gamma in GAMMAS},
+# Of a Step, for a sampler that does not look at them.
+UNUSED = {"gamma": None, "x_hat_last": None, "logsnr_last": None}
+SAMPLERS = {
+  "ddim": samplers.DDIM(),
+  "dpm": samplers.DPMSolver(),
+  **{f"ancestral_{gamma}": samplers.Ancestral(gamma) for gamma in GAMMAS},
 }
 
 
-def every_step(keys, z_t, x_hat, *, gamma, **rest):
+def every_sampler(keys, z_t, x_hat, step):
   """A sampler in each channel: DDIM, DPM-Solver++, the ancestral GAMMAS.
 
   One program for all, as compiling takes longer than running.
   """
-  assert gamma is None
-  ddim = samplers.ddim_step(keys, z_t, x_hat, **rest)
-  dpm = samplers.dpm_step(keys, z_t, x_hat, **rest)
+  assert step.gamma is None
+  ddim = samplers.DDIM()(keys, z_t, x_hat, step)
+  dpm = samplers.DPMSolver()(keys, z_t, x_hat, step)
   gamma = jnp.array([0, 0, *GAMMAS]).reshape(1, 1, 1, 5)
-  ancestral = samplers.ancestral_step(keys, z_t, x_hat, gamma=gamma, **rest)
+  step = step._replace(gamma=gamma)
+  ancestral = samplers.LearnedAncestral()(keys, z_t, x_hat, step)
   return jnp.concatenate([ddim[..., :1], dpm[..., 1:2], ancestral[..., 2:]], -1)
 
 
 def uniform(steps, schedule=COSINE):
-  return schedule(timesteps.uniform(steps))
+  return schedule(time(jnp.arange(steps), steps))
 
 
 def make_keys(n, seed=0):
@@ -70,7 +72,7 @@ def test_gaussian_data_come_back(schedule):
       denoise=gaussian_denoiser,
       shape=SHAPE,
       logsnr=uniform(steps, schedule),
-      step=every_step,
+      sampler=every_sampler,
     )
     x = np.asarray(jax.jit(draw)(make_keys(48)))
     np.testing.assert_allclose(x.mean(axis=(0, 1, 2)), MEAN, atol=0.01)
@@ -101,7 +103,7 @@ def test_ddim_keeps_the_noise_of_a_point_mass(logsnr_s, logsnr_t):
   rng = np.random.default_rng(0)
   x, eps = rng.normal(size=(2, 3, 2, 2, 3)).astype(np.float32)
   z_t = gaussian.q_sample(x, eps, logsnr_t)
-  z_s = samplers.ddim_step(None, z_t, x, logsnr_t=logsnr_t, logsnr_s=logsnr_s)
+  z_s = samplers.ddim_step(z_t, x, logsnr_t=logsnr_t, logsnr_s=logsnr_s)
   expected = gaussian.q_sample(x, eps, logsnr_s)
   np.testing.assert_allclose(z_s, expected, atol=3e-6)
 
@@ -110,7 +112,7 @@ def test_ddim_takes_its_noise_from_the_thresholded_x_hat():
   z_t = jnp.full((1, 2), 2.0)
   x_hat = jnp.full((1, 2), 3.0)
   x_tilde = guidance.static_threshold(x_hat)
-  z_s = samplers.ddim_step(None, z_t, x_tilde, logsnr_t=-1.0, logsnr_s=2.0)
+  z_s = samplers.ddim_step(z_t, x_tilde, logsnr_t=-1.0, logsnr_s=2.0)
   (alpha_t, sigma_t), (alpha_s, sigma_s) = (
     (np.exp(-np.logaddexp(0, -a) / 2), np.exp(-np.logaddexp(0, a) / 2))
     for a in (-1.0, 2.0)
@@ -143,15 +145,20 @@ def test_the_loop_hands_every_step_what_it_knows():
     level = gaussian.per_example(logsnr, z)
     return Denoised(jnp.zeros_like(z) + level, jnp.zeros_like(z) + level / 100)
 
-  def step(keys, z_t, x_hat, *, logsnr_t, logsnr_s, gamma, **last):
+  def sampler(keys, z_t, x_hat, step):
     jax.debug.callback(
-      lambda *told: seen.append([a.ravel()[0] for a in told]),
-      *(logsnr_t, logsnr_s, gamma, last["logsnr_last"], last["x_hat_last"]),
+      lambda *given: seen.append([a.ravel()[0] for a in given]),
+      *(step.logsnr_t, step.logsnr_s, step.gamma),
+      *(step.logsnr_last, step.x_hat_last),
     )
     return z_t
 
   samplers.sample(
-    make_keys(2), denoise, (2,), logsnr=jnp.array([-3.0, 1.0, 4.0]), step=step
+    make_keys(2),
+    denoise,
+    (2,),
+    logsnr=jnp.array([-3.0, 1.0, 4.0]),
+    sampler=sampler,
   ).block_until_ready()
   jax.effects_barrier()
   expected = [
@@ -172,8 +179,8 @@ def test_ancestral_gamma_may_be_learned_per_pixel():
   }
   z_s = samplers.ancestral_step(keys, z_t, x_hat, **levels, gamma=gamma)
   for where in [(0, 0, 0, 0), (1, 1, 0, 2), (2, 1, 1, 1)]:
-    scalar = samplers.AncestralStep(float(gamma[where]))
-    alone = scalar(keys, z_t, x_hat, **levels)
+    scalar = samplers.Ancestral(float(gamma[where]))
+    alone = scalar(keys, z_t, x_hat, Step(**levels, **UNUSED))
     np.testing.assert_allclose(z_s[where], alone[where], rtol=1e-5)
 
 
@@ -185,11 +192,12 @@ def test_a_bare_batch_of_gammas_is_refused():
     )
 
 
-@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
-def test_a_step_of_no_length_changes_nothing(step):
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+def test_a_step_of_no_length_changes_nothing(sampler):
   """Two times within a schedule's clip have the same logsnr."""
   z_t, x_hat = jax.random.normal(jax.random.key(1), (2, 3, 2, 2, 3))
-  z_s = step(make_keys(3), z_t, x_hat, logsnr_t=9.0, logsnr_s=9.0)
+  step = Step(9.0, 9.0, None, jnp.ones((3, 2, 2, 3)), 8.0)
+  z_s = sampler(make_keys(3), z_t, x_hat, step)
   np.testing.assert_allclose(z_s, z_t, rtol=1e-5, atol=1e-5)
 
 
@@ -200,7 +208,7 @@ def test_last_step_adds_no_noise(steps):
     lambda z, logsnr: Denoised(jnp.full_like(z, 0.25)),
     (2, 2, 3),
     logsnr=uniform(steps),
-    step=samplers.AncestralStep(1.0),
+    sampler=samplers.Ancestral(1.0),
   )
   np.testing.assert_array_equal(out, 0.25)
 
@@ -243,7 +251,7 @@ def test_a_picture_does_not_depend_on_its_batch():
       denoise,
       (2, 2, 3),
       logsnr=uniform(6),
-      step=samplers.AncestralStep(0.3),
+      sampler=samplers.Ancestral(0.3),
     )
 
   three = draw(keys[:3])
@@ -262,6 +270,32 @@ def primitives(jaxpr):
       yield from primitives(inner)
 
 
+def test_parts_of_the_steps_give_the_bits_of_all():
+  keys, steps = make_keys(3), 7
+  sampler = jax.tree.map(jnp.float32, samplers.Ancestral(0.3))
+
+  @jax.jit
+  def run(carry, first, last):
+    return samplers.advance(
+      carry, first, last,
+      keys=keys, denoise=gaussian_denoiser, steps=steps, sampler=sampler,
+      logsnr=lambda i: COSINE(time(i, steps)),
+    )  # fmt: skip
+
+  whole = run(samplers.begin(keys, (2, 2, 3)), 0, steps)
+  for cuts in ((0, 1, 2, 3, 4, 5, 6, 7), (0, 3, 7), (0, 6, 7)):
+    carry = samplers.begin(keys, (2, 2, 3))
+    for first, last in itertools.pairwise(cuts):
+      carry = run(carry, first, last)
+    jax.tree.map(np.testing.assert_array_equal, carry, whole)
+  assert run._cache_size() == 1
+  all_at_once = samplers.sample(
+    keys, gaussian_denoiser, (2, 2, 3),
+    logsnr=uniform(steps), sampler=samplers.Ancestral(0.3),
+  )  # fmt: skip
+  np.testing.assert_allclose(whole.z, all_at_once, atol=1e-5)
+
+
 def test_program_is_one_scan_with_the_denoiser_once():
   calls = []
 
@@ -274,7 +308,7 @@ def test_program_is_one_scan_with_the_denoiser_once():
     denoise=denoise,
     shape=(2, 2, 3),
     logsnr=uniform(9),
-    step=samplers.AncestralStep(0.3),
+    sampler=samplers.Ancestral(0.3),
   )
   names = list(primitives(jax.make_jaxpr(draw)(make_keys(3)).jaxpr))
   assert names.count("scan") == 1 and "while" not in names
@@ -295,4 +329,4 @@ def test_half_precision_denoiser_samples_in_float32():
 @pytest.mark.parametrize("gamma", [-0.1, 1.5])
 def test_gamma_out_of_range(gamma):
   with pytest.raises(ValueError, match=f"gamma={gamma}"):
-    samplers.AncestralStep(gamma)
+    samplers.Ancestral(gamma)

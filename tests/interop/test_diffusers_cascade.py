@@ -12,7 +12,7 @@ import safetensors.numpy
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.diffusion.guidance import DynamicThreshold
-from imagen_jax.diffusion.samplers import ancestral_step
+from imagen_jax.diffusion.samplers import LearnedAncestral
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import DiscreteCosineSchedule
 from imagen_jax.interop import diffusers
@@ -39,7 +39,7 @@ def sampling(steps, guidance, cap) -> Sampling:
   return Sampling(
     timesteps=steps,
     guidance=guidance,
-    step=ancestral_step,
+    step=LearnedAncestral(),
     threshold=DynamicThreshold(95.0, cap),
     aug_level=MADE["AUG_STEP"] / 1000,
   )

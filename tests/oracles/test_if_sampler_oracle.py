@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion.timesteps import LISTS
+from imagen_jax.interop.deepfloyd_if import TIMESTEPS
 
 
 @pytest.mark.oracles
@@ -12,10 +12,10 @@ def test_live_samplers_equal_the_fixture(remade):
 
 
 @pytest.mark.oracles
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", TIMESTEPS)
 def test_the_lists_are_those_of_diffusers(name):
   from diffusers.pipelines.deepfloyd_if import timesteps
 
   np.testing.assert_array_equal(
-    LISTS[name], getattr(timesteps, f"{name}_timesteps")
+    TIMESTEPS[name], getattr(timesteps, f"{name}_timesteps")
   )

@@ -1,16 +1,12 @@
-"""The times at which a sampler asks the net, from noise to picture.
+"""The lists of timesteps that DeepFloyd IF samples with, by their names.
 
-Whole steps are DeepFloyd IF's, 999..0; step k is the time t = k / 1000.
+Whole steps of 999..0; step k is the time t = k / 1000. A config names one by
+sampling.timesteps.
 """
 
-import jax
-import jax.numpy as jnp
-
-from imagen_jax.diffusion.schedules import STEPS
-
-# DeepFloyd IF's lists: "smart" ones are dense where t is large, "super" ones,
-# of its super-resolution stage, denser still, "fast27" where t is small.
-_LISTS = {
+# "smart" lists are dense where t is large, "super" lists, of the
+# super-resolution stage, denser still, "fast27" is dense where t is small.
+_LISTED = {
   "fast27": """
     999 800 799 600 599 500 400 399 377 355 333 311 288 266 244 222 200 199 177
     155 133 111 88 66 44 22 0
@@ -62,41 +58,7 @@ _LISTS = {
     100 99 66 33 0
   """,
 }
-LISTS = {
+TIMESTEPS = {
   name: tuple(int(step) for step in steps.split())
-  for name, steps in _LISTS.items()
+  for name, steps in _LISTED.items()
 }
-
-
-def uniform(steps: int) -> jax.Array:
-  """t = 1, ..., 1 / steps: [steps] (App. A)."""
-  return jnp.linspace(1.0, 0.0, steps + 1)[:-1]
-
-
-def listed(timesteps: str | tuple[int, ...]) -> jax.Array:
-  """t = step / 1000 of whole steps, or of the list of that name: [n]."""
-  steps = LISTS[timesteps] if isinstance(timesteps, str) else timesteps
-  return jnp.array(steps, jnp.float32) / STEPS
-
-
-def check(timesteps: str | tuple[int, ...]) -> None:
-  """ValueError for an unknown name, or steps that do not go from 999 to 0."""
-  if isinstance(timesteps, str):
-    if timesteps not in LISTS:
-      raise ValueError(
-        f"timesteps is {timesteps!r}, expected whole steps or one of "
-        f"{', '.join(map(repr, LISTS))}"
-      )
-    return
-  last = STEPS
-  for step in timesteps:
-    if not 0 <= step < last:
-      raise ValueError(
-        f"timesteps has {step} after {last}, expected steps of 999..0, each "
-        "less than the one before it"
-        if last < STEPS
-        else f"timesteps begins with {step}, expected a step of 999..0"
-      )
-    last = step
-  if not timesteps:
-    raise ValueError("timesteps has no step, expected at least one")
