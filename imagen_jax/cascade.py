@@ -1,14 +1,8 @@
 """The cascade: text to a small picture, and from picture to larger picture."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
 
-import jax
-
-from imagen_jax.diffusion.samplers import fold_in
 from imagen_jax.stage import Sampling, Stage
-from imagen_jax.types import TextEmbedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,27 +35,3 @@ class Cascade:
         stage.check_sampling(sampling)
       except ValueError as error:
         raise ValueError(f"stage {name}: {error}") from error
-
-  def with_sampling(self, **changes: Any) -> "Cascade":
-    """The cascade with settings of Sampling changed in every stage."""
-    changed = tuple(s.replace(**changes) for s in self.samplings)
-    return dataclasses.replace(self, samplings=changed)
-
-  def sample(
-    self, params: Sequence[Any], keys: jax.Array, text: TextEmbedding
-  ) -> Iterator[tuple[str, jax.Array]]:
-    """Yields (name, pictures [B, size, size, 3] in [-1, 1]) stage by stage.
-
-    params: one tree per stage. keys [B]: one typed key per picture; a picture
-    depends on its own key and prompt alone.
-    """
-    pictures = None
-    for i, name in enumerate(self.names):
-      pictures = self.stages[i].sample(
-        params[i],
-        fold_in(keys, i),
-        text,
-        pictures,
-        sampling=self.samplings[i],
-      )
-      yield name, pictures

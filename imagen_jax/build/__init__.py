@@ -253,14 +253,14 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
 def sampling_devices(
   config: Mapping[str, Any], devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """A cascade's mesh over all devices; without one, the first of one process.
+  """Returns a cascade config's mesh over all devices, or over those given.
 
-  ValueError for many processes without one.
+  Without a mesh in the config, a batch's rows are spread over all devices of
+  one process. ValueError for many processes without one.
   """
-  devices = jax.devices() if devices is None else devices
   if "mesh" not in config and jax.process_count() > 1:
     raise ValueError("the config has no mesh, expected one of all processes")
-  return make_mesh(mesh(config), devices if "mesh" in config else devices[:1])
+  return make_mesh(mesh(config), devices)
 
 
 def move_weights(config: Any, to: str) -> int:

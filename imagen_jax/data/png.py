@@ -20,16 +20,11 @@ def write_png(
   Folders that lack are made; gs:// paths too. ValueError if it cannot be
   written.
   """
-  path = epath.Path(path)
-  info = PngImagePlugin.PngInfo()
-  for key, value in (text or {}).items():
-    info.add_itxt(key, value)
-  data = io.BytesIO()
-  Image.fromarray(picture).save(data, format="PNG", pnginfo=info)
+  path, data = epath.Path(path), encode_png(picture, text)
   part = path.with_name(path.name + ".part")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(data.getvalue())
+    part.write_bytes(data)
     part.replace(path)
   except Exception as error:  # stores raise many kinds
     said = getattr(error, "strerror", None) or str(error).split("\n")[0]
@@ -37,6 +32,18 @@ def write_png(
   finally:
     with contextlib.suppress(Exception):
       part.unlink()
+
+
+def encode_png(
+  picture: np.ndarray, text: Mapping[str, str] | None = None
+) -> bytes:
+  """Returns uint8 [H, W, 3] as a PNG, text in its metadata."""
+  info = PngImagePlugin.PngInfo()
+  for key, value in (text or {}).items():
+    info.add_itxt(key, value)
+  data = io.BytesIO()
+  Image.fromarray(picture).save(data, format="PNG", pnginfo=info)
+  return data.getvalue()
 
 
 def enlarge(picture: np.ndarray, size: int) -> np.ndarray:

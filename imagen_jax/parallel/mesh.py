@@ -132,6 +132,14 @@ def to_global(batch, sharding: NamedSharding, global_batch: int):
   return jax.tree.map(whole, batch)
 
 
+def put_rows(tree: Any, sharding: NamedSharding) -> Any:
+  """Numpy arrays [B, ...] that every host has whole -> global arrays."""
+  put = lambda x: jax.make_array_from_callback(
+    x.shape, sharding, lambda index: x[index]
+  )
+  return jax.tree.map(put, tree)
+
+
 def to_host(tree: Any) -> Any:
   """Global arrays -> numpy, whole on every host; all hosts must call it."""
   return multihost_utils.process_allgather(tree, tiled=True)

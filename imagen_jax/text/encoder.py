@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.parallel.mesh import to_host
 from imagen_jax.text.tokenizer import Tokenizer, empty_prompt
 from imagen_jax.types import TextEmbedding
 
@@ -59,13 +60,18 @@ class Embedder:
     return text.replace(null=text)
 
 
+# One program for all encoders of the same settings.
+_embed = jax.jit(Embedder.__call__, static_argnames="self")
+
+
 class TextEncoder:
   """list of n prompts -> TextEmbedding: tokens [n, L, D] float32, mask [n, L].
 
-  It encodes batch_size prompts at a time, always: the last batch is filled up
-  with empty rows. So one program is compiled, and a prompt's embedding does not
-  depend on how many come with it. Tokens at padding are what the encoder makes
-  of them. params may be of any dtype and lie on any devices.
+  The result is in the host's memory, whole on every host. batch_size prompts
+  are encoded at a time, always: the last batch is filled up with empty rows.
+  So one program is compiled, and a prompt's embedding does not depend on how
+  many come with it. Tokens at padding are what the encoder makes of them.
+  params may be of any dtype and lie on any devices.
   """
 
   def __init__(
@@ -82,7 +88,7 @@ class TextEncoder:
     self._params = params
     self.tokenizer = tokenizer
     self._batch_size = batch_size
-    self._apply = jax.jit(embedder.__call__)
+    self._apply = functools.partial(_embed, embedder)
     self._has_null = embedder.null == "empty"
     self.dim = encoder.emb_dim
     self.length = tokenizer.length
@@ -100,11 +106,11 @@ class TextEncoder:
       self._encode(*(a[i : i + self._batch_size] for a in (ids, mask)))
       for i in starts
     ]
-    text = jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+    text = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
     text = jax.tree.map(lambda rows: rows[: len(ids)], text)
     if not self._has_null:
       return text
-    spread = lambda row: jnp.broadcast_to(row, (len(ids), *row.shape[1:]))
+    spread = lambda row: np.broadcast_to(row, (len(ids), *row.shape[1:]))
     return text.replace(null=jax.tree.map(spread, self._no_words))
 
   @functools.cached_property
@@ -116,4 +122,4 @@ class TextEncoder:
   def _encode(self, ids: np.ndarray, mask: np.ndarray) -> TextEmbedding:
     fill = [(0, self._batch_size - len(ids)), (0, 0)]
     ids, mask = np.pad(ids, fill), np.pad(mask, fill)
-    return self._apply(self._params, ids, mask)
+    return to_host(self._apply(self._params, ids, mask))

@@ -5,18 +5,16 @@ held against the shapes and places that the program names.
 """
 
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
-from imagen_jax import build, cascade, sample
+import imagen_jax
+from imagen_jax import build, imagen
 from imagen_jax.aot import programs
-from imagen_jax.cli import program
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.interop import weights
 from imagen_jax.parallel import mesh
@@ -212,8 +210,8 @@ def test_what_train_would_refuse_is_refused(here):
 
 
 @pytest.fixture(scope="module")
-def sampled(here, tmp_path_factory):
-  """What the verb sample hands its samplers: [(stage, arguments)]."""
+def sampled(here):
+  """What sampling hands its programs: [(stage, rows, arguments)]."""
   file = here / "tiny.py"
   config = cascade_config(here).to_json_best_effort()
   file.write_text(
@@ -222,18 +220,15 @@ def sampled(here, tmp_path_factory):
   )
   seen = []
 
-  def sampler(stage, *args, sampling):
-    seen.append((stage, sampling, args))
-    place = args[1].sharding  # of the keys, by rows
-    return jax.device_put(jnp.zeros((4, stage.size, stage.size, 3)), place)
+  def sampler(stage, net, carry, first, last, inputs, sampling, *, rows):
+    seen.append((stage, rows, (net, carry, first, last, inputs, sampling)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), carry)
+    return mesh.put_rows(zeros, rows)
 
-  argv = ["sample", f"--config={file}", "--prompt=a red star"]
-  argv += ["--num_images=4", f"--outdir={tmp_path_factory.mktemp('out')}"]
-  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
-    patch.setattr(sys, "argv", argv)
-    patch.setattr(cascade, "sample_stage", sampler)
-    program.parse(argv)
-    sample.main()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(imagen, "run_stage", sampler)
+    loaded = imagen_jax.load(str(file))
+    loaded.sample("a red star", num_images=4, progress=False)
   return seen
 
 
@@ -242,29 +237,46 @@ def test_sample_is_the_verbs_samplers(here, sampled):
   assert programs.mode_of(config) == "sample"
   embed, *stages = programs.of(config, "sample", devices_of(config))
   assert [p.name for p in stages] == ["sample base", "sample larger"]
-  for found, (stage, sampling, args) in zip(stages, sampled, strict=True):
+  # The steps are done in parts: the program's arguments are those of all.
+  firsts = [seen for seen in sampled if seen[2][2] == 0]
+  for found, (stage, rows, args) in zip(stages, firsts, strict=True):
     assert found.fn.args == (stage,)
-    assert found.fn.keywords == {"sampling": sampling}
-    assert_alike(args, found.args)
+    assert found.fn.keywords == {"rows": rows}
+    assert (found.args[2], found.args[3]) == (0, 2)
+    *arrays, sampling = (*args[:2], *args[4:])
+    *expected, told = (*found.args[:2], *found.args[4:])
+    assert_alike(arrays, expected)
+    assert sampling == told
     assert found.params is found.args[0]
+    assert found.flops() > 0
   # Each takes what the one before makes.
   words = jax.eval_shape(embed.fn, *embed.args).tokens
-  assert words.shape[1:] == stages[0].args[2].tokens.shape[1:]
-  assert words.dtype == stages[0].args[2].tokens.dtype
-  pictures = jax.eval_shape(stages[0].fn, *stages[0].args)
-  lowres = stages[1].args[3]
-  assert stages[0].args[3] is None
+  assert words.shape[1:] == stages[0].args[4].text.tokens.shape[1:]
+  assert words.dtype == stages[0].args[4].text.tokens.dtype
+  pictures = jax.eval_shape(stages[0].fn, *stages[0].args).z
+  lowres = stages[1].args[4].lowres
+  assert stages[0].args[4].lowres is None
   assert (pictures.shape, pictures.dtype) == (lowres.shape, lowres.dtype)
 
 
-def test_a_picture_is_left_where_the_next_stage_is_told(here):
-  """By the compiler, whom nobody tells."""
+def test_operations_grow_with_the_steps(here):
+  config = cascade_config(here)
+  count = lambda: list(programs.of(config, "sample", devices_of(config)))[1]
+  few = count()
+  config.base.sampling.steps = 4
+  many = count()
+  assert (few.loop, many.loop) == (2, 4)
+  assert 1.8 * few.flops() < many.flops() <= 2 * few.flops()
+
+
+def test_images_are_left_where_the_next_part_of_the_steps_takes_them(here):
   config = cascade_config(here)
   devices = devices_of(config)
-  _, base, larger = programs.of(config, "sample", devices)
+  _, base, _ = programs.of(config, "sample", devices)
   with jax.set_mesh(devices):
     made = jax.jit(base.fn).lower(*base.args).compile(QUICK).output_shardings
-  assert made.is_equivalent_to(larger.args[3].sharding, 4)
+  for sharding, leaf in zip(made, base.args[1], strict=True):
+    assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
 
 
 def test_embed_is_the_verbs_encoder(here):
@@ -292,8 +304,8 @@ def test_embed_is_the_verbs_encoder(here):
   assert flops == 8 * (16 * per_token + attention)
 
 
-def test_sampling_without_a_mesh_is_on_one_device(here):
+def test_sampling_without_a_mesh_is_on_all_devices(here):
   config = cascade_config(here)
   assert dict(build.sampling_devices(config).shape) == MESH
   del config.mesh
-  assert list(build.sampling_devices(config).devices.flat) == jax.devices()[:1]
+  assert list(build.sampling_devices(config).devices.flat) == jax.devices()

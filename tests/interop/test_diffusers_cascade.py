@@ -12,7 +12,7 @@ import safetensors.numpy
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.diffusion.guidance import DynamicThreshold
-from imagen_jax.diffusion.samplers import LearnedAncestral
+from imagen_jax.diffusion.samplers import LearnedAncestral, fold_in
 from imagen_jax.diffusion.sampling import Sampling
 from imagen_jax.diffusion.schedules import DiscreteCosineSchedule
 from imagen_jax.interop import diffusers
@@ -77,7 +77,15 @@ def test_the_pictures_are_those_of_diffusers(fixture, tmp_path):
   keys = jax.random.split(jax.random.key(MADE["SEED"]), MADE["BATCH"])
   weights = [params(stage, tmp_path) for stage in stages]
   with jax.default_matmul_precision("highest"):
-    for name, pictures in cascade.sample(weights, keys, text):
+    pictures = None
+    for i, name in enumerate(cascade.names):
+      pictures = stages[i].sample(
+        weights[i],
+        fold_in(keys, i),
+        text,
+        pictures,
+        sampling=cascade.samplings[i],
+      )
       expected = np.moveaxis(fixture[name], 1, -1)
       assert expected.std() > 0.3
       np.testing.assert_allclose(pictures, expected, rtol=0, atol=1e-3)

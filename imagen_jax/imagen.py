@@ -1,0 +1,453 @@
+"""The interface: load a cascade and sample images from it.
+
+imagen = imagen_jax.load("shapes")
+imagen.sample("two red circles above a blue square on a yellow background")
+"""
+
+import copy
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, Sharding
+
+from imagen_jax import build
+from imagen_jax.build import configs
+from imagen_jax.cascade import Cascade
+from imagen_jax.diffusion.samplers import fold_in
+from imagen_jax.interop import published
+from imagen_jax.parallel import mesh as meshes
+from imagen_jax.parallel.sharding import Placement
+from imagen_jax.progress import Progress
+from imagen_jax.request import (
+  Callback,
+  PerStage,
+  Picture,
+  Request,
+  Row,
+  image_rows,
+  make_request,
+)
+from imagen_jax.samples import Samples, join
+from imagen_jax.stage import SamplingInputs, run_stage
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizer import check_prompts
+from imagen_jax.types import TextEmbedding
+
+TEXT = "text"  # the part of a cascade that is no stage
+PACE = 1.0  # seconds between two looks at what is being sampled
+
+
+def load(
+  config: Any,
+  *,
+  weights: Mapping[str, str] | str | None = None,
+  mesh: Mesh | None = None,
+  overrides: Mapping[str, Any] | None = None,
+  offload: bool = False,
+) -> "Imagen":
+  """Loads a cascade with its text encoder.
+
+  Weights are read when they are first used, and stay in device memory.
+
+  Args:
+    config: the name of a shipped config ("shapes", "deepfloyd_if:xl,l"), the
+      path of a config file, or a ConfigDict.
+    weights: by stage (or "text"), a file, workdir or folder of diffusers' to
+      read in place of the config's. For a config with hf:// paths also one
+      text: a folder that holds their repositories by name, or another owner.
+    mesh: the devices to use. None means the config's mesh; without one, batches
+      are spread over all local devices.
+    overrides: config values by dotted key, {"shapes16.sampling.steps": 25}.
+    offload: whether each part's weights leave memory after use, to be read
+      again the next time: for a device that does not hold them all.
+
+  Raises:
+    ValueError: for a config, key or path that cannot be used.
+  """
+  if isinstance(config, str | os.PathLike):
+    config = configs.read_config(os.fspath(config))
+  config = copy.deepcopy(config)
+  configs.override(config, overrides or {})
+  _set_weights(config, weights)
+  cascade = build.cascade(config)
+  text = build.text(config.text)
+  for name in cascade.names:  # fetched, if they are on the Hub
+    published.packaged(config[name].weights)
+  devices = build.sampling_devices(config) if mesh is None else mesh
+  placement = Placement(devices)
+
+  def load_net(name: str) -> Any:
+    stage = cascade.stages[cascade.names.index(name)]
+    key = jax.random.key(0)
+    like = jax.eval_shape(lambda: build.init_net(stage, text, key))
+    return published.load_net(config[name].weights, like, placement)
+
+  return Imagen(
+    cascade,
+    load_net=load_net,
+    load_encoder=lambda: build.load_encoder(config, placement),
+    devices=devices,
+    batch_size=config.batch_size,
+    offload=offload,
+    settings={"config": config.to_json_best_effort()},
+  )
+
+
+def _set_weights(config: Any, weights: Mapping[str, str] | str | None) -> None:
+  """Changes a cascade config's paths of weights as load() is asked to."""
+  if isinstance(weights, str | os.PathLike):
+    if not build.move_weights(config, os.fspath(weights)):
+      raise ValueError(
+        f"weights is {weights}, but the config has no hf:// paths"
+      )
+    return
+  for name, path in (weights or {}).items():
+    parts = (*build.cascade(config).names, TEXT)
+    if name not in parts:
+      raise ValueError(
+        f"weights names {name!r}, expected one of {', '.join(parts)}"
+      )
+    config[name].weights = os.fspath(path)
+
+
+class Imagen:
+  """A cascade with its text encoder, to sample from.
+
+  names: its stages, from small to large.
+  batch_size: the default number of images that are made at a time.
+  """
+
+  def __init__(
+    self,
+    cascade: Cascade,
+    *,
+    load_net: Callable[[str], Any],
+    load_encoder: Callable[[], TextEncoder] | None = None,
+    devices: Mesh,
+    batch_size: int,
+    offload: bool = False,
+    settings: Mapping[str, str] | None = None,
+  ):
+    """Takes a cascade, and how to read the weights of its parts.
+
+    Args:
+      cascade: the stages.
+      load_net: returns the placed weights of the stage of a name.
+      load_encoder: returns the text encoder with its weights.
+      devices: the mesh that batches are spread over.
+      batch_size: images at a time; rounded up to a multiple of the devices
+        that rows are spread over.
+      offload: as for load().
+      settings: goes into Samples.settings.
+    """
+    ways = meshes.row_ways(devices)
+    self.cascade = cascade
+    self.names = cascade.names
+    self.batch_size = math.ceil(batch_size / ways) * ways
+    self._load_net = load_net
+    self._load_encoder = load_encoder
+    self._devices = devices
+    self._offload = offload
+    self._settings = dict(settings or {})
+    self._loaded: dict[str, Any] = {}
+
+  def encode(self, prompts: str | Sequence[str]) -> TextEmbedding:
+    """Encodes prompts, for sample(text=...).
+
+    Returns:
+      One row per prompt: tokens float32 [n, L, D] and mask [n, L], in the
+      host's memory.
+
+    Raises:
+      ValueError: for a prompt that is empty or no text.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    check_prompts(prompts)
+    with jax.set_mesh(self._devices):
+      text = self._part(TEXT)(prompts)
+    self._leave(TEXT)
+    return text
+
+  def release(self, part: str) -> None:
+    """Frees the weights of a stage or of "text"; the next use reads them again.
+
+    Raises:
+      ValueError: if there is no such part.
+    """
+    if part not in (*self.names, TEXT):
+      raise ValueError(
+        f"part is {part!r}, expected one of {', '.join((*self.names, TEXT))}"
+      )
+    self._loaded.pop(part, None)
+
+  def sample(
+    self,
+    prompts: str | Sequence[str] | None,
+    *,
+    num_images: int = 1,
+    seed: int | Sequence[int] = 0,
+    index: int | Sequence[int] | None = None,
+    guidance: PerStage = None,
+    steps: PerStage = None,
+    negative_prompt: str | Sequence[str] | None = None,
+    stages: tuple[str | None, str | None] | None = None,
+    image: Picture | Sequence[Picture] | None = None,
+    text: TextEmbedding | None = None,
+    batch_size: int | None = None,
+    callback: Callback | None = None,
+    callback_every: int = 1,
+    progress: bool = True,
+  ) -> Samples:
+    """Samples images from prompts.
+
+    Image i of seed s has the key fold_in(key(s), i), whatever else is sampled
+    with it. A batch always has batch_size rows, the last one filled up, so that
+    all calls share one program per stage. Other values of guidance, steps and
+    seed compile nothing.
+
+    Args:
+      prompts: a text, a list of texts, or None for unconditional images.
+      num_images: images per prompt.
+      seed: 0 to 2**32 - 1, or a list of seeds: then each prompt has an image of
+        each seed, index 0.
+      index: makes image `index` of the seed alone, or those of a list.
+      guidance: the weight w of Eq. 2, 1 for none. One number is for the stages
+        whose config guides; a list has one per stage, a dict some by name.
+      steps: the number of sampling steps, likewise; one number is for all.
+      negative_prompt: takes the place of the null text that guidance leads away
+        from; one for all prompts, or one each.
+      stages: (first, last) to run, both included, None for an end: (None,
+        "base64") ends at 64x64, ("sr256", None) upsamples `image`.
+      image: what the first stage upsamples, if it is a super-resolution stage,
+        one for all prompts or one each: a path, a PIL image, or an array [H, W,
+        3], uint8 or float in [-1, 1]. Its central square is resized, with
+        antialiasing, to the stage's low resolution.
+      text: encode(prompts), if it is at hand.
+      batch_size: images at a time; None for the config's number.
+      callback: called as callback(stage, step, x_hat) after steps 0,
+        callback_every, 2 callback_every, ... and the last one of each batch;
+        x_hat [b, H, W, 3] is in [-1, 1], after guidance and threshold.
+      callback_every: steps between two calls.
+      progress: whether to show a stage's progress.
+
+    Raises:
+      ValueError: for an argument that cannot be used, before anything is
+        compiled; and if a stage's images are not finite.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    rows = image_rows(
+      1 if prompts is None else len(prompts),
+      num_images=num_images,
+      seed=seed,
+      index=index,
+    )
+    parts = self.stream(
+      prompts,
+      rows,
+      guidance=guidance,
+      steps=steps,
+      negative_prompt=negative_prompt,
+      stages=stages,
+      image=image,
+      text=text,
+      batch_size=batch_size,
+      callback=callback,
+      callback_every=callback_every,
+      progress=progress,
+    )
+    return join(list(parts))
+
+  def stream(
+    self,
+    prompts: Sequence[str] | None,
+    rows: Sequence[Row],
+    **options: Any,
+  ) -> Iterator[Samples]:
+    """Samples the images of rows; yields each batch as soon as it is finished.
+
+    For large jobs, which save what they have.
+
+    Args:
+      prompts: a list of texts, or None.
+      rows: the images, each of one of the prompts (request.image_rows).
+      **options: guidance, steps, batch_size and so on, as for sample().
+
+    Raises:
+      ValueError: at once, for an argument that cannot be used; and if a stage's
+        images are not finite.
+    """
+    return self._stream(self.request(prompts, rows, **options))
+
+  def request(
+    self,
+    prompts: Sequence[str] | None,
+    rows: Sequence[Row],
+    *,
+    batch_size: int | None = None,
+    **options: Any,
+  ) -> Request:
+    """Returns what stream() would do; see there."""
+    size = self.batch_size if batch_size is None else batch_size
+    return make_request(self.cascade, prompts, rows, batch_size=size, **options)
+
+  def _stream(self, request: Request) -> Iterator[Samples]:
+    """Runs the stages of a request, batch by batch."""
+    text = self._text(request)
+    rows, size = request.rows, request.batch_size
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    # Where weights are read for each use, all batches use them at once.
+    groups = [batches] if self._offload else [[batch] for batch in batches]
+    for group in groups:
+      made: list[dict[str, np.ndarray]] = [{} for _ in group]
+      for number in request.stages:
+        name = self.names[number]
+        net = self._part(name)
+        for batch, done in zip(group, made, strict=True):
+          lowres = next(reversed(done.values()), None)
+          if lowres is None and request.lowres is not None:
+            lowres = request.lowres[[row.prompt for row in batch]]
+          inputs = self._inputs(number, batch, text, lowres, size)
+          done[name] = self._run(request, number, net, inputs, len(batch))
+        del net
+        self._leave(name)
+      for batch, done in zip(group, made, strict=True):
+        prompts = request.prompts
+        yield Samples(
+          prompts=tuple(prompts and prompts[row.prompt] for row in batch),
+          seeds=tuple(row.seed for row in batch),
+          indices=tuple(row.index for row in batch),
+          stages=done,
+          settings=self._settings | request.changes,
+        )
+
+  def _text(self, request: Request) -> TextEmbedding:
+    """A request's text, one row per prompt, in the host's memory."""
+    if request.prompts is None:
+      # Any prompt's null text: that is what unconditional images have.
+      return jax.tree.map(np.asarray, self.encode(["-"]).nothing())
+    text = request.text
+    if text is None:
+      text = self.encode(request.prompts)
+    if request.negative is not None:
+      text = text.replace(null=self.encode(request.negative).replace(null=None))
+    return text
+
+  def _inputs(
+    self,
+    number: int,
+    batch: Sequence[Row],
+    text: TextEmbedding,
+    lowres: np.ndarray | None,
+    size: int,
+  ) -> SamplingInputs:
+    """A batch's inputs of a stage, filled up to size rows, in their places."""
+    filled = [*batch, *[batch[-1]] * (size - len(batch))]
+    which = np.array([row.prompt for row in filled])
+    seeds = np.array([row.seed for row in filled], np.uint32)
+    indices = np.array([row.index for row in filled], np.int32)
+    if lowres is not None:
+      more = np.repeat(lowres[-1:], size - len(batch), axis=0)
+      lowres = np.concatenate([lowres, more])
+    rows = meshes.rows_sharding(self._devices, size)
+    words = jax.tree.map(lambda leaf: np.asarray(leaf)[which], text)
+    words, lowres = meshes.put_rows((words, lowres), rows)
+    keys = image_keys(seeds, indices, np.int32(number), rows=rows)
+    return SamplingInputs(keys, words, lowres)
+
+  def _run(
+    self,
+    request: Request,
+    number: int,
+    net: Any,
+    inputs: SamplingInputs,
+    count: int,
+  ) -> np.ndarray:
+    """One stage's images of a batch, the first `count` rows of it."""
+    name, stage = self.names[number], self.cascade.stages[number]
+    sampling, size = request.samplings[number], inputs.keys.shape[0]
+    steps = sampling.num_steps
+    rows = meshes.rows_sharding(self._devices, size)
+    carry = meshes.put_rows(stage.blank(size), rows)
+    quiet = not request.progress or jax.process_index() > 0
+    progress = Progress(name, steps, quiet=quiet)
+    first = 0
+    for last in self._stops(steps, request):
+      with jax.set_mesh(self._devices):
+        carry = run_stage(
+          stage, net, carry, first, last, inputs, sampling.args(), rows=rows
+        )
+      if request.callback and _is_observed(last - 1, steps, request):
+        x_hat = meshes.to_host(carry.x_hat)[:count]
+        request.callback(name, last - 1, x_hat)
+      jax.block_until_ready(carry)
+      if first == 0:
+        progress.start(last)  # the first steps' time is the compiler's too
+      progress.show(last)
+      first = last
+    images = meshes.to_host(carry.z)[:count]
+    if not np.isfinite(images).all():
+      raise ValueError(
+        f"the images of stage {name} are not finite, expected weights and "
+        "guidance that give numbers"
+      )
+    return images
+
+  def _stops(self, steps: int, request: Request) -> Iterator[int]:
+    """After which steps to look: for the callback, and about every second.
+
+    The bits of an image do not depend on it.
+    """
+    # Of many hosts all must stop alike, whatever their clocks say.
+    paced = jax.process_count() == 1
+    step, stride, since = 0, 1 if paced else steps, time.monotonic()
+    while step < steps:
+      stop = min(step + stride, steps)
+      if request.callback:
+        every = request.callback_every
+        stop = min(stop, (step + every - 1) // every * every + 1)
+      yield stop
+      now = time.monotonic()
+      if paced:
+        fits = int(PACE * (stop - step) / max(now - since, 1e-6))
+        stride = max(1, min(fits, 2 * stride))
+      step, since = stop, now
+
+  def _part(self, name: str) -> Any:
+    """A stage's weights, or the text encoder, read unless they are at hand."""
+    if name not in self._loaded:
+      with jax.set_mesh(self._devices):
+        self._loaded[name] = (
+          self._load_encoder() if name == TEXT else self._load_net(name)
+        )
+    return self._loaded[name]
+
+  def _leave(self, name: str) -> None:
+    """Frees a part that was used, if parts are to leave memory."""
+    if self._offload:
+      self._loaded.pop(name, None)
+
+
+def _is_observed(step: int, steps: int, request: Request) -> bool:
+  """Whether the callback is for this step, of 0, ..., steps - 1."""
+  return step % request.callback_every == 0 or step == steps - 1
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def image_keys(
+  seeds: jax.Array, indices: jax.Array, stage: jax.Array, *, rows: Sharding
+) -> jax.Array:
+  """Returns the keys [B] of images for one stage of a cascade.
+
+  The key of image i of seed s is fold_in(key(s), i); that number is folded into
+  it for a stage. seeds uint32 [B], indices int32 [B], stage int32 [].
+  """
+  keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
+    seeds, indices
+  )
+  return jax.lax.with_sharding_constraint(fold_in(keys, stage), rows)
