@@ -5,18 +5,15 @@ held against the shapes and places that the program names.
 """
 
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from imagen_jax import build, cascade, sample
 from imagen_jax.aot import programs
-from imagen_jax.cli import program
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.interop import weights
 from imagen_jax.parallel import mesh
@@ -227,13 +224,11 @@ def sampled(here, tmp_path_factory):
     place = args[1].sharding  # of the keys, by rows
     return jax.device_put(jnp.zeros((4, stage.size, stage.size, 3)), place)
 
-  argv = ["sample", f"--config={file}", "--prompt=a red star"]
+  argv = [f"--config={file}", "--prompt=a red star"]
   argv += ["--num_images=4", f"--outdir={tmp_path_factory.mktemp('out')}"]
-  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
-    patch.setattr(sys, "argv", argv)
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(cascade, "sample_stage", sampler)
-    program.parse(argv)
-    sample.main()
+    sample.main(argv)
   return seen
 
 
