@@ -19,10 +19,9 @@ import tempfile
 import time
 
 import jax
-from absl import flags
 
 from imagen_jax import build
-from imagen_jax.cli import program
+from imagen_jax.build import configs
 from imagen_jax.training.metrics import FILE
 from imagen_jax.training.step import ema_decay
 
@@ -73,9 +72,7 @@ def main() -> None:
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
     rows = run(args.config, args.workdir or folder, args.steps)
-  read = program.define_config(args.config)
-  flags.FLAGS([sys.argv[0], f"--config={args.config}"])
-  config = read()
+  config = configs.read_config(args.config)
   each = build.training(config.train)
   mean = lambda name: sum(row[f"seconds/{name}"] for row in rows) / len(rows)
   step = mean("compute") + mean("data")

@@ -21,7 +21,7 @@ faster with --steps=25 --config.if1.sampling.step.kind=dpm_solver++
 
 from ml_collections import ConfigDict
 
-from configs import sr1024, t5_xxl
+from imagen_jax.configs import sr1024, t5_xxl
 
 SIZES = {"if1": ("m", "l", "xl"), "if2": ("m", "l"), "sr1024": ("sr1024",)}
 HUB = "hf://DeepFloyd"

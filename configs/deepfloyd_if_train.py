@@ -14,7 +14,7 @@ the mesh are ours, for 8 chips of 32 GiB.
 
 from ml_collections import ConfigDict
 
-from configs import base64, deepfloyd_if, sr1024
+from imagen_jax.configs import base_64, deepfloyd_if, sr1024
 
 
 def get_config(net: str = "if1,xl") -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config(net: str = "if1,xl") -> ConfigDict:
     )
   sizes = f"{size},l" if name == "if1" else f"xl,{size}"
   published = deepfloyd_if.get_config(sizes)
-  config = base64.get_config()
+  config = base_64.get_config()
   config.stage = published[name].stage
   config.sampling = published[name].sampling
   config.text = published.text

@@ -12,9 +12,9 @@ the last stage's.
 
 from ml_collections import ConfigDict
 
-from configs import base64, sr256, sr1024
+from imagen_jax.configs import base_64, sr256, sr1024
 
-MODULES = {"base64": base64, "sr256": sr256, "sr1024": sr1024}
+MODULES = {"base64": base_64, "sr256": sr256, "sr1024": sr1024}
 SAMPLING = {
   "looks": {
     "base64": dict(guidance=5.0),

@@ -8,7 +8,7 @@ The weights come with the package, so this samples at once:
 
 from ml_collections import ConfigDict
 
-from configs import shapes16, shapes64, shapes256
+from imagen_jax.configs import shapes16, shapes64, shapes256
 
 
 def get_config() -> ConfigDict:

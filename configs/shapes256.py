@@ -11,7 +11,7 @@ from low-res pictures at aug_level 0 to 0.3.
 
 from ml_collections import ConfigDict
 
-from configs import shapes64
+from imagen_jax.configs import shapes64
 
 
 def get_config() -> ConfigDict:

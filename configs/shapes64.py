@@ -11,7 +11,7 @@ which covers what it samples with.
 
 from ml_collections import ConfigDict
 
-from configs import shapes16
+from imagen_jax.configs import shapes16
 
 
 def get_config() -> ConfigDict:

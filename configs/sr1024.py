@@ -13,7 +13,7 @@ self-attention, and so is its size.
 
 from ml_collections import ConfigDict
 
-from configs import sr256
+from imagen_jax.configs import sr256
 
 
 def get_config() -> ConfigDict:

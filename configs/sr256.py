@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base64
+from imagen_jax.configs import base_64
 
 
 def block(**settings: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def block(**settings: Any) -> dict[str, Any]:
 
 def get_config() -> ConfigDict:
   """The config of the stage."""
-  config = base64.get_config()
+  config = base_64.get_config()
   config.stage = dict(
     size=256,
     lowres_size=64,

@@ -1,6 +1,6 @@
 """Compiles a config's programs for a TPU slice, without one, and reports.
 
-  python -m imagen_jax.compile --config=configs/base64.py --topology=v4-512
+  python -m imagen_jax.compile --config=configs/base_64.py --topology=v4-512
 
 The real step of the real config at the real batch, by the real compiler: what
 memory it needs and whether that fits, its operations, what the devices send to
@@ -12,13 +12,14 @@ import os
 
 from imagen_jax.aot.topologies import COMPILE_ONLY, tpu_slice
 
-# Before JAX is imported, which reads them.
-os.environ.update(COMPILE_ONLY)
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if __name__ == "__main__":  # before JAX is imported, which reads them
+  os.environ.update(COMPILE_ONLY)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -26,29 +27,35 @@ from imagen_jax import build
 from imagen_jax.aot import programs
 from imagen_jax.aot.report import keep, line, report
 from imagen_jax.aot.search import searched
-from imagen_jax.cli import program
+from imagen_jax.cli import command_line, program
 from imagen_jax.parallel import mesh
-
-read_config = program.define_config("configs/base64.py")
-TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "A TPU slice by its name, such as v4-512 or v5e-8."
-)
-NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "How many such slices.")
-MODE = flags.DEFINE_enum(
-  "mode", None, ["train", "sample", "embed"],
-  "What to compile; by default what the config is of: a stage, a cascade, T5.",
-)  # fmt: skip
-JSON = flags.DEFINE_string("json", None, "A JSON file to put the rows into.")
-SEARCH = flags.DEFINE_boolean(
-  "search", False, "Try less and less memory until a training step fits."
-)
 
 NOT_FITTING = 3
 
 
-def the_command() -> str:
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the verb's flags."""
+  on = dict(flag_values=values)
+  command_line.define_config(values, "configs/base_64.py")
+  flags.DEFINE_string(
+    "topology", None, "A TPU slice by its name, such as v4-512 or v5e-8.", **on
+  )
+  flags.DEFINE_integer("num_slices", 1, "How many such slices.", **on)
+  flags.DEFINE_enum(
+    "mode", None, ["train", "sample", "embed"],
+    "What to compile; by default what the config is of: a stage, a cascade, "
+    "T5.", **on
+  )  # fmt: skip
+  flags.DEFINE_string("json", None, "A JSON file to put the rows into.", **on)
+  flags.DEFINE_boolean(
+    "search", False,
+    "Try less and less memory until a training step fits.", **on
+  )  # fmt: skip
+
+
+def the_command(argv: Sequence[str]) -> str:
   """How to make a row again, but for the flags of the compiler."""
-  args = iter(sys.argv[1:])
+  args = iter(argv)
   kept = []
   for arg in args:
     if arg in ("--json", "-json"):
@@ -58,23 +65,24 @@ def the_command() -> str:
   return shlex.join(["python", "-m", "imagen_jax.compile", *kept])
 
 
-def main() -> None:
-  config = read_config()
-  if not TOPOLOGY.value:
+@program.verb(define_flags)
+def main(args: flags.FlagValues) -> None:
+  config = args.config
+  if not args.topology:
     raise ValueError("--topology is needed, such as v4-512 or v5e-8")
-  mode = MODE.value or programs.mode_of(config)
-  if SEARCH.value and mode != "train":
+  mode = args.mode or programs.mode_of(config)
+  if args.search and mode != "train":
     raise ValueError(f"--search is for training steps, this is --mode={mode}")
-  if JSON.value:
-    program.check_writable("json", pathlib.Path(JSON.value).parent)
-  tpus = tpu_slice(TOPOLOGY.value, NUM_SLICES.value)
+  if args.json:
+    program.check_writable("json", pathlib.Path(args.json).parent)
+  tpus = tpu_slice(args.topology, args.num_slices)
   if mode == "sample":
     devices = build.sampling_devices(config, tpus.devices)
   else:
     devices = mesh.make_mesh(build.mesh(config), tpus.devices)
   rows, fits = [], True
   ways = mesh.row_ways(devices)
-  for tried in searched(config, ways) if SEARCH.value else [{}]:
+  for tried in searched(config, ways) if args.search else [{}]:
     found = []
     for it in programs.of(config, mode, devices):
       print(
@@ -83,11 +91,11 @@ def main() -> None:
       row = report(it, devices, tpus) | tried
       print(line(row), flush=True)
       found.append(row)
-      rows.append({"command": the_command(), **row})
-      if JSON.value:  # each is hours of work
-        keep(pathlib.Path(JSON.value).expanduser(), rows)
+      rows.append({"command": the_command(command_line.given(args)), **row})
+      if args.json:  # each is hours of work
+        keep(pathlib.Path(args.json).expanduser(), rows)
     fits = all(row["fits"] for row in found)
-    if SEARCH.value and fits:
+    if args.search and fits:
       break
   if not fits:
     sys.exit(NOT_FITTING)

@@ -21,7 +21,7 @@ from etils import epath
 
 from imagen_jax import build
 from imagen_jax.cascade import Cascade
-from imagen_jax.cli import program
+from imagen_jax.cli import command_line, program
 from imagen_jax.data import images
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.data.png import grid, write_png
@@ -34,20 +34,24 @@ from imagen_jax.shapes.judge import judge, share, tally
 from imagen_jax.shapes.scenes import Scene, from_json
 from imagen_jax.text.encoder import TextEncoder
 
-read_config = program.define_config("configs/shapes.py")
-DATASET = flags.DEFINE_string(
-  "dataset", "captioned_shapes", "It, or captioned_shapes/tiny."
-)
-SPLIT = flags.DEFINE_string("split", "test", "Split of the dataset.")
-DATA_DIR = flags.DEFINE_string(
-  "data_dir", "~/tensorflow_datasets", "Where the dataset is prepared."
-)
-NUM_IMAGES = flags.DEFINE_integer("num_images", 200, "Captions to draw.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Pictures at a time.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
-OUTDIR = flags.DEFINE_string("outdir", "evaluation", "Where results go.")
-
 LOSS_BATCHES = 4  # of 64 examples, for the loss under right and wrong captions
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the verb's flags."""
+  on = dict(flag_values=values)
+  command_line.define_config(values, "configs/shapes.py")
+  flags.DEFINE_string(
+    "dataset", "captioned_shapes", "It, or captioned_shapes/tiny.", **on
+  )
+  flags.DEFINE_string("split", "test", "Split of the dataset.", **on)
+  flags.DEFINE_string(
+    "data_dir", "~/tensorflow_datasets", "Where the dataset is prepared.", **on
+  )
+  flags.DEFINE_integer("num_images", 200, "Captions to draw.", **on)
+  flags.DEFINE_integer("batch_size", 16, "Pictures at a time.", **on)
+  flags.DEFINE_integer("seed", 0, "Seed of the samples.", **on)
+  flags.DEFINE_string("outdir", "evaluation", "Where results go.", **on)
 
 
 def draw(
@@ -55,16 +59,17 @@ def draw(
   params: list[Any],
   encode: TextEncoder,
   captions: list[str],
+  args: flags.FlagValues,
 ) -> list[np.ndarray]:
   """One uint8 picture per caption."""
-  size = min(BATCH_SIZE.value, len(captions))
+  size = min(args.batch_size, len(captions))
   progress = Progress("pictures", len(captions))
   pictures = []
   for start in range(0, len(captions), size):
     rows = range(start, start + size)
     text = encode([captions[min(i, len(captions) - 1)] for i in rows])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      jax.random.key(SEED.value), np.asarray(rows)
+      jax.random.key(args.seed), np.asarray(rows)
     )
     *_, (_, last) = cascade.sample(params, keys, text)
     pictures += list(images.to_uint8(np.asarray(last)))
@@ -81,7 +86,11 @@ def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
 
 
 def text_use(
-  cascade: Cascade, params: list[Any], encode: TextEncoder, source: Any
+  cascade: Cascade,
+  params: list[Any],
+  encode: TextEncoder,
+  source: Any,
+  seed: int,
 ) -> dict[str, dict[str, float]]:
   """Per stage: mean loss with the own caption and with another one."""
   result = {}
@@ -95,14 +104,14 @@ def text_use(
       crop=stage.crop_size,
       tokenize=encode.tokenizer,
       global_batch=64,
-      seed=SEED.value,
+      seed=seed,
     )
     loss = jax.jit(caption_losses, static_argnums=0)
     own, other = [], []
     for i in range(LOSS_BATCHES):
       batch = next(batches)
       text = encode.from_ids(batch["tokens"], batch["mask"])
-      key = jax.random.fold_in(jax.random.key(SEED.value), i)
+      key = jax.random.fold_in(jax.random.key(seed), i)
       pair = loss(stage, net, key, batch["image"], text, batch.get("lowres"))
       own.append(pair[0])
       other.append(pair[1])
@@ -125,34 +134,35 @@ def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
   }
 
 
-def main() -> None:
-  config = read_config()
-  program.check_at_least(NUM_IMAGES, 2)
-  program.check_at_least(BATCH_SIZE, 1)
-  program.check_seed(SEED)
-  outdir = epath.Path(OUTDIR.value).expanduser()
+@program.verb(define_flags)
+def main(args: flags.FlagValues) -> None:
+  config = args.config
+  command_line.check_at_least(args, "num_images", 2)
+  command_line.check_at_least(args, "batch_size", 1)
+  command_line.check_seed(args)
+  outdir = epath.Path(args.outdir).expanduser()
   program.check_writable("outdir", outdir)
   cascade = build.cascade(config)
-  source = load_source(DATASET.value, SPLIT.value, DATA_DIR.value)
+  source = load_source(args.dataset, args.split, args.data_dir)
   if "scene" not in source[0]:
     raise ValueError(
-      f"dataset {DATASET.value!r} has no scenes, expected captioned_shapes"
+      f"dataset {args.dataset!r} has no scenes, expected captioned_shapes"
     )
   placement = Placement(build.sampling_devices(config))
   encode = build.load_encoder(config, placement)
   params = build.load_nets(config, cascade, placement)
 
-  count = min(NUM_IMAGES.value, len(source))
+  count = min(args.num_images, len(source))
   records = [source[i] for i in range(count)]
   captions = [record["caption"] for record in records]
   scenes = [from_json(record["scene"])[0] for record in records]
   others = scenes[1:] + scenes[:1]
   real = [images.decode(record["image"]) for record in records]
-  pictures = draw(cascade, params, encode, captions)
+  pictures = draw(cascade, params, encode, captions, args)
   report = {
-    "split": SPLIT.value,
+    "split": args.split,
     "num_images": count,
-    "seed": SEED.value,
+    "seed": args.seed,
     "config": json.loads(config.to_json_best_effort()),
     "trained_steps": trained_steps(config, cascade.names),
     "claims_that_hold": {
@@ -160,15 +170,15 @@ def main() -> None:
       "generated, other caption": shares(pictures, others),
       "real": shares(real, scenes),
     },
-    "loss": text_use(cascade, params, encode, source),
+    "loss": text_use(cascade, params, encode, source, args.seed),
   }
   outdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(report, indent=2)
-  (outdir / f"{SPLIT.value}.json").write_text(text + "\n")
+  (outdir / f"{args.split}.json").write_text(text + "\n")
   shown = min(count, 32)
   note = {"captions": json.dumps(captions[:shown])}
   sheet = grid([picture[::2, ::2] for picture in pictures[:shown]], columns=8)
-  write_png(outdir / f"{SPLIT.value}.png", sheet, note)
+  write_png(outdir / f"{args.split}.png", sheet, note)
   print(text)
 
 

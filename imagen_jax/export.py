@@ -23,22 +23,30 @@ from absl import flags
 
 from imagen_jax import build
 from imagen_jax.checkpoints import manager
-from imagen_jax.cli import program
+from imagen_jax.cli import command_line, program
 from imagen_jax.interop import diffusers, t5, weights
 
 LAYOUTS = {"hugging_face": t5.save_hugging_face, "t5x": t5.save_t5x}
-read_config = program.define_config("configs/shapes16.py")
-WORKDIR = flags.DEFINE_string("workdir", None, "The training run.")
-OUTPUT = flags.DEFINE_string(
-  "output", None,
-  "The .safetensors file to write; with --text or --diffusers, the folder.",
-)  # fmt: skip
-DIFFUSERS = flags.DEFINE_boolean(
-  "diffusers", False, "Writes the net as diffusers' UNet2DConditionModel."
-)
-TEXT = flags.DEFINE_enum(
-  "text", None, sorted(LAYOUTS), "Writes the text encoder, in whose layout."
-)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the verb's flags."""
+  on = dict(flag_values=values)
+  command_line.define_config(values, "configs/shapes16.py")
+  flags.DEFINE_string("workdir", None, "The training run.", **on)
+  flags.DEFINE_string(
+    "output", None,
+    "The .safetensors file to write; with --text or --diffusers, the folder.",
+    **on,
+  )  # fmt: skip
+  flags.DEFINE_boolean(
+    "diffusers", False, "Writes the net as diffusers' UNet2DConditionModel.",
+    **on,
+  )  # fmt: skip
+  flags.DEFINE_enum(
+    "text", None, sorted(LAYOUTS), "Writes the text encoder, in whose layout.",
+    **on,
+  )  # fmt: skip
 
 
 def export_text(config: build.Text, layout: str, output: str) -> str:
@@ -54,14 +62,16 @@ def export_text(config: build.Text, layout: str, output: str) -> str:
   return f"{output}: {size / 1e6:.2f} MB, text encoder as {layout}"
 
 
-def export_net(config: Mapping[str, Any], workdir: str, output: str) -> str:
+def export_net(
+  config: Mapping[str, Any], workdir: str, output: str, *, as_diffusers: bool
+) -> str:
   """Writes a run's averaged weights; returns what there is to say."""
   build.check_keys(config)
   stage, text = build.stage(config.stage), build.text(config.text)
   key = jax.random.key(0)
   like = jax.eval_shape(lambda: build.init_net(stage, text, key))
   step, ema, trained = manager.restore_ema(workdir, like)
-  if DIFFUSERS.value:
+  if as_diffusers:
     diffusers.save(output, stage.net, ema)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(ema))
     return f"{output}: {size / 1e6:.2f} MB, step {step}, as diffusers"
@@ -70,18 +80,19 @@ def export_net(config: Mapping[str, Any], workdir: str, output: str) -> str:
   return f"{output}: {size / 1e6:.2f} MB, step {step}"
 
 
-def main() -> None:
-  config, layout, workdir = read_config(), TEXT.value, WORKDIR.value
-  if not OUTPUT.value or bool(layout) == bool(workdir):
+@program.verb(define_flags)
+def main(args: flags.FlagValues) -> None:
+  config, layout, workdir = args.config, args.text, args.workdir
+  if not args.output or bool(layout) == bool(workdir):
     raise ValueError(
       "--output and one of --workdir and --text are needed, see --help"
     )
-  output = os.path.expanduser(OUTPUT.value)
+  output = os.path.expanduser(args.output)
   program.check_bucket("output", output)
   if layout:
     print(export_text(build.text(config.get("text")), layout, output))
   else:
-    print(export_net(config, workdir, output))
+    print(export_net(config, workdir, output, as_diffusers=args.diffusers))
 
 
 if __name__ == "__main__":

@@ -16,23 +16,26 @@ import optax
 from absl import flags
 
 from imagen_jax import build
-from imagen_jax.cli import program
+from imagen_jax.cli import command_line, program
 from imagen_jax.interop.weights import save_weights
 from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
 from imagen_jax.training import optimizers
 
-read_config = program.define_config("configs/shapes16.py")
-CAPTIONS = flags.DEFINE_string(
-  "captions", None, "UTF-8 text: description, tab, captions of a picture."
-)
-OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to write.")
-STEPS = flags.DEFINE_integer("steps", 4000, "Steps to train.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Pictures per step.")
-LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 1e-3, "Adam's, at its peak."
-)
-SEED = flags.DEFINE_integer("seed", 0, "Seed of weights and order.")
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the verb's flags."""
+  on = dict(flag_values=values)
+  command_line.define_config(values, "configs/shapes16.py")
+  flags.DEFINE_string(
+    "captions", None,
+    "UTF-8 text: description, tab, captions of a picture.", **on
+  )  # fmt: skip
+  flags.DEFINE_string("output", None, "The .safetensors file to write.", **on)
+  flags.DEFINE_integer("steps", 4000, "Steps to train.", **on)
+  flags.DEFINE_integer("batch_size", 128, "Pictures per step.", **on)
+  flags.DEFINE_float("learning_rate", 1e-3, "Adam's, at its peak.", **on)
+  flags.DEFINE_integer("seed", 0, "Seed of weights and order.", **on)
 
 
 def read_captions(path: str) -> list[list[str]]:
@@ -58,21 +61,22 @@ def read_captions(path: str) -> list[list[str]]:
   return lines
 
 
-def main() -> None:
-  if not CAPTIONS.value or not OUTPUT.value:
+@program.verb(define_flags)
+def main(args: flags.FlagValues) -> None:
+  if not args.captions or not args.output:
     raise ValueError("--captions and --output are needed, see --help")
-  program.check_at_least(STEPS, 1)
-  program.check_at_least(BATCH_SIZE, 1)
-  program.check_seed(SEED)
+  command_line.check_at_least(args, "steps", 1)
+  command_line.check_at_least(args, "batch_size", 1)
+  command_line.check_seed(args)
   rate = optimizers.learning_rate(
-    peak=LEARNING_RATE.value,
-    warmup_steps=min(200, STEPS.value // 2),
-    decay_steps=STEPS.value,
+    peak=args.learning_rate,
+    warmup_steps=min(200, args.steps // 2),
+    decay_steps=args.steps,
   )
   optimizer = optimizers.with_clipping(optimizers.adam(rate), 1.0)
-  output = pathlib.Path(OUTPUT.value).expanduser()
+  output = pathlib.Path(args.output).expanduser()
   program.check_writable("folder", output.parent)
-  text = build.text(read_config().text)
+  text = build.text(args.config.text)
   if text.int8:
     raise ValueError("config text.int8 is True, expected False for training")
   tokenizer = build.tokenizer(text)
@@ -81,9 +85,9 @@ def main() -> None:
       f"text.encoder.vocab_size is {text.encoder.vocab_size}, expected at "
       f"least the tokenizer's {tokenizer.vocab_size} pieces"
     )
-  captions = read_captions(CAPTIONS.value)
+  captions = read_captions(args.captions)
 
-  key = jax.random.key(SEED.value)
+  key = jax.random.key(args.seed)
   model = Describer(text.encoder)
   some = np.zeros((1, text.length), np.int32)
   params = jax.jit(lambda: model.init(key, some, some == 0, some)["params"])()
@@ -97,24 +101,24 @@ def main() -> None:
     params = optax.apply_updates(params, updates)
     return params, opt_state, value, accuracy
 
-  progress = Progress("pretrain", STEPS.value)
-  for step in range(STEPS.value):
-    rng = np.random.default_rng((SEED.value, step))
-    chosen = rng.integers(len(captions), size=BATCH_SIZE.value)
+  progress = Progress("pretrain", args.steps)
+  for step in range(args.steps):
+    rng = np.random.default_rng((args.seed, step))
+    chosen = rng.integers(len(captions), size=args.batch_size)
     batch = pair(tokenizer, [captions[i] for i in chosen], rng)
     params, opt_state, loss, accuracy = train_step(params, opt_state, batch)
     if step == 0:
       jax.block_until_ready(loss)
       progress.start(1)
-    if (step + 1) % 100 == 0 or step + 1 == STEPS.value:
+    if (step + 1) % 100 == 0 or step + 1 == args.steps:
       progress.show(
         step + 1, f"loss {float(loss):.3f}  right {float(accuracy):.1%}"
       )
   note = {
-    "steps": str(STEPS.value),
-    "batch_size": str(BATCH_SIZE.value),
-    "learning_rate": str(LEARNING_RATE.value),
-    "seed": str(SEED.value),
+    "steps": str(args.steps),
+    "batch_size": str(args.batch_size),
+    "learning_rate": str(args.learning_rate),
+    "seed": str(args.seed),
   }
   size = save_weights(output, params["encoder"], metadata=note)
   progress.say(f"{output}: {size / 1e6:.2f} MB")

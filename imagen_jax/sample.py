@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import build
 from imagen_jax.cascade import Cascade
-from imagen_jax.cli import program
+from imagen_jax.cli import command_line, program
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import grid, write_png
 from imagen_jax.interop import published
@@ -39,29 +39,33 @@ from imagen_jax.progress import Progress, Stopwatch
 from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
 
-read_config = program.define_config("configs/shapes.py")
-join_others = program.define_distributed()
-PROMPT = flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.")
-PROMPTS_FILE = flags.DEFINE_string(
-  "prompts_file", None, "A UTF-8 text file with one prompt per line."
-)
-NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "Pictures per prompt.")
-SEED = flags.DEFINE_integer("seed", 0, "Same seed, same pictures.")
-GUIDANCE = flags.DEFINE_float(
-  "guidance", None, "Guidance weight of every stage; 1 is none."
-)
-STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of every stage.")
-WEIGHTS = flags.DEFINE_string(
-  "weights", None,
-  "Where a config's hf:// weights are instead: a folder that holds their "
-  "repositories by name, or another owner on the Hub.",
-)  # fmt: skip
-OUTDIR = flags.DEFINE_string("outdir", "samples", "Where the PNGs go.")
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the verb's flags."""
+  on = dict(flag_values=values)
+  command_line.define_config(values, "configs/shapes.py")
+  command_line.define_distributed(values)
+  flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.", **on)
+  flags.DEFINE_string(
+    "prompts_file", None, "A UTF-8 text file with one prompt per line.", **on
+  )
+  flags.DEFINE_integer("num_images", 1, "Pictures per prompt.", **on)
+  flags.DEFINE_integer("seed", 0, "Same seed, same pictures.", **on)
+  flags.DEFINE_float(
+    "guidance", None, "Guidance weight of every stage; 1 is none.", **on
+  )
+  flags.DEFINE_integer("steps", None, "Sampling steps of every stage.", **on)
+  flags.DEFINE_string(
+    "weights", None,
+    "Where a config's hf:// weights are instead: a folder that holds their "
+    "repositories by name, or another owner on the Hub.", **on
+  )  # fmt: skip
+  flags.DEFINE_string("outdir", "samples", "Where the PNGs go.", **on)
 
 
-def read_prompts() -> list[str]:
+def read_prompts(args: flags.FlagValues) -> list[str]:
   """The prompts of --prompt and --prompts_file, in this order."""
-  prompts, name = list(PROMPT.value), PROMPTS_FILE.value
+  prompts, name = list(args.prompt), args.prompts_file
   if name:
     try:
       text = pathlib.Path(name).read_text(encoding="utf-8-sig")
@@ -84,19 +88,19 @@ def read_prompts() -> list[str]:
   return prompts
 
 
-def check_flags() -> None:
+def check_flags(args: flags.FlagValues) -> None:
   """ValueError for a flag that is out of range."""
-  program.check_at_least(NUM_IMAGES, 1)
-  program.check_seed(SEED)
-  if STEPS.value is not None:
-    program.check_at_least(STEPS, 1)
-  if GUIDANCE.value is not None and not math.isfinite(GUIDANCE.value):
-    raise ValueError(f"--guidance is {GUIDANCE.value}, expected a number")
+  command_line.check_at_least(args, "num_images", 1)
+  command_line.check_seed(args)
+  if args.steps is not None:
+    command_line.check_at_least(args, "steps", 1)
+  if args.guidance is not None and not math.isfinite(args.guidance):
+    raise ValueError(f"--guidance is {args.guidance}, expected a number")
 
 
-def changes() -> dict[str, Any]:
+def changes(args: flags.FlagValues) -> dict[str, Any]:
   """The sampling settings that --guidance and --steps change."""
-  given = {"guidance": GUIDANCE.value, "steps": STEPS.value}
+  given = {"guidance": args.guidance, "steps": args.steps}
   return {key: value for key, value in given.items() if value is not None}
 
 
@@ -146,29 +150,28 @@ def with_hash(name: str, text: str) -> str:
   return f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("_")
 
 
-def suffix() -> str:
+def suffix(args: flags.FlagValues) -> str:
   """What of the settings is in a file's name: "s0", "s0-guidance5.0"."""
-  parts = [f"{key}{value}" for key, value in changes().items()]
-  return "-".join([f"s{SEED.value}", *parts])
+  parts = [f"{key}{value}" for key, value in changes(args).items()]
+  return "-".join([f"s{args.seed}", *parts])
 
 
-def main() -> None:
-  check_flags()
-  prompts = read_prompts()
-  config = read_config()
-  if WEIGHTS.value is not None and not build.move_weights(
-    config, WEIGHTS.value
-  ):
+@program.verb(define_flags)
+def main(args: flags.FlagValues) -> None:
+  check_flags(args)
+  prompts = read_prompts(args)
+  config = args.config
+  if args.weights is not None and not build.move_weights(config, args.weights):
     raise ValueError(
-      f"--weights is {WEIGHTS.value}, but the config has no hf:// paths"
+      f"--weights is {args.weights}, but the config has no hf:// paths"
     )
-  cascade = build.cascade(config).with_sampling(**changes())
-  outdir = epath.Path(OUTDIR.value).expanduser()
-  join_others()
+  cascade = build.cascade(config).with_sampling(**changes(args))
+  outdir = epath.Path(args.outdir).expanduser()
+  command_line.join_others(args)
   first_host = jax.process_index() == 0
   if first_host:
     program.check_writable("outdir", outdir)
-  rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]
+  rows = [(p, i) for p in range(len(prompts)) for i in range(args.num_images)]
   progress = Progress("sample", len(rows), unit="picture", quiet=not first_host)
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
 
@@ -183,10 +186,10 @@ def main() -> None:
   # One row per picture. Every batch is of one size, the last one filled up,
   # and a picture's key is of its seed and index: neighbours change nothing.
   size = min(len(rows), config.batch_size)
-  base = jax.random.key(SEED.value)
+  base = jax.random.key(args.seed)
   draw = jax.jit(of_rows, out_shardings=rows_sharding(devices, size))
-  note = {"config": config.to_json_best_effort(), "seed": str(SEED.value)}
-  note |= {key: str(value) for key, value in changes().items()}
+  note = {"config": config.to_json_best_effort(), "seed": str(args.seed)}
+  note |= {key: str(value) for key, value in changes(args).items()}
   pictures = []
   progress.start(0)
   for start in range(0, len(rows), size):
@@ -200,14 +203,14 @@ def main() -> None:
     if not first_host:
       continue
     for (p, i), picture in zip(batch, made, strict=False):
-      path = outdir / f"{file_stem(prompts[p])}-{suffix()}-{i}.png"
+      path = outdir / f"{file_stem(prompts[p])}-{suffix(args)}-{i}.png"
       write_png(path, picture, {"prompt": prompts[p], "index": str(i), **note})
       progress.say(str(path))
       pictures.append(picture)
   if len(pictures) > 1:
-    columns = NUM_IMAGES.value if NUM_IMAGES.value > 1 else min(len(rows), 4)
+    columns = args.num_images if args.num_images > 1 else min(len(rows), 4)
     note["prompt"] = json.dumps(prompts)
-    path = outdir / f"{with_hash('grid', note['prompt'])}-{suffix()}.png"
+    path = outdir / f"{with_hash('grid', note['prompt'])}-{suffix(args)}.png"
     write_png(path, grid(pictures, columns), note)
     progress.say(str(path))
   progress.say(f"in all {time.monotonic() - STARTED:.1f} s")

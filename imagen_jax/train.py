@@ -9,10 +9,11 @@ and what the run will take, and ends before the first step.
 
 import os
 
-# TensorFlow only reads data and writes metrics; this keeps it from telling
-# how it would compute.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if __name__ == "__main__":
+  # TensorFlow only reads data and writes metrics; this, before its import,
+  # keeps it from logging how it would compute.
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import contextlib
 import itertools
@@ -27,7 +28,7 @@ from etils import epath
 
 from imagen_jax import build
 from imagen_jax.checkpoints.manager import Checkpoints
-from imagen_jax.cli import program
+from imagen_jax.cli import command_line, program
 from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.data.pipeline import BadRecords, bad_sentence
 from imagen_jax.data.png import write_png
@@ -50,26 +51,32 @@ from imagen_jax.training.summary import (
 )
 
 T = TypeVar("T")
-read_config = program.define_config("configs/shapes16.py")
-join_others = program.define_distributed()
-WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where checkpoints, metrics and sample grids go."
-)
-ALLOW_CONFIG_CHANGE = flags.DEFINE_boolean(
-  "allow_config_change", False,
-  "Go on from a checkpoint of a config that computes something else.",
-)  # fmt: skip
-DRY_RUN = flags.DEFINE_boolean(
-  "dry_run", False, "Check all, show a batch and the sizes, and train nothing."
-)
-PROFILE_STEPS = flags.DEFINE_string(
-  "profile_steps", None, "A:B writes a trace of steps A to B to WORKDIR/trace."
-)
 
 
-def profiled() -> range:
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the verb's flags."""
+  on = dict(flag_values=values)
+  command_line.define_config(values, "configs/shapes16.py")
+  command_line.define_distributed(values)
+  flags.DEFINE_string(
+    "workdir", None, "Where checkpoints, metrics and sample grids go.", **on
+  )
+  flags.DEFINE_boolean(
+    "allow_config_change", False,
+    "Go on from a checkpoint of a config that computes something else.", **on
+  )  # fmt: skip
+  flags.DEFINE_boolean(
+    "dry_run", False,
+    "Check all, show a batch and the sizes, and train nothing.", **on
+  )  # fmt: skip
+  flags.DEFINE_string(
+    "profile_steps", None,
+    "A:B writes a trace of steps A to B to WORKDIR/trace.", **on
+  )  # fmt: skip
+
+
+def profiled(given: str | None) -> range:
   """The steps of --profile_steps; ValueError if it is not A:B."""
-  given = PROFILE_STEPS.value
   if given is None:
     return range(0)
   first, _, last = given.partition(":")
@@ -96,11 +103,12 @@ def first_of(batches: Iterator[T], **settings: Any) -> T:
     return begin(feed)
 
 
-def main() -> None:
-  config, workdir = read_config(), WORKDIR.value
+@program.verb(define_flags)
+def main(args: flags.FlagValues) -> None:
+  config, workdir = args.config, args.workdir
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
-  workdir, traced = os.path.expanduser(workdir), profiled()
+  workdir, traced = os.path.expanduser(workdir), profiled(args.profile_steps)
   program.check_bucket("workdir", workdir)
   build.check_keys(config)
   stage, text = build.stage(config.stage), build.text(config.text)
@@ -110,7 +118,7 @@ def main() -> None:
   optimizer = build.optimizer(config.optimizer)
   learning_rate = build.learning_rate(config.optimizer)
   tokenizer = build.tokenizer(text)
-  join_others()
+  command_line.join_others(args)
   preemption = Preemption()
   first_host = jax.process_index() == 0
   progress = Progress("train", run.steps, quiet=not first_host)
@@ -134,7 +142,7 @@ def main() -> None:
     stage, data, tokenizer, split=run.sample_split, batch_size=run.num_samples,
     bad=BadRecords(data.max_bad_share),
   ), **waiting)  # fmt: skip
-  if DRY_RUN.value:
+  if args.dry_run:
     path = epath.Path(workdir) / "dry_run.png"
     some = first_of(open_batches(
       stage, data, tokenizer, split=data.split, batch_size=data.batch_size,
@@ -168,7 +176,7 @@ def main() -> None:
       say=progress.say,
     ))  # fmt: skip
     state = saved.restore(
-      like, as_json, allow_config_change=ALLOW_CONFIG_CHANGE.value
+      like, as_json, allow_config_change=args.allow_config_change
     )
     if state is None and run.start_from:
       state = make(published.load_net(run.start_from, like.params, placement))
@@ -222,7 +230,7 @@ def main() -> None:
       if traced and step == traced[-1]:
         jax.block_until_ready(state)
         jax.profiler.stop_trace()
-        progress.say(f"traced {PROFILE_STEPS.value}: {workdir}/trace")
+        progress.say(f"traced {args.profile_steps}: {workdir}/trace")
       if step % run.log_every == 0 or last:
         with clock.part("compute"):  # that is still under way
           numbers, skipped = window.take()

@@ -18,7 +18,6 @@ one after another, those after a failure too. --dry_run prints them.
 
 import argparse
 import hashlib
-import importlib.util
 import os
 import pathlib
 import re
@@ -31,44 +30,29 @@ from typing import Any
 # Configs import each other from the repository's root.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from absl import flags
-from ml_collections import config_flags
-
 from imagen_jax import build
-from imagen_jax.cli import program
+from imagen_jax.build import configs
+from imagen_jax.cli import command_line, program
 
 NAME_LENGTH = 100
 Point = Mapping[str, Any]
 
 
-def load(path: str) -> Any:
+def load(name: str) -> Any:
   """A config file as a module; ValueError if it has no sweep()."""
-  if not pathlib.Path(path).is_file():
-    raise ValueError(f"--config {path!r} is no file, expected a config")
-  spec = importlib.util.spec_from_file_location("swept_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = configs.load_module(name)
   if not callable(getattr(module, "sweep", None)):
     raise ValueError(
-      f"{path} has no sweep(), expected one that yields points such as "
+      f"{name} has no sweep(), expected one that yields points such as "
       "{'stage.net.embed_dim': 192}"
     )
   return module
 
 
-def configured(path: str, overrides: Sequence[str]) -> Any:
-  """The config that train reads from --config=PATH and --config.KEY=VALUEs."""
-  words = ["train", f"--config={path}", *overrides]
-  values = flags.FlagValues()
-  flag = config_flags.DEFINE_config_file(
-    "config",
-    lock_config=False,
-    accept_new_attributes=True,
-    flag_values=values,
-    sys_argv=words,
-  )
-  values(words)
-  return flag.value
+def configured(name: str, overrides: Sequence[str]) -> Any:
+  """The config that train reads from --config=NAME and --config.KEY=VALUEs."""
+  define = lambda values: command_line.define_config(values, "configs/x.py")
+  return command_line.parse(define, [f"--config={name}", *overrides]).config
 
 
 def settings(point: Point) -> list[str]:
@@ -83,13 +67,6 @@ def check(path: str, overrides: Sequence[str], point: Point) -> None:
   words = [*overrides, *settings(point)]
   try:
     config = configured(path, words)
-  except flags.Error as error:
-    raise ValueError(f"sweep()'s point {point}: {error}") from error
-  except (AttributeError, KeyError, TypeError) as error:
-    raise ValueError(
-      f"{path}: the config has no place for {' or '.join(words)}"
-    ) from error
-  try:
     build.check_keys(config)
     build.stage(config.stage)
     build.text(config.text)
@@ -149,7 +126,6 @@ def commands(
 ) -> dict[str, list[str]]:
   """What to run for each point, by its name; ValueError for a bad point."""
   module = load(path)
-  module.get_config()  # a mistake in it has its traceback
   points = list(module.sweep())
   for point in points:
     check(path, overrides, point)

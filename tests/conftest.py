@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
 
 assert "jax" not in sys.modules, "a pytest plugin imported jax too early"
 
@@ -21,8 +20,6 @@ os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 # As train does: or some processors make TensorFlow tell of itself.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags
 
 
 def pytest_configure(config):

@@ -8,13 +8,13 @@ import json
 import math
 import pathlib
 import re
-import runpy
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from imagen_jax import build
+from imagen_jax.build.configs import load_module, read_config
 from imagen_jax.nets.efficient_unet import SR256_BLOCKS, EfficientUNet
 from imagen_jax.nets.unet import UNet
 from imagen_jax.parallel.mesh import MeshShape
@@ -30,7 +30,7 @@ DEMO = {
   "shapes256": (1_626_459, 526_336),
 }
 PAPER = {
-  "base64": (2_305_382_403, XXL),
+  "base_64": (2_305_382_403, XXL),
   "sr256": (583_579_011, XXL),
   "sr1024": (575_182_211, XXL),
 }
@@ -59,23 +59,12 @@ ALL = (
   *STAGES,
   *CASCADES,
   "imagen:looks",
-  *(f"base64:{size}" for size in SIZES),
+  *(f"base_64:{size}" for size in SIZES),
   "deepfloyd_if",  # and test_deepfloyd_if_configs.py
   "deepfloyd_if_train",
   "t5_xxl",
   *(f"t5_xxl:{size}" for size in T5),
 )
-
-
-def module(name: str):
-  """A config file as it is run, a dict."""
-  return runpy.run_path(str(FOLDER / f"{name}.py"))
-
-
-def get_config(name: str):
-  """The config of FILE, or of FILE:ARGUMENT."""
-  name, _, argument = name.partition(":")
-  return module(name)["get_config"](*[argument] if argument else [])
 
 
 def count(tree) -> int:
@@ -97,7 +86,7 @@ def test_the_header_tells_the_command(name):
   text = (FOLDER / f"{file}.py").read_text(encoding="utf-8")
   header = text.split('"""')[1]
   assert f"--config=configs/{file}.py" in header
-  config = get_config(name)
+  config = read_config(name)
   # As it is written into checkpoints and pictures.
   assert json.loads(config.to_json_best_effort())
   assert math.prod(build.mesh(config).sizes(256)) == 256
@@ -106,7 +95,7 @@ def test_the_header_tells_the_command(name):
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("base64:3B", "base64.py:3B is no size, expected 300M, 500M, 1B, 2B"),
+    ("base_64:3B", "base_64.py:3B is no size, expected 300M, 500M, 1B, 2B"),
     (
       "t5_xxl:huge",
       "t5_xxl.py:huge is no size of T5, expected small, base, large, xl, xxl",
@@ -126,18 +115,19 @@ def test_the_header_tells_the_command(name):
 )
 def test_an_unknown_argument_is_refused(name, message):
   with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-    get_config(name)
+    read_config(name)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_trains_and_samples(name):
-  config = get_config(name)
+  config = read_config(name)
   build.check_keys(config)
   stage, text = build.stage(config.stage), build.text(config.text)
   data, run = build.data(config.data), build.training(config.train)
   optimizer = build.optimizer(config.optimizer)
   shipped = name in DEMO
-  path = f"weights/{name}.safetensors" if shipped else f"runs/{name}"
+  old = name.replace("base_64", "base64")  # as it is called in cascades
+  path = f"weights/{name}.safetensors" if shipped else f"runs/{old}"
   assert config.weights == path
 
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -184,7 +174,7 @@ def test_a_stage_trains_and_samples(name):
 
 @pytest.mark.parametrize("name", CASCADES)
 def test_a_cascade_is_its_stages(name):
-  config = get_config(name)
+  config = read_config(name)
   cascade = build.cascade(config)
   assert cascade.names == CASCADES[name]
   sizes = [stage.size for stage in cascade.stages]
@@ -192,7 +182,7 @@ def test_a_cascade_is_its_stages(name):
   for member, stage, sampling in zip(
     cascade.names, cascade.stages, cascade.samplings, strict=True
   ):
-    alone = get_config(member)
+    alone = read_config(member)
     assert stage == build.stage(alone.stage)
     assert (sampling == build.sampling(alone.sampling)) == (
       name != "imagen:fid"
@@ -208,8 +198,8 @@ def test_a_cascade_is_its_stages(name):
 def test_nets_are_the_papers():
   """The tables of App. F are the modules' defaults, and counted as such."""
   how = {"scan": False, "dtype": jnp.float32}  # and not what
-  net = lambda name: build.stage(get_config(name).stage).net.clone(**how)
-  assert net("base64").clone(remat=()) == UNet()
+  net = lambda name: build.stage(read_config(name).stage).net.clone(**how)
+  assert net("base_64").clone(remat=()) == UNet()
   last = dataclasses.replace(SR256_BLOCKS[-1], self_attention=False)
   third = (*SR256_BLOCKS[:-1], last)
   for name, blocks in (("sr256", SR256_BLOCKS), ("sr1024", third)):
@@ -221,7 +211,7 @@ def test_nets_are_the_papers():
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_of_the_base_stage(size):
   """Near what they are called, the part that reads the text counted in."""
-  config = get_config(f"base64:{size}")
+  config = read_config(f"base_64:{size}")
   stage, text = build.stage(config.stage), build.text(config.text)
   key = jax.random.key(0)
   found = count(jax.eval_shape(lambda: build.init_net(stage, text, key)))
@@ -232,14 +222,14 @@ def test_sizes_of_the_base_stage(size):
 
 
 def test_the_sweep_is_of_these_sizes():
-  points = list(module("base64")["sweep"]())
+  points = list(load_module("base_64").sweep())
   assert len(points) == len(SIZES)
   for size, point in zip(SIZES, points, strict=True):
-    config = get_config("base64")
+    config = read_config("base_64")
     config.update_from_flattened_dict(point)
     build.check_keys(config)
     assert build.stage(config.stage) == build.stage(
-      get_config(f"base64:{size}").stage
+      read_config(f"base_64:{size}").stage
     )
     assert build.training(config.train).steps == 400_000
 
@@ -250,7 +240,7 @@ def test_sizes_of_t5(size):
   layers, width, heads, hidden, published = T5[size]
   layer = 4 * width * 64 * heads + 3 * width * hidden + 2 * width
   expected = 32_128 * width + layers * layer + 32 * heads + width
-  text = build.text(get_config(f"t5_xxl:{size}").text)
+  text = build.text(read_config(f"t5_xxl:{size}").text)
   shapes = text.shapes()
   assert count(shapes) == expected == published
   assert size in text.weights
@@ -261,28 +251,28 @@ def test_sizes_of_t5(size):
 
 
 def test_the_default_sizes_are_the_papers():
-  for name, size in (("base64", "2B"), ("t5_xxl", "xxl"), ("imagen", "looks")):
-    assert get_config(name) == get_config(f"{name}:{size}")
+  for name, size in (("base_64", "2B"), ("t5_xxl", "xxl"), ("imagen", "looks")):
+    assert read_config(name) == read_config(f"{name}:{size}")
 
 
 def test_the_meshes_divide_the_batches():
   """On the paper's 256 and 128 chips (Sec. 4.1); T5 and sampling by tensor."""
-  for name, chips in (("base64", 256), ("sr256", 128), ("sr1024", 128)):
-    config = get_config(name)
+  for name, chips in (("base_64", 256), ("sr256", 128), ("sr1024", 128)):
+    config = read_config(name)
     data, fsdp, tensor = build.mesh(config).sizes(chips)
     assert data * fsdp == chips and tensor == 1 and fsdp > 1
     parts = chips * build.training(config.train).accumulate
     batch = build.data(config.data).batch_size
     assert batch == 2048 and batch % parts == 0
   for name in ("t5_xxl", "imagen"):
-    assert build.mesh(get_config(name)) == MeshShape(data=1, tensor=-1)
+    assert build.mesh(read_config(name)) == MeshShape(data=1, tensor=-1)
 
 
 def test_the_samplings_of_imagen():
   """App. D.2 and Table 1: (guidance, augmentation) of every stage."""
   told = lambda name: [
     (sampling.guidance, sampling.aug_level)
-    for sampling in build.cascade(get_config(name)).samplings
+    for sampling in build.cascade(read_config(name)).samplings
   ]
   assert told("imagen:looks") == [(5.0, 0.0), (5.0, 0.2), (5.0, 0.2)]
   assert told("imagen:fid") == [(1.35, 0.0), (8.0, 0.0)]

@@ -10,8 +10,8 @@ import pathlib
 import jax
 import pytest
 
-from configs import deepfloyd_if, deepfloyd_if_train
 from imagen_jax import build
+from imagen_jax.configs import deepfloyd_if, deepfloyd_if_train
 from imagen_jax.diffusion.samplers import ancestral_step
 from imagen_jax.diffusion.schedules import DiscreteCosineSchedule
 

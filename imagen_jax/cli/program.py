@@ -1,64 +1,104 @@
-"""What the verbs share as programs: flags, and errors in one sentence."""
+"""The verbs as programs: how they start, fail in one sentence and end."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Container
-from typing import Any, NoReturn
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
 
-from imagen_jax.parallel import distributed
+from imagen_jax.cli import command_line
 from imagen_jax.parallel.processes import reason
-
-flags.disclaim_key_flags()  # --config is the verb's, in --help
 
 LOST = 76  # exit code of who lost another process, for whom to start it again
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs main(); a ValueError ends the program with its sentence, exit 1.
+@dataclasses.dataclass(frozen=True)
+class Verb:
+  """A verb, to call from Python or to run as a program.
 
-  So does a file that cannot be read or written, on gs:// too, and an
-  interruption. A flag that does not exist or parse ends it likewise, exit 2; a
-  computation of many processes that failed, LOST.
+  Attributes:
+    define_flags: defines the verb's flags on a FlagValues.
+    act: does what the parsed flags say.
+  """
+
+  define_flags: Callable[[flags.FlagValues], None]
+  act: Callable[[flags.FlagValues], None]
+
+  def __call__(self, argv: Sequence[str]) -> None:
+    """Does what a command line, such as ["--config=shapes"], says.
+
+    Raises:
+      ValueError: a mistake of the user, as run prints it.
+    """
+    self.act(command_line.parse(self.define_flags, argv))
+
+
+def verb(
+  define_flags: Callable[[flags.FlagValues], None],
+) -> Callable[[Callable[[flags.FlagValues], None]], Verb]:
+  """Makes a Verb of the function below it, which takes the parsed flags."""
+  return lambda act: Verb(define_flags, act)
+
+
+def run(main: Verb) -> None:
+  """Runs a verb by sys.argv, as the process's one program.
+
+  Its flags join those that absl and other libraries define for all programs,
+  such as --help. as_exit_codes says how it ends.
   """
   logging.set_verbosity(logging.WARNING)
 
-  def guarded(argv: list[str]) -> None:
-    if len(argv) > 1:
-      fail(f"unexpected argument {argv[1]!r}, expected only --flags", 2)
-    try:
-      main()
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-      if _is_of_many(error):
-        said = str(error).split("\n")[0][:200]
-        fail(f"computing failed, perhaps because a process ended: {said}", LOST)
-      if not isinstance(error, ValueError):
-        raise
-      fail(str(error), 1)
-    except OSError as error:
-      if error.filename is None:
-        raise
-      fail(f"{error.filename}: {error.strerror}", 1)
-    except KeyboardInterrupt:
-      fail("interrupted", 130)
-    except Exception as error:
-      if not _is_of_a_store(error):
-        raise
-      fail(reason(error), 1)
+  def parse(argv: list[str]) -> flags.FlagValues:
+    with as_exit_codes():
+      return command_line.parse(main.define_flags, argv[1:], flags.FLAGS)
 
-  app.run(guarded, flags_parser=parse)
+  def act(args: flags.FlagValues) -> None:
+    with as_exit_codes():
+      main.act(args)
+
+  app.run(act, flags_parser=parse)
 
 
-def run_and_leave(main: Callable[[], None], well: Container[int]) -> None:
+@contextlib.contextmanager
+def as_exit_codes() -> Iterator[None]:
+  """Ends the program with a sentence for an error that needs no traceback.
+
+  The exit code is 2 for bad flags; 1 for any other ValueError, a file that
+  cannot be read or written, on gs:// too; 130 for an interruption; LOST for a
+  computation of many processes that failed.
+  """
+  try:
+    yield
+  except command_line.BadFlags as error:
+    fail(str(error), 2)
+  except (ValueError, jax.errors.JaxRuntimeError) as error:
+    if _is_of_many(error):
+      said = str(error).split("\n")[0][:200]
+      fail(f"computing failed, perhaps because a process ended: {said}", LOST)
+    if not isinstance(error, ValueError):
+      raise
+    fail(str(error), 1)
+  except OSError as error:
+    if error.filename is None:
+      raise
+    fail(f"{error.filename}: {error.strerror}", 1)
+  except KeyboardInterrupt:
+    fail("interrupted", 130)
+  except Exception as error:
+    if not _is_of_a_store(error):
+      raise
+    fail(reason(error), 1)
+
+
+def run_and_leave(main: Verb, well: Container[int]) -> None:
   """As run, but no thread that hangs, as in reading data, keeps the process.
 
   One of many processes takes leave of the others if the exit code is one of
@@ -71,96 +111,6 @@ def run_and_leave(main: Callable[[], None], well: Container[int]) -> None:
     if code in well and jax.distributed.is_initialized():
       jax.distributed.shutdown()
     leave(code)
-
-
-def define_config(example: str) -> Callable[[], Any]:
-  """Flags --config=FILE and --config.KEY=VALUE; returns what reads them.
-
-  KEY may be one that FILE leaves at its default. Whether there is such a key
-  is for build to say. Reading raises ValueError if there is no config.
-  """
-  flag = config_flags.DEFINE_config_file(
-    "config",
-    help_string=f"A config file, such as {example}.",
-    lock_config=False,
-    accept_new_attributes=True,
-  )
-
-  def read() -> Any:
-    if not flags.FLAGS["config"].present:
-      raise ValueError(f"--config is needed, such as {example}")
-    try:
-      usable = hasattr(flag.value, "items")
-    except OSError as error:  # a file that could not be read is told of here
-      path = flags.FLAGS["config"].config_filename
-      raise ValueError(
-        f"config {path!r} cannot be read, expected a file such as {example}"
-      ) from error
-    if not usable:
-      raise ValueError(
-        f"get_config() returned {flag.value!r}, expected a ConfigDict"
-      )
-    return flag.value
-
-  return read
-
-
-def define_distributed() -> Callable[[], str]:
-  """Flags --distributed and --heartbeat; returns what joins the job of them."""
-  mode = flags.DEFINE_enum(
-    "distributed", "auto", distributed.MODES,
-    "How processes find each other: auto (variables, SLURM, TPU pod) or off.",
-  )  # fmt: skip
-  heartbeat = flags.DEFINE_integer(
-    "heartbeat", 100,
-    "Seconds without a sign of life of one process until all others end.",
-  )  # fmt: skip
-  return lambda: distributed.start(mode.value, heartbeat=heartbeat.value)
-
-
-def parse(argv: list[str]) -> list[str]:
-  """Flags, among them --config and its overrides; exit 2 on a bad one."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    if "whilst parsing config file" in str(error):
-      said = sentence_of_config(error)
-      if said is None:
-        raise  # the config is a program, and this its traceback
-      fail(said, 2)
-    fail(str(error), 2)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    frames = traceback.extract_tb(error.__traceback__)
-    if any(frame.name == "get_config" for frame in frames):
-      raise
-    part = str([*error.args, ""][0]).split("\n")[0].strip("'")
-    overrides = [arg for arg in argv if "-config." in arg]
-    overrides = [arg for arg in overrides if f".{part}." in arg] or overrides
-    fail(f"the config has no place for {' or '.join(overrides)}", 2)
-
-
-def sentence_of_config(error: BaseException) -> str | None:
-  """What get_config itself raised a ValueError to say, of its argument."""
-  while error.__context__ is not None:
-    error = error.__context__
-  *_, frame = traceback.extract_tb(error.__traceback__)
-  by_itself = frame.name == "get_config" and isinstance(error, ValueError)
-  return str(error) if by_itself else None
-
-
-def check_at_least(flag: flags.FlagHolder, lowest: int) -> None:
-  """ValueError for a flag below its lowest value."""
-  if flag.value < lowest:
-    raise ValueError(
-      f"--{flag.name} is {flag.value}, expected at least {lowest}"
-    )
-
-
-def check_seed(flag: flags.FlagHolder) -> None:
-  """ValueError for a seed that is not of 32 bits."""
-  check_at_least(flag, 0)
-  if flag.value >= 2**32:
-    raise ValueError(f"--{flag.name} is {flag.value}, expected less than 2**32")
 
 
 def check_bucket(name: str, folder: str | os.PathLike) -> None:

@@ -14,22 +14,27 @@ from absl import app, flags
 
 from imagen_jax.shapes import captions, scenes
 
-SPLIT = flags.DEFINE_enum("split", "train", scenes.SPLITS, "Whose scenes.")
-PICTURES = flags.DEFINE_integer(
-  "pictures", 20_000, "How many, from the first.", lower_bound=1
-)
-EACH = flags.DEFINE_integer(
-  "each", 1, "Captions of each picture.", lower_bound=1
-)
-LEAVE_OUT = flags.DEFINE_float(
-  "leave_out",
-  0.1,
-  "Chance that a caption is silent on sizes, on fills, ...",
-  lower_bound=0.0,
-  upper_bound=1.0,
-)
-DESCRIBE = flags.DEFINE_bool("describe", False, "Begin with a description.")
-OUTPUT = flags.DEFINE_string("output", None, "The text file.")
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the program's flags."""
+  on = dict(flag_values=values)
+  flags.DEFINE_enum("split", "train", scenes.SPLITS, "Whose scenes.", **on)
+  flags.DEFINE_integer(
+    "pictures", 20_000, "How many, from the first.", lower_bound=1, **on
+  )
+  flags.DEFINE_integer(
+    "each", 1, "Captions of each picture.", lower_bound=1, **on
+  )
+  flags.DEFINE_float(
+    "leave_out",
+    0.1,
+    "Chance that a caption is silent on sizes, on fills, ...",
+    lower_bound=0.0,
+    upper_bound=1.0,
+    **on,
+  )
+  flags.DEFINE_bool("describe", False, "Begin with a description.", **on)
+  flags.DEFINE_string("output", None, "The text file.", required=True, **on)
 
 
 def lines(
@@ -45,18 +50,20 @@ def lines(
 
 
 def main(argv: list[str]) -> None:
+  """Writes what the parsed flags say; argv is what is no flag."""
+  args = flags.FLAGS
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")
   text = lines(
-    SPLIT.value, PICTURES.value, EACH.value, LEAVE_OUT.value, DESCRIBE.value
+    args.split, args.pictures, args.each, args.leave_out, args.describe
   )
   try:
-    with open(OUTPUT.value, "w", encoding="utf-8") as file:
+    with open(args.output, "w", encoding="utf-8") as file:
       file.writelines(line + "\n" for line in text)
   except OSError as error:
     sys.exit(f"write_captions: {error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("output")  # of who imports this file it is not
+  define_flags(flags.FLAGS)
   app.run(main)

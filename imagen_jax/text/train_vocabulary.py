@@ -11,30 +11,37 @@ from absl import app, flags, logging
 
 from imagen_jax.text import vocabulary
 
-_CAPTIONS = flags.DEFINE_string(
-  "captions", None, "A UTF-8 text file with one caption per line."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "The model file to write.")
-_VOCAB_SIZE = flags.DEFINE_integer(
-  "vocab_size", None, "Number of pieces at most, the special ones included."
-)
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the program's flags, all of them required."""
+  on = dict(flag_values=values, required=True)
+  flags.DEFINE_string(
+    "captions", None, "A UTF-8 text file with one caption per line.", **on
+  )
+  flags.DEFINE_string("output", None, "The model file to write.", **on)
+  flags.DEFINE_integer(
+    "vocab_size", None,
+    "Number of pieces at most, the special ones included.", **on
+  )  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
+  """Trains and writes what the parsed flags say; argv is what is no flag."""
+  args = flags.FLAGS
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")
   try:
-    text = pathlib.Path(_CAPTIONS.value).read_text(encoding="utf-8")
+    text = pathlib.Path(args.captions).read_text(encoding="utf-8")
     pieces = vocabulary.train_vocabulary(
-      text.split("\n"), _OUTPUT.value, vocab_size=_VOCAB_SIZE.value
+      text.split("\n"), args.output, vocab_size=args.vocab_size
     )
   except OSError as error:
     sys.exit(f"train_vocabulary: {error.filename}: {error.strerror}")
   except ValueError as error:
     sys.exit(f"train_vocabulary: {error}")
-  logging.info("wrote %s: %d pieces", _OUTPUT.value, pieces)
+  logging.info("wrote %s: %d pieces", args.output, pieces)
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["captions", "output", "vocab_size"])
+  define_flags(flags.FLAGS)
   app.run(main)

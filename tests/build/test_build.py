@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs import shapes, shapes16, shapes64, shapes256
 from imagen_jax import build
+from imagen_jax.configs import shapes, shapes16, shapes64, shapes256
 from imagen_jax.diffusion import gaussian, schedules
 from imagen_jax.interop import published
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet

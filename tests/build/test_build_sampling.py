@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs import shapes16
 from imagen_jax import build
+from imagen_jax.configs import shapes16
 from imagen_jax.diffusion import guidance, samplers, schedules
 from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.interop.deepfloyd_if import TIMESTEPS

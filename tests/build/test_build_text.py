@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import shapes16
 from imagen_jax import build
+from imagen_jax.configs import shapes16
 from imagen_jax.text.encoder import Embedder
 
 

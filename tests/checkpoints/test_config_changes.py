@@ -115,6 +115,6 @@ def test_what_json_makes_of_a_value_is_no_change():
 
 
 def test_all_of_a_stages_config_is_like_itself():
-  for name in ("base64", "sr256", "sr1024", "shapes16", "shapes64"):
+  for name in ("base_64", "sr256", "sr1024", "shapes16", "shapes64"):
     assert config_changes(read(name), read(name)) == ""
   assert config_changes(read("sr256"), read("sr1024"))

@@ -1,7 +1,5 @@
 """How a program ends by what its main raises."""
 
-import sys
-
 import jax
 import pytest
 
@@ -22,14 +20,9 @@ JaxError = jax.errors.JaxRuntimeError
   ],
 )
 def test_who_lost_another_is_told_apart(monkeypatch, capsys, many, error, code):
-  monkeypatch.setattr(sys, "argv", ["verb"])
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: many)
-
-  def main():
+  with pytest.raises(SystemExit) as end, program.as_exit_codes():
     raise error
-
-  with pytest.raises(SystemExit) as end:
-    program.run(main)
   assert end.value.code == code
   said = capsys.readouterr().err
   assert said.startswith("error: ")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from configs import t5_xxl
 from imagen_jax import build
+from imagen_jax.configs import t5_xxl
 from imagen_jax.interop import hub, t5
 from imagen_jax.interop.tensors import Tensor
 from imagen_jax.parallel.mesh import MeshShape, make_mesh

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
-from configs import shapes16
+from imagen_jax.configs import shapes16
 
 
 def get_config():
@@ -182,5 +182,5 @@ def test_overrides_count_in_the_check(sweep, write):
 
 
 def test_a_config_that_is_no_file(sweep):
-  with pytest.raises(ValueError, match="'none.py' is no file"):
+  with pytest.raises(ValueError, match="'none.py' cannot be read"):
     names(sweep, "none.py")

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import t5_xxl
 from imagen_jax import build
+from imagen_jax.configs import t5_xxl
 from imagen_jax.nets.int8 import Int8Dense, quantise
 from imagen_jax.nets.t5 import T5Encoder, int8_dense
 

@@ -120,7 +120,7 @@ def shapes_of(name):
 
 
 def test_tensor_splits_heads_and_hidden_features():
-  net, text = shapes_of("base64")
+  net, text = shapes_of("base_64")
   found = specs(net, on(tensor=8)), specs(text, on(tensor=8))
   attention = found[0]["down_1_attn_0"]
   for name in ("query", "key", "value", "text_key", "text_value"):
@@ -147,7 +147,7 @@ def test_tensor_splits_heads_and_hidden_features():
 
 
 def test_fsdp_takes_what_tensor_leaves():
-  net, text = shapes_of("base64")
+  net, text = shapes_of("base_64")
   net, text = specs(net, on(fsdp=4, tensor=2)), specs(text, on(1, 4, 2))
   attention = net["down_1_attn_0"]
   # Channels, heads, features of a head; and the same backwards.
@@ -173,7 +173,7 @@ def whole(tree, shardings):
   ]
 
 
-@pytest.mark.parametrize("name", ["base64", "sr256", "sr1024", "t5_xxl"])
+@pytest.mark.parametrize("name", ["base_64", "sr256", "sr1024", "t5_xxl"])
 def test_all_above_a_mebibyte_is_split_over_fsdp(name):
   placement = Placement(on(fsdp=8))
   for tree in shapes_of(name):
@@ -184,13 +184,13 @@ def test_all_above_a_mebibyte_is_split_over_fsdp(name):
 
 
 def test_over_tensor_all_but_some_convolutions_is_split():
-  for name in ("base64", "sr256", "t5_xxl"):
+  for name in ("base_64", "sr256", "t5_xxl"):
     for tree in shapes_of(name):
       found = whole(tree, Placement(on(tensor=8)).params(tree))
       assert all("'skip'" in path or "'conv'" in path for path in found)
 
 
-@pytest.mark.parametrize("name", ["base64", "sr256"])
+@pytest.mark.parametrize("name", ["base_64", "sr256"])
 def test_so_is_the_state_of_the_optimizer(name):
   config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
   optimizer = build.optimizer(config.optimizer)

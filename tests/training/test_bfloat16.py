@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import shapes16
 from imagen_jax import build
+from imagen_jax.configs import shapes16
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.shapes import captioned_shapes_dataset_builder
 from imagen_jax.training.step import init_state, make_train_step

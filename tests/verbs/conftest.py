@@ -1,8 +1,4 @@
-"""Tiny configs, random weights, and ways to call the verbs.
-
-sample is the one verb that tests import; the others have flags of the same
-names and so need a process of their own.
-"""
+"""Tiny configs, random weights, and ways to call the verbs."""
 
 import contextlib
 import json
@@ -18,10 +14,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from absl.testing import flagsaver
 
 from imagen_jax import build, sample
-from imagen_jax.cli import program
 from imagen_jax.interop import weights
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -95,7 +89,7 @@ def get_config():
 
 STAGE_CONFIG = """
 import pathlib
-from configs import shapes16
+from imagen_jax.configs import shapes16
 
 def get_config():
   config = shapes16.get_config()
@@ -143,17 +137,15 @@ def get_config():
 # Calls a verb with each of many arguments, TensorFlow imported once.
 CALLS = """
 import importlib, json, sys
-from absl.testing import flagsaver
 from imagen_jax.cli import program
 
 verb = importlib.import_module("imagen_jax." + sys.argv[1])
 for args in json.loads(sys.argv[2]):
-  sys.argv = [verb.__name__, *args]
-  with flagsaver.flagsaver():
-    try:
-      program.run(verb.main)
-    except SystemExit as end:
-      print("exit", end.code)
+  try:
+    with program.as_exit_codes():
+      verb.main(args)
+  except SystemExit as end:
+    print("exit", end.code)
 """
 
 
@@ -196,18 +188,14 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture
-def call(config, tmp_path, monkeypatch):
+def call(config, tmp_path):
   """Calls the verb in this process; returns the folder that it wrote into."""
 
   def call(
     *args: str, outdir: str = "out", config: str | os.PathLike = config
   ) -> pathlib.Path:
     folder = tmp_path / outdir
-    argv = ["sample", f"--config={config}", f"--outdir={folder}", *args]
-    monkeypatch.setattr(sys, "argv", argv)  # where config overrides are read
-    with flagsaver.flagsaver():
-      program.parse(argv)
-      sample.main()
+    sample.main([f"--config={config}", f"--outdir={folder}", *args])
     return folder
 
   return call

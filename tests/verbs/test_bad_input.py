@@ -2,6 +2,8 @@
 
 import pytest
 
+from imagen_jax.cli import program
+
 
 def names(folder) -> list[str]:
   return sorted(path.name for path in folder.iterdir())
@@ -132,7 +134,7 @@ def test_an_outdir_that_cannot_be(call, tmp_path, where):
   ],
 )
 def test_bad_flags(call, capsys, args, said):
-  with pytest.raises(SystemExit) as caught:
+  with pytest.raises(SystemExit) as caught, program.as_exit_codes():
     call(*args)
   assert caught.value.code == 2
   assert capsys.readouterr().err == f"error: {said}\n"

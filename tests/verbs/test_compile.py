@@ -7,8 +7,8 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base64, imagen, sr256, t5_xxl
 from imagen_jax.aot import programs, report, search
+from imagen_jax.configs import base_64, imagen, sr256, t5_xxl
 
 GIB = 2**30
 ROW = {
@@ -106,7 +106,7 @@ def test_what_the_devices_send_may_be_unknown():
   assert "sent: unknown" in report.line(row)
 
 
-@pytest.mark.parametrize("module", [base64, sr256])
+@pytest.mark.parametrize("module", [base_64, sr256])
 def test_the_search_goes_from_little_recomputation_to_much(module):
   net = module.get_config().stage.net
   choices = list(search.remat_choices(net))
@@ -118,7 +118,7 @@ def test_the_search_goes_from_little_recomputation_to_much(module):
   assert all(c == sorted(c, reverse=True) for c in costs)  # large levels first
 
 
-@pytest.mark.parametrize("module", [base64, sr256])
+@pytest.mark.parametrize("module", [base_64, sr256])
 @pytest.mark.parametrize(("ways", "parts"), [(256, 4), (512, 3), (2048, 1)])
 def test_the_search_changes_the_config(module, ways, parts):
   config = module.get_config()
@@ -135,7 +135,7 @@ def test_the_search_changes_the_config(module, ways, parts):
 @pytest.mark.parametrize(
   ("config", "mode"),
   [
-    (base64.get_config(), "train"),
+    (base_64.get_config(), "train"),
     (imagen.get_config(), "sample"),
     (t5_xxl.get_config(), "embed"),
     (ConfigDict(), "embed"),

@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from configs import deepfloyd_if
 from imagen_jax import build
+from imagen_jax.configs import deepfloyd_if
 from imagen_jax.interop import diffusers, published, t5
 
 ENCODER = dict(
@@ -27,7 +27,7 @@ ENCODER = dict(
   scan=False,
 )
 CASCADE = f"""
-from configs import deepfloyd_if
+from imagen_jax.configs import deepfloyd_if
 
 def get_config(step="ancestral_learned"):
   config = deepfloyd_if.get_config("m,m")

@@ -1,7 +1,7 @@
 """The base stage: text to 64x64 pictures (App. F.1). 2B parameters.
 
-  python -m imagen_jax.train --config=configs/base64.py --workdir=DIR
-  python -m imagen_jax.compile --config=configs/base64.py --topology=v4-512
+  python -m imagen_jax.train --config=configs/base_64.py --workdir=DIR
+  python -m imagen_jax.compile --config=configs/base_64.py --topology=v4-512
 
 on 256 TPU v4, as the paper's (Sec. 4.1). The argument is the size of the
 ablation (App. D.3): 300M, 500M, 1B or 2B. Only the width of 2B is printed; the
@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import t5_xxl
+from imagen_jax.configs import t5_xxl
 
 EMBED_DIM = {"300M": 192, "500M": 256, "1B": 320, "2B": 512}
 
@@ -30,7 +30,7 @@ def get_config(size: str = "2B") -> ConfigDict:
   """The config of the stage at a size."""
   if size not in EMBED_DIM:
     known = ", ".join(EMBED_DIM)
-    raise ValueError(f"base64.py:{size} is no size, expected {known}")
+    raise ValueError(f"base_64.py:{size} is no size, expected {known}")
   embed_dim = EMBED_DIM[size]
   config = ConfigDict()
   config.text = t5_xxl.get_config().text

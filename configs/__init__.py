@@ -1,0 +1,11 @@
+"""The configs that come with imagen_jax; README says what each is of."""
+
+import importlib
+from types import ModuleType
+
+
+def __getattr__(name: str) -> ModuleType:
+  """Finds base64 under its new name, for configs that import it."""
+  if name == "base64":
+    return importlib.import_module(f"{__name__}.base_64")
+  raise AttributeError(f"there is no config {name!r}")

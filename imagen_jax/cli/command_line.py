@@ -1,0 +1,160 @@
+"""Flags of the verbs: they are defined when a verb runs, not on import.
+
+A verb's define_flags puts its flags on an absl FlagValues. What parse returns
+is the same object, with one attribute for each flag.
+"""
+
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from imagen_jax.build import configs
+from imagen_jax.parallel import distributed
+
+flags.disclaim_key_flags()  # --config is the verb's, in --help
+
+
+class BadFlags(ValueError):
+  """Says in one sentence why a command line cannot be parsed."""
+
+
+class _NotRead(Exception):
+  """Carries what read_config raised, as its cause, past absl."""
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Reads the config that --config names.
+
+  Attributes:
+    example: a value of --config.
+    argv: the command line, filled in by parse. ml_collections looks there for
+      --config.KEY=VALUE.
+  """
+
+  def __init__(self, example: str):
+    self.example = example
+    self.argv: list[str] = []
+
+  def parse(self, name: str) -> ConfigDict:
+    try:
+      return configs.read_config(name)
+    except Exception as error:
+      raise _NotRead from error  # absl would reword a ValueError
+
+  def flag_type(self) -> str:
+    return "config"
+
+
+def define_config(values: flags.FlagValues, example: str) -> None:
+  """Defines --config=NAME and --config.KEY=VALUE.
+
+  KEY may be one that the config leaves at its default; build checks whether
+  there is such a key. parse fails without --config.
+  """
+  parser = _ConfigParser(example)
+  config_flags.DEFINE_config_file(
+    "config",
+    help_string=(
+      f"A config file, such as {example}, or the name of a shipped config."
+    ),
+    lock_config=False,
+    accept_new_attributes=True,
+    flag_values=values,
+    sys_argv=parser.argv,
+  )
+  values["config"].parser = parser
+
+
+def define_distributed(values: flags.FlagValues) -> None:
+  """Defines --distributed and --heartbeat, for join_others."""
+  flags.DEFINE_enum(
+    "distributed", "auto", distributed.MODES,
+    "How processes find each other: auto (variables, SLURM, TPU pod) or off.",
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    "heartbeat", 100,
+    "Seconds without a sign of life of one process until all others end.",
+    flag_values=values,
+  )  # fmt: skip
+
+
+def join_others(args: flags.FlagValues) -> str:
+  """Joins the job that --distributed finds; returns which one."""
+  return distributed.start(args.distributed, heartbeat=args.heartbeat)
+
+
+def parse(
+  define: Callable[[flags.FlagValues], None],
+  argv: Sequence[str],
+  values: flags.FlagValues | None = None,
+) -> flags.FlagValues:
+  """Defines a verb's flags and parses a command line.
+
+  Args:
+    define: defines the flags on a FlagValues.
+    argv: the command line without the program's name.
+    values: where to define the flags; by default a FlagValues of their own,
+      so that nothing outside changes.
+
+  Returns:
+    values, whose attributes are the flags' values.
+
+  Raises:
+    BadFlags: a flag that is unknown or does not parse, a --config.KEY for which
+      the config has no place, or an argument that is no flag.
+    ValueError: there is no --config, or it cannot be read.
+  """
+  values = flags.FlagValues() if values is None else values
+  define(values)
+  parser = values["config"].parser if "config" in values else None
+  words = ["imagen_jax", *argv]
+  if parser:
+    parser.argv[:] = words
+  failure = None
+  try:
+    _, *others = values(words)
+  except _NotRead as error:
+    failure = error.__cause__
+  except flags.Error as error:
+    raise BadFlags(str(error)) from error
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise BadFlags(_no_place(error, words)) from error
+  if isinstance(failure, configs.BadArgument):
+    raise BadFlags(str(failure)) from failure
+  if failure:
+    raise failure
+  if others:
+    raise BadFlags(f"unexpected argument {others[0]!r}, expected only --flags")
+  if parser and not values["config"].present:
+    raise ValueError(f"--config is needed, such as {parser.example}")
+  return values
+
+
+def given(args: flags.FlagValues) -> list[str]:
+  """Returns the command line that was parsed, without the program's name."""
+  return args["config"].parser.argv[1:]
+
+
+def _no_place(error: Exception, words: Sequence[str]) -> str:
+  """Says which of the overrides raised an error of ml_collections."""
+  part = str([*error.args, ""][0]).split("\n")[0].strip("'")
+  overrides = [word for word in words if "-config." in word]
+  overrides = [word for word in overrides if f".{part}." in word] or overrides
+  return f"the config has no place for {' or '.join(overrides)}"
+
+
+def check_at_least(args: flags.FlagValues, name: str, lowest: int) -> None:
+  """Raises ValueError for a flag below its lowest value."""
+  if args[name].value < lowest:
+    raise ValueError(
+      f"--{name} is {args[name].value}, expected at least {lowest}"
+    )
+
+
+def check_seed(args: flags.FlagValues) -> None:
+  """Raises ValueError for a --seed outside of 0 to 2**32 - 1."""
+  check_at_least(args, "seed", 0)
+  if args.seed >= 2**32:
+    raise ValueError(f"--seed is {args.seed}, expected less than 2**32")
