@@ -15,8 +15,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from imagen_jax.files import reason
 from imagen_jax.parallel import distributed
-from imagen_jax.parallel.processes import reason
 
 flags.disclaim_key_flags()  # --config is the verb's, in --help
 

@@ -1,13 +1,13 @@
 """PNG files: pictures with a note of how they were made, and grids of them."""
 
-import contextlib
 import io
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from etils import epath
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from imagen_jax import files
 
 
 def write_png(
@@ -20,23 +20,12 @@ def write_png(
   Folders that lack are made; gs:// paths too. ValueError if it cannot be
   written.
   """
-  path = epath.Path(path)
   info = PngImagePlugin.PngInfo()
   for key, value in (text or {}).items():
     info.add_itxt(key, value)
   data = io.BytesIO()
   Image.fromarray(picture).save(data, format="PNG", pnginfo=info)
-  part = path.with_name(path.name + ".part")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(data.getvalue())
-    part.replace(path)
-  except Exception as error:  # stores raise many kinds
-    said = getattr(error, "strerror", None) or str(error).split("\n")[0]
-    raise ValueError(f"{path} cannot be written: {said}") from error
-  finally:
-    with contextlib.suppress(Exception):
-      part.unlink()
+  files.write(path, data.getvalue(), parents=True)
 
 
 def enlarge(picture: np.ndarray, size: int) -> np.ndarray:

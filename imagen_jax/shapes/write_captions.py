@@ -12,6 +12,7 @@ import sys
 import numpy as np
 from absl import app, flags
 
+from imagen_jax import files
 from imagen_jax.shapes import captions, scenes
 
 SPLIT = flags.DEFINE_enum("split", "train", scenes.SPLITS, "Whose scenes.")
@@ -51,10 +52,9 @@ def main(argv: list[str]) -> None:
     SPLIT.value, PICTURES.value, EACH.value, LEAVE_OUT.value, DESCRIBE.value
   )
   try:
-    with open(OUTPUT.value, "w", encoding="utf-8") as file:
-      file.writelines(line + "\n" for line in text)
-  except OSError as error:
-    sys.exit(f"write_captions: {error.filename}: {error.strerror}")
+    files.write(OUTPUT.value, "".join(line + "\n" for line in text))
+  except ValueError as error:
+    sys.exit(f"write_captions: {error}")
 
 
 if __name__ == "__main__":
