@@ -171,8 +171,21 @@ def main() -> None:
   rows = [(p, i) for p in range(len(prompts)) for i in range(NUM_IMAGES.value)]
   progress = Progress("sample", len(rows), unit="picture", quiet=not first_host)
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
+  with Stopwatch() as watch:
+    sample(config, cascade, prompts, rows, outdir, progress, watch)
+  progress.say(f"in all {time.monotonic() - STARTED:.1f} s")
 
-  watch = Stopwatch()
+
+def sample(
+  config: Any,
+  cascade: Cascade,
+  prompts: Sequence[str],
+  rows: Sequence[tuple[int, int]],
+  outdir: epath.Path,
+  progress: Progress,
+  watch: Stopwatch,
+) -> None:
+  """Samples and writes a picture for every (prompt, index) of rows."""
   devices = build.sampling_devices(config)
   for name in cascade.names:  # what cannot be had shows before T5 is read
     published.packaged(config[name].weights)
@@ -197,7 +210,7 @@ def main() -> None:
       keys, drawn = draw(text, base, which, index)
       made = sample_batch(cascade, params, keys, drawn, progress, watch)
     progress.show(start + len(batch))
-    if not first_host:
+    if jax.process_index():
       continue
     for (p, i), picture in zip(batch, made, strict=False):
       path = outdir / f"{file_stem(prompts[p])}-{suffix()}-{i}.png"
@@ -210,7 +223,6 @@ def main() -> None:
     path = outdir / f"{with_hash('grid', note['prompt'])}-{suffix()}.png"
     write_png(path, grid(pictures, columns), note)
     progress.say(str(path))
-  progress.say(f"in all {time.monotonic() - STARTED:.1f} s")
 
 
 if __name__ == "__main__":
