@@ -7,7 +7,8 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Container
+import warnings
+from collections.abc import Callable, Container, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -30,7 +31,6 @@ def run(main: Callable[[], None]) -> None:
   interruption. A flag that does not exist or parse ends it likewise, exit 2; a
   computation of many processes that failed, LOST.
   """
-  logging.set_verbosity(logging.WARNING)
 
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -55,7 +55,25 @@ def run(main: Callable[[], None]) -> None:
         raise
       fail(reason(error), 1)
 
-  app.run(guarded, flags_parser=parse)
+  with quiet_libraries():
+    app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+  """Keeps libraries from printing notes in the block, of a whole program.
+
+  absl's log begins at warnings, and PIL does not warn of images that are large
+  or damaged: the first are decoded, the others are bad records.
+  """
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  try:
+    with warnings.catch_warnings():
+      warnings.filterwarnings("ignore", module=r"PIL\.")
+      yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def run_and_leave(main: Callable[[], None], well: Container[int]) -> None:
