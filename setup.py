@@ -43,6 +43,7 @@ setup(
     f"tensorflow>=2.21; {ELSEWHERE}",
     "tensorflow-datasets>=4.9.10",
     "tensorstore>=0.1.80",
+    "tqdm>=4.66",
   ],
   extras_require={
     "test": [

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from imagen_jax import build
+from imagen_jax import build, files
 from imagen_jax.cascade import Cascade
 from imagen_jax.cli import command_line, program
 from imagen_jax.data import images
@@ -172,9 +172,8 @@ def main(args: flags.FlagValues) -> None:
     },
     "loss": text_use(cascade, params, encode, source, args.seed),
   }
-  outdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(report, indent=2)
-  (outdir / f"{args.split}.json").write_text(text + "\n")
+  files.write(outdir / f"{args.split}.json", text + "\n", parents=True)
   shown = min(count, 32)
   note = {"captions": json.dumps(captions[:shown])}
   sheet = grid([picture[::2, ::2] for picture in pictures[:shown]], columns=8)

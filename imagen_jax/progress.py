@@ -1,29 +1,36 @@
-"""Progress of long work: a line redrawn on a terminal, else plain lines."""
+"""Progress of long work: a bar on terminals and in notebooks, else lines."""
 
 import collections
 import contextlib
 import errno
+import functools
+import importlib.util
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 
+# The bar, then the step, the speed, the time left and a note.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
+
 
 def clock(seconds: float) -> str:
-  """3723 -> "1:02:03"."""
+  """Formats seconds: 3723 -> "1:02:03"."""
   minutes, seconds = divmod(int(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 class Progress:
-  """Steps done, speed and time left of one piece of work.
+  """Shows the step, the speed and the time left of one piece of work.
 
-  start() marks the end of whatever must not count as work, such as
-  compilation, and pause()/resume() leave out checkpoints and sample grids. Of
-  many processes all but one are to be quiet.
+  A bar of tqdm's on a terminal and in a notebook, plain lines elsewhere. Speeds
+  leave out what precedes start(), such as compilation, and what lies between
+  pause() and resume(), such as checkpoints. The bar ends with the last step, or
+  with close() or the with-block of work that ends early.
   """
 
   def __init__(
@@ -35,9 +42,21 @@ class Progress:
     out: TextIO | None = None,
     quiet: bool = False,
   ):
+    """Begins at step 0.
+
+    Args:
+      name: of the work, at the head of every line.
+      total: steps in all.
+      unit: what a step is, for the speed.
+      out: where to show it, by default sys.stdout or the notebook.
+      quiet: shows nothing; for all but one of many processes.
+    """
     self._name, self._total, self._unit = name, total, unit
     self._out = sys.stdout if out is None else out
-    self._live, self._quiet = self._out.isatty(), quiet
+    self._quiet = quiet
+    self._in_notebook = out is None and _in_notebook()
+    self._live = self._in_notebook or self._out.isatty()
+    self._bar: Any = None  # tqdm's, from the first step shown to the last
     self.start(0)
 
   def start(self, step: int) -> None:
@@ -53,38 +72,93 @@ class Progress:
     self._since = time.monotonic()
 
   def seconds_per_step(self, step: int) -> float:
-    """Mean working time of the steps since start()."""
+    """Returns the mean working time of the steps since start(), in seconds."""
     busy = self._busy + time.monotonic() - self._since
     return busy / max(step - self._first, 1)
 
   def show(self, step: int, note: str = "") -> None:
-    """Says that `step` steps are done; note is, say, the loss."""
-    pace = self.seconds_per_step(step)
-    line = f"{self._name} {step}/{self._total}"
+    """Shows that `step` steps are done, and a note such as the loss."""
+    parts = []
     if step > self._first:
+      pace = self.seconds_per_step(step)
       left = clock(pace * (self._total - step))
-      line += f"  {pace:.3g} s/{self._unit}  ETA {left}"
-    self.say(f"{line}  {note}".rstrip(), last=step >= self._total)
+      parts = [f"{pace:.3g} s/{self._unit}", f"ETA {left}"]
+    if note:
+      parts.append(note)
+    if not self._live:
+      self.say("  ".join([f"{self._name} {step}/{self._total}", *parts]))
+    elif not self._quiet:
+      self._draw(step, "  ".join(parts))
 
-  def say(self, line: str, last: bool = True) -> None:
-    """Writes a line; on a terminal, one that the next may redraw."""
+  def say(self, line: str) -> None:
+    """Prints a line, above the bar if there is one."""
     if self._quiet:
       return
-    if self._live:
-      line = f"\r\033[K{line}" + ("\n" if last else "")
-    else:
-      line += "\n"
+    if self._bar is not None:
+      self._bar.write(line, file=self._out)
+      return
     try:
-      self._out.write(line)
+      self._out.write(line + "\n")
       self._out.flush()
     except OSError as error:
       # Of a file on a full disk, it is kept for when there is room.
       if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise
 
+  def close(self) -> None:
+    """Leaves the bar as it is; what is shown later begins another."""
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+  def _draw(self, step: int, text: str) -> None:
+    if self._bar is None:
+      self._bar = _bar_type(self._in_notebook)(
+        desc=self._name,
+        total=self._total,
+        file=self._out,
+        bar_format=_BAR,
+        dynamic_ncols=True,
+        delay=1e-9,  # does not draw before it is told the step
+      )
+    self._bar.n = step
+    self._bar.set_postfix_str(text, refresh=False)
+    self._bar.refresh()
+    if step >= self._total:
+      self.close()
+
+
+def _in_notebook() -> bool:
+  """Returns whether this process runs the cells of a notebook."""
+  ipython = sys.modules.get("IPython")  # not imported by us: a notebook has it
+  shell = ipython and ipython.get_ipython()
+  return shell is not None and "IPKernelApp" in shell.config
+
+
+@functools.cache
+def _bar_type(in_notebook: bool) -> Any:
+  """Returns tqdm's class, without the thread and the process's locks of its."""
+  # Without ipywidgets a notebook gets lines; tqdm.auto would also warn.
+  if in_notebook and importlib.util.find_spec("ipywidgets"):
+    from tqdm.auto import tqdm
+  else:
+    from tqdm import tqdm
+
+  class Bar(tqdm):
+    monitor_interval = 0
+
+  Bar.set_lock(threading.RLock())
+  return Bar
+
 
 class Clock:
-  """Seconds spent in named parts of a loop."""
+  """Counts the seconds spent in named parts of a loop."""
 
   def __init__(self):
     self._spent: dict[str, float] = collections.defaultdict(float)
@@ -99,28 +173,75 @@ class Clock:
       self._spent[name] += time.monotonic() - begun
 
   def take(self) -> dict[str, float]:
-    """The seconds of each part since the last time."""
+    """Returns the seconds of each part since the last time."""
     spent = dict(self._spent)
     self._spent.clear()
     return spent
 
 
-class Stopwatch:
-  """Laps of wall time, and the share of each that JAX spent compiling."""
+class Compilations:
+  """Counts programs that JAX compiled, or read from its cache on disk."""
 
   def __init__(self):
-    self._compiling, self._since = 0.0, time.monotonic()
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    self._seconds: list[float] = []  # of each; threads may append
 
-  def _listen(self, event: str, seconds: float, **_) -> None:
+  def __call__(self, event: str, seconds: float, **_: Any) -> None:
+    """Listens to an event of jax.monitoring."""
     if event.endswith("backend_compile_duration"):
-      self._compiling += seconds
+      self._seconds.append(seconds)
+
+  @property
+  def count(self) -> int:
+    """How many programs there were."""
+    return len(self._seconds)
+
+  @property
+  def seconds(self) -> float:
+    """How long they took in all, without tracing and lowering."""
+    return sum(self._seconds)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Compilations]:
+  """Counts what the process compiles in the block, in all of its threads."""
+  found = Compilations()
+  jax.monitoring.register_event_duration_secs_listener(found)
+  try:
+    yield found
+  finally:
+    _unregister(found)
+
+
+def _unregister(listener: Compilations) -> None:
+  # JAX 0.7 has it under another name, which is not public.
+  unregister = (
+    getattr(jax.monitoring, "unregister_event_duration_listener", None)
+    or jax._src.monitoring._unregister_event_duration_listener_by_callback
+  )
+  with contextlib.suppress(AssertionError):  # somebody cleared all listeners
+    unregister(listener)
+
+
+class Stopwatch:
+  """Laps of wall time, and the share of each that JAX spent compiling.
+
+  Compilation is counted within its with-block.
+  """
+
+  def __enter__(self) -> "Stopwatch":
+    self._listening = compilations()
+    self._compiled = self._listening.__enter__()
+    self._since, self._before = time.monotonic(), 0.0
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._listening.__exit__(*error)
 
   def lap(self) -> str:
-    """The time since the last lap: "9.1 s, 8.0 s of it compiling"."""
-    now = time.monotonic()
+    """Returns the time since the last: "9.1 s, 8.0 s of it compiling"."""
+    now, compiled = time.monotonic(), self._compiled.seconds
     text = f"{now - self._since:.1f} s"
-    if self._compiling > 0.05:
-      text += f", {self._compiling:.1f} s of it compiling"
-    self._compiling, self._since = 0.0, now
+    if (compiling := compiled - self._before) > 0.05:
+      text += f", {compiling:.1f} s of it compiling"
+    self._since, self._before = now, compiled
     return text

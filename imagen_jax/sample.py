@@ -174,8 +174,21 @@ def main(args: flags.FlagValues) -> None:
   rows = [(p, i) for p in range(len(prompts)) for i in range(args.num_images)]
   progress = Progress("sample", len(rows), unit="picture", quiet=not first_host)
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
+  with Stopwatch() as watch:
+    sample(config, cascade, prompts, rows, outdir, progress, watch)
+  progress.say(f"in all {time.monotonic() - STARTED:.1f} s")
 
-  watch = Stopwatch()
+
+def sample(
+  config: Any,
+  cascade: Cascade,
+  prompts: Sequence[str],
+  rows: Sequence[tuple[int, int]],
+  outdir: epath.Path,
+  progress: Progress,
+  watch: Stopwatch,
+) -> None:
+  """Samples and writes a picture for every (prompt, index) of rows."""
   devices = build.sampling_devices(config)
   for name in cascade.names:  # what cannot be had shows before T5 is read
     published.packaged(config[name].weights)
@@ -200,7 +213,7 @@ def main(args: flags.FlagValues) -> None:
       keys, drawn = draw(text, base, which, index)
       made = sample_batch(cascade, params, keys, drawn, progress, watch)
     progress.show(start + len(batch))
-    if not first_host:
+    if jax.process_index():
       continue
     for (p, i), picture in zip(batch, made, strict=False):
       path = outdir / f"{file_stem(prompts[p])}-{suffix(args)}-{i}.png"
@@ -213,7 +226,6 @@ def main(args: flags.FlagValues) -> None:
     path = outdir / f"{with_hash('grid', note['prompt'])}-{suffix(args)}.png"
     write_png(path, grid(pictures, columns), note)
     progress.say(str(path))
-  progress.say(f"in all {time.monotonic() - STARTED:.1f} s")
 
 
 if __name__ == "__main__":

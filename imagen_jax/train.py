@@ -171,6 +171,7 @@ def main(args: flags.FlagValues) -> None:
 
   as_json = build.as_json(config)
   with contextlib.ExitStack() as stack:
+    stack.enter_context(progress)
     saved = stack.enter_context(Checkpoints(
       workdir, keep=run.keep_checkpoints, keep_every=run.keep_every,
       say=progress.say,

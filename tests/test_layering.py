@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "imagen_jax"
 ROWS = (
   ("__init__",),  # of the package itself: imports nothing of ours
-  ("types", "progress"),
+  ("types", "files", "progress"),
   ("diffusion", "nets", "shapes", "parallel"),  # never import each other
   ("data", "stage", "text", "checkpoints"),
   ("cascade", "interop", "evals"),

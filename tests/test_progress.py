@@ -1,13 +1,23 @@
 """Progress: its arithmetic, on a clock of the test's own, and its lines."""
 
+import importlib.util
 import io
 import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
+import warnings
 
 import jax
+import numpy as np
 import pytest
 
 from imagen_jax import progress as progress_lib
-from imagen_jax.progress import Clock, Progress, Stopwatch, clock
+from imagen_jax.progress import Clock, Progress, Stopwatch, clock, compilations
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Time:
@@ -119,44 +129,115 @@ def test_a_line_waits_until_a_full_disk_has_room(tmp_path):
   assert path.read_text() == "one\ntwo\n"
 
 
-def test_a_terminal_gets_one_line_redrawn(time):
+def shown(out: io.StringIO) -> list[str]:
+  """What a terminal shows at last, line by line."""
+  lines = out.getvalue().split("\n")
+  return [line.split("\r")[-1].rstrip() for line in lines]
+
+
+def test_a_terminal_gets_a_bar(time):
   out = Terminal()
   progress = Progress("train", 3, out=out)
+  progress.say("compiling")
+  time.wait(30)
+  progress.start(0)
   for step in (1, 2, 3):
     time.wait(1)
-    progress.show(step)
+    progress.show(step, f"loss {step}")
   progress.say("done")
-  clear = "\r\033[K"
-  assert out.getvalue() == (
-    f"{clear}train 1/3  1 s/step  ETA 0:00:02"
-    f"{clear}train 2/3  1 s/step  ETA 0:00:01"
-    f"{clear}train 3/3  1 s/step  ETA 0:00:00\n"
-    f"{clear}done\n"
+  first, bar, last, end = shown(out)
+  assert (first, last, end) == ("compiling", "done", "")
+  assert re.fullmatch(
+    r"train: 100%\|.+\| 3/3, 1 s/step  ETA 0:00:00  loss 3", bar
   )
+  # Each step once, in one line; the last one again as it ends.
+  drawn = [x for x in out.getvalue().split("\n")[1].split("\r") if "loss" in x]
+  assert [re.search(r" (\d)/3, 1 s", x)[1] for x in drawn] == list("1233")
 
 
-def test_a_message_does_not_tear_the_line(time):
+def test_messages_are_above_the_bar(time):
   out = Terminal()
-  progress = Progress("train", 3, out=out)
-  progress.show(1)
-  progress.say("a note")
-  progress.show(2)
-  shown = out.getvalue().split("\r\033[K")[1:]
-  assert [line.count("\n") for line in shown] == [0, 1, 0]
+  with Progress("train", 3, out=out) as progress:
+    progress.show(1)
+    progress.say("a note")
+    assert shown(out)[0] == "a note" and "| 1/3" in shown(out)[1]
+    progress.show(2)
+  progress.say("asked to end")  # by itself, when the bar is closed
+  first, bar, last, end = shown(out)
+  assert (first, last, end) == ("a note", "asked to end", "")
+  assert "| 2/3" in bar
+
+
+def test_the_quiet_show_nothing(time):
+  for out in (io.StringIO(), Terminal()):
+    with Progress("train", 3, out=out, quiet=True) as progress:
+      progress.show(1)
+      progress.say("a note")
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_notebook_is_known_by_its_shell(time, monkeypatch, capsys, kernel):
+  """A kernel's shell, that is; this one has no ipywidgets, and no warnings."""
+  shell = types.SimpleNamespace(config={"IPKernelApp": {}} if kernel else {})
+  ipython = types.SimpleNamespace(get_ipython=lambda: shell)
+  monkeypatch.setitem(sys.modules, "IPython", ipython)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  progress_lib._bar_type.cache_clear()
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    with Progress("draw", 2) as progress:
+      progress.show(1)
+  progress_lib._bar_type.cache_clear()
+  out = capsys.readouterr().out
+  assert not caught
+  assert ("draw:  50%|" in out) == kernel
+  assert (out == "draw 1/2  0 s/step  ETA 0:00:00\n") != kernel
+
+
+def test_ipython_is_not_imported_to_ask():
+  code = (
+    "import sys, imagen_jax.progress as p; p.Progress('a', 1).show(1);"
+    "sys.exit('IPython' in sys.modules or 'tqdm' in sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_compilations_are_counted_in_their_block():
+  double = jax.jit(lambda x: 2 * x)
+  with compilations() as found:
+    double(np.float32(1))
+    first = found.count
+    double(np.float32(2))  # the same program
+    assert found.count == first >= 1 and found.seconds > 0
+    double(np.ones(3, np.float32))
+    assert found.count > first
+  before = found.count
+  double(np.ones(4, np.float32))
+  assert found.count == before
+
+
+def test_listeners_leave_whatever_becomes_of_the_others():
+  listeners = jax._src.monitoring.get_event_duration_listeners
+  before = listeners()
+  with pytest.raises(KeyError), compilations(), Stopwatch():
+    assert len(listeners()) == len(before) + 2
+    raise KeyError
+  assert listeners() == before
+  with compilations() as found:
+    jax.monitoring.unregister_event_duration_listener(found)
+  assert listeners() == before
 
 
 def test_a_stopwatch_tells_of_compilation(time):
-  watch = Stopwatch()
-  time.wait(2.5)
-  assert watch.lap() == "2.5 s"
-  jax.jit(lambda x: x + 1)(1.0)
-  compiling = watch._compiling
-  assert compiling > 0
-  watch._listen("/a/backend_compile_duration", 3 - compiling)
-  watch._listen("/another/duration", 10.0)
-  time.wait(4)
-  assert watch.lap() == "4.0 s, 3.0 s of it compiling"
-  assert watch.lap() == "0.0 s"
+  with Stopwatch() as watch:
+    time.wait(2.5)
+    assert watch.lap() == "2.5 s"
+    jax.monitoring.record_event_duration_secs("/a/backend_compile_duration", 3)
+    jax.monitoring.record_event_duration_secs("/another/duration", 10)
+    time.wait(4)
+    assert watch.lap() == "4.0 s, 3.0 s of it compiling"
+    assert watch.lap() == "0.0 s"
 
 
 def test_a_clock_has_parts(time):

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from imagen_jax import files
 from imagen_jax.aot.collectives import collectives
 from imagen_jax.aot.programs import Program
 from imagen_jax.aot.topologies import Slice
@@ -171,6 +172,4 @@ def keep(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
   texts = {path: json.dumps(rows, indent=1) + "\n"}
   texts[path.with_suffix(".md")] = f"{ABOUT}\n{table(rows)}"
   for target, text in texts.items():
-    part = target.with_name(target.name + ".part")
-    part.write_text(text)
-    part.replace(target)
+    files.write(target, text)

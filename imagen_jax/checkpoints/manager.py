@@ -2,21 +2,19 @@
 
 import contextlib
 import datetime
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import absl.logging
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from imagen_jax.checkpoints.config_changes import config_changes
+from imagen_jax.checkpoints.quiet import quiet_orbax
 from imagen_jax.checkpoints.verify import (
   checksums,
   crc,
-  end_what_orbax_begins,
   kinds,
   load,
   read_config,
@@ -62,7 +60,6 @@ class Checkpoints:
       raise ValueError(
         f"workdir {workdir} cannot be written: {error}"
       ) from error
-    _silence_orbax()
     self._clean()
     keepers = [policies.LatestN(keep)]
     if keep_every is not None:
@@ -74,7 +71,10 @@ class Checkpoints:
       enable_async_checkpointing=True,
       async_options=ocp.AsyncOptions(barrier_sync_fn=self._meeting),
     )
-    self._manager = ocp.CheckpointManager(self._directory, options=options)
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(quiet_orbax())
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
+      self._quiet = stack.pop_all()  # until close(): saves have their threads
 
   def restore(
     self,
@@ -145,11 +145,12 @@ class Checkpoints:
 
     Does not ask other processes: one may end alone, by an error.
     """
-    for end in (self._manager.wait_until_finished, self._manager.close):
-      try:
-        end()
-      except Exception as error:
-        self._say(self._failed(error))
+    with self._quiet:
+      for end in (self._manager.wait_until_finished, self._manager.close):
+        try:
+          end()
+        except Exception as error:
+          self._say(self._failed(error))
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -223,7 +224,6 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
   naming the checkpoint, if it is damaged or its arrays are not those of `like`,
   and if there is no checkpoint.
   """
-  _silence_orbax()
   path = directory(workdir)
   if not path.is_dir():
     raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
@@ -236,8 +236,9 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
   )
   try:
-    config = together(lambda: read_config(path))
-    ema = load(path, {"ema": like}, "ema/")["ema"]
+    with quiet_orbax():
+      config = together(lambda: read_config(path))
+      ema = load(path, {"ema": like}, "ema/")["ema"]
   except Failed as error:
     raise ValueError(
       f"checkpoint {path} cannot be read; if it is damaged, remove it to use "
@@ -285,13 +286,3 @@ def _rename(path: epath.Path) -> str:
       f"checkpoint {path} is damaged and cannot be renamed: {error}"
     ) from error
   return aside.name
-
-
-def _silence_orbax() -> None:
-  """Keeps Orbax from printing tracebacks of what is told in a sentence."""
-  absl.logging.get_absl_logger().addFilter(_is_no_error_of_orbax)
-  end_what_orbax_begins()
-
-
-def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
-  return record.levelno < logging.ERROR or "/orbax/" not in record.pathname

@@ -1,6 +1,5 @@
 """One checkpoint: its arrays, read back and compared with their checksums."""
 
-import asyncio
 import json
 import zlib
 from collections.abc import Mapping
@@ -147,32 +146,3 @@ def _hash(x: jax.Array) -> jax.Array:
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
-
-
-class _Loop(asyncio.SelectorEventLoop):
-  """An event loop that ends what it began before it is closed.
-
-  When one read or write fails, Orbax closes the loop on all others. Each would
-  print a traceback when it is done, in a thread of its own, or collected.
-  """
-
-  def close(self) -> None:
-    while not self.is_closed() and (rest := asyncio.all_tasks(self)):
-      self.run_until_complete(_ended(rest))
-    super().close()
-
-  def call_exception_handler(self, context: dict[str, Any]) -> None:
-    """Is silent: the first failure is raised, and nobody asks for the rest."""
-
-
-async def _ended(tasks: set[asyncio.Task]) -> None:
-  await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _Loops(asyncio.DefaultEventLoopPolicy):
-  _loop_factory = _Loop
-
-
-def end_what_orbax_begins() -> None:
-  """Makes new event loops _Loop, for Orbax saves in threads of its own."""
-  asyncio.set_event_loop_policy(_Loops())

@@ -7,6 +7,7 @@ import pathlib
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NoReturn
 
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from imagen_jax.cli import command_line
-from imagen_jax.parallel.processes import reason
+from imagen_jax.files import reason
 
 LOST = 76  # exit code of who lost another process, for whom to start it again
 
@@ -54,7 +55,6 @@ def run(main: Verb) -> None:
   Its flags join those that absl and other libraries define for all programs,
   such as --help. as_exit_codes says how it ends.
   """
-  logging.set_verbosity(logging.WARNING)
 
   def parse(argv: list[str]) -> flags.FlagValues:
     with as_exit_codes():
@@ -64,7 +64,25 @@ def run(main: Verb) -> None:
     with as_exit_codes():
       main.act(args)
 
-  app.run(act, flags_parser=parse)
+  with quiet_libraries():
+    app.run(act, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+  """Keeps libraries from printing notes in the block, of a whole program.
+
+  absl's log begins at warnings, and PIL does not warn of images that are large
+  or damaged: the first are decoded, the others are bad records.
+  """
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.WARNING)
+  try:
+    with warnings.catch_warnings():
+      warnings.filterwarnings("ignore", module=r"PIL\.")
+      yield
+  finally:
+    logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Pictures as arrays: decoding, ranges, antialiased resizing, crops."""
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -11,8 +10,8 @@ _FORMATS = (
   "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF",
 )  # fmt: skip
 # PIL refuses pictures over 179 million pixels before it decodes them, which
-# stays. Its warnings are of large ones, which we decode, and of damage.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+# stays. It warns of large ones, which we decode, and of damage; programs ignore
+# that, see cli/program.py: threads decode, and the filters are the process's.
 # What makes a picture upright, by its EXIF orientation.
 _ORIENTATION = 0x0112
 _UPRIGHT = {

@@ -1,13 +1,13 @@
 """PNG files: pictures with a note of how they were made, and grids of them."""
 
-import contextlib
 import io
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from etils import epath
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from imagen_jax import files
 
 
 def write_png(
@@ -20,18 +20,7 @@ def write_png(
   Folders that lack are made; gs:// paths too. ValueError if it cannot be
   written.
   """
-  path, data = epath.Path(path), encode_png(picture, text)
-  part = path.with_name(path.name + ".part")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(data)
-    part.replace(path)
-  except Exception as error:  # stores raise many kinds
-    said = getattr(error, "strerror", None) or str(error).split("\n")[0]
-    raise ValueError(f"{path} cannot be written: {said}") from error
-  finally:
-    with contextlib.suppress(Exception):
-      part.unlink()
+  files.write(path, encode_png(picture, text), parents=True)
 
 
 def encode_png(

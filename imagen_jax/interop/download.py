@@ -5,24 +5,25 @@ and stay in the Hub's cache. Of a folder only safetensors, JSON and vocabularies
 are asked for, and no variants of theirs such as model.fp16.safetensors.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
 import re
+import threading
+from collections.abc import Iterator
 
 import huggingface_hub
 from absl import logging
 from etils import epath
-from huggingface_hub import errors
+from huggingface_hub import HfUri, errors
 
 from imagen_jax.interop import hub, weights
 from imagen_jax.interop.tensors import few
 
 SCHEME = "hf://"
 FORM = "hf://OWNER/REPO/PATH or hf://OWNER/REPO@REVISION/PATH"
-_NAME = r"\w[\w.-]*"
-_FORM = re.compile(rf"hf://({_NAME})/({_NAME})(?:@([^/]+))?/(.+)")
 _ENDINGS = ("safetensors", "json", "model")
 # By owner and name of a repository, copies of others included.
 _IF = re.compile(r"DeepFloyd/.*|.*/IF-I+-.*")
@@ -33,31 +34,27 @@ _IF_NOTICE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """What an hf:// path names; str() gives the path."""
+def parse(url: str) -> HfUri:
+  """Parses an hf:// path; a revision may have slashes, as in @refs/pr/1.
 
-  owner: str
-  name: str
-  revision: str | None
-  path: str
+  ValueError for what is no path within a repository of models, and for one
+  that leads out of it.
+  """
+  try:
+    uri = huggingface_hub.parse_hf_uri(url)
+    parts = f"{uri.path_in_repo}/{uri.revision or 'main'}".split("/")
+    if uri.type != "model" or {"", ".", ".."} & set(parts):
+      raise errors.HfUriError(url, "no path within a repository of models")
+  except errors.HfUriError as error:
+    raise ValueError(
+      f"{url} names no part of a repository, expected {FORM}"
+    ) from error
+  return uri
 
-  @property
-  def repo(self) -> str:
-    return f"{self.owner}/{self.name}"
 
-  def __str__(self) -> str:
-    at = f"@{self.revision}" if self.revision else ""
-    return f"{SCHEME}{self.repo}{at}/{self.path}"
-
-
-def parse(url: str) -> Place:
-  """ValueError for what is no path within a repository."""
-  match = _FORM.fullmatch(url.rstrip("/"))
-  path = match[4].split("/") if match else [""]
-  if {"", ".", ".."} & set(path):
-    raise ValueError(f"{url} names no part of a repository, expected {FORM}")
-  return Place(*match.groups())
+def shown(uri: HfUri) -> str:
+  """Returns the hf:// path of a repository's part, as in a config."""
+  return uri.to_uri().replace(f"{SCHEME}models/", SCHEME, 1)
 
 
 def moved(url: str, to: str) -> str:
@@ -65,19 +62,20 @@ def moved(url: str, to: str) -> str:
 
   ValueError if `to` is neither, or the folder lacks the repository.
   """
-  place, folder = parse(url), pathlib.Path(to).expanduser()
+  uri, folder = parse(url), pathlib.Path(to).expanduser()
+  _, _, name = uri.id.partition("/")
   if folder.is_dir():
-    if not (folder / place.name).is_dir():
+    if not (folder / name).is_dir():
       raise ValueError(
-        f"folder {to} has no {place.name}, expected a copy of {place.repo}"
+        f"folder {to} has no {name}, expected a copy of {uri.id}"
       )
-    return str(folder / place.name / place.path)
-  if not re.fullmatch(_NAME, to):
+    return str(folder / name / uri.path_in_repo)
+  try:
+    return shown(dataclasses.replace(uri, id=f"{to}/{name}"))
+  except errors.HfUriError as error:
     raise ValueError(
-      f"{to} is not there, expected a folder with {place.name} or an owner on "
-      "the Hub"
-    )
-  return str(dataclasses.replace(place, owner=to))
+      f"{to} is not there, expected a folder with {name} or an owner on the Hub"
+    ) from error
 
 
 @functools.cache
@@ -87,22 +85,22 @@ def fetch(url: str) -> epath.Path:
   With an index of shards come the shards. ValueError if it cannot be had, and
   for pickles, which are not asked for.
   """
-  place = parse(url)
+  uri = parse(url)
   weights.check_no_pickle(url)
-  if _IF.fullmatch(place.repo):
+  if _IF.fullmatch(uri.id):
     _tell(_IF_NOTICE)
-  within = [f"{place.path}/*.{ending}" for ending in _ENDINGS]
-  found = _snapshot(place, [place.path, *within])
+  within = [f"{uri.path_in_repo}/*.{ending}" for ending in _ENDINGS]
+  found = _snapshot(uri, [uri.path_in_repo, *within])
   if found.is_dir():
     names = [item.name for item in found.iterdir() if not item.is_dir()]
     if not any(name.endswith(("safetensors", "model")) for name in names):
-      raise ValueError(_unusable(place))
+      raise ValueError(_unusable(uri))
   elif not found.exists():
-    raise ValueError(_unusable(place))
+    raise ValueError(_unusable(uri))
   elif found.suffix == ".json":
-    beside = os.path.dirname(place.path)
+    beside = os.path.dirname(uri.path_in_repo)
     shards = sorted(set(hub.weight_map(found).values()))
-    _snapshot(place, [os.path.join(beside, shard) for shard in shards])
+    _snapshot(uri, [os.path.join(beside, shard) for shard in shards])
   return found
 
 
@@ -112,26 +110,43 @@ def _tell(notice: str) -> None:
   logging.warning(notice)
 
 
-def _snapshot(place: Place, patterns: list[str]) -> epath.Path:
-  """Fetches the files that match; returns where the place's path is then."""
-  huggingface_hub.logging.set_verbosity_error()  # what is amiss we say
+def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
+  """Fetches the files that match; returns where the path in the repo is then.
+
+  One thread at a time.
+  """
+  path = uri.path_in_repo
   try:
-    root = huggingface_hub.snapshot_download(
-      place.repo,
-      revision=place.revision,
-      allow_patterns=patterns,
-      # What lies deeper, and files of two dots: variants.
-      ignore_patterns=[
-        f"{place.path}/*/*", f"{place.path}/*.*.safetensors",
-      ],
-    )  # fmt: skip
+    with _quiet_hub():
+      root = huggingface_hub.snapshot_download(
+        uri.id,
+        revision=uri.revision,
+        allow_patterns=patterns,
+        # What lies deeper, and files of two dots: variants.
+        ignore_patterns=[f"{path}/*/*", f"{path}/*.*.safetensors"],
+      )
   except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
-    reason = _reason(place, error)
-    raise ValueError(f"{place} cannot be fetched: {reason}") from error
-  return epath.Path(root) / place.path
+    reason = _reason(uri, error)
+    raise ValueError(f"{shown(uri)} cannot be fetched: {reason}") from error
+  return epath.Path(root) / path
 
 
-def _reason(place: Place, error: Exception) -> str:
+_quiet = threading.Lock()  # for the verbosity is the process's
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+  """Keeps the Hub's client from logging what is raised in a sentence."""
+  with _quiet:
+    before = huggingface_hub.logging.get_verbosity()
+    huggingface_hub.logging.set_verbosity_error()
+    try:
+      yield
+    finally:
+      huggingface_hub.logging.set_verbosity(before)
+
+
+def _reason(uri: HfUri, error: Exception) -> str:
   """Why something could not be fetched, and what to do about it."""
   if isinstance(error, errors.LocalEntryNotFoundError):
     cause = error.__cause__  # what the Hub said before the cache was asked
@@ -144,25 +159,26 @@ def _reason(place: Place, error: Exception) -> str:
       "and a token of who did (HF_TOKEN, or `hf auth login`)"
     )
   if isinstance(error, errors.RepositoryNotFoundError):
-    return f"the Hub has no {place.repo} that your token, if any, may read"
+    return f"the Hub has no {uri.id} that your token, if any, may read"
   if isinstance(error, errors.RevisionNotFoundError):
-    return f"{place.repo} has no revision {place.revision}"
+    return f"{uri.id} has no revision {uri.revision}"
   if not isinstance(error, errors.HfHubHTTPError):
     return str(error).split("\n")[0]
   status = error.response.status_code
   if status in (401, 403):
-    return f"the Hub does not accept your token for {place.repo}"
+    return f"the Hub does not accept your token for {uri.id}"
   return f"the Hub answered {status}"
 
 
-def _unusable(place: Place) -> str:
+def _unusable(uri: HfUri) -> str:
   """Says what a repository has at a path, other than weights to read."""
   api = huggingface_hub.HfApi()
   try:
-    files = api.list_repo_files(place.repo, revision=place.revision)
+    with _quiet_hub():
+      files = api.list_repo_files(uri.id, revision=uri.revision)
   except (errors.HTTPError, OSError):
-    return f"{place} is not there"
-  path = pathlib.PurePosixPath(place.path)
+    return f"{shown(uri)} is not there"
+  path = pathlib.PurePosixPath(uri.path_in_repo)
   for folder in (path, *path.parents):
     below = [pathlib.PurePosixPath(file) for file in files]
     below = [file for file in below if file.is_relative_to(folder)]
@@ -172,9 +188,9 @@ def _unusable(place: Place) -> str:
   pickles = [name for name in names if name.endswith(weights.PICKLES)]
   if pickles and folder == path:
     return (
-      f"{place} has pickles alone ({few(pickles)}), which can run anything, "
-      "expected safetensors"
+      f"{shown(uri)} has pickles alone ({few(pickles)}), which can run "
+      "anything, expected safetensors"
     )
   have = few(names) or "nothing"
-  where = os.path.normpath(os.path.join(place.repo, folder))
-  return f"{place} is not there, expected safetensors; {where} has {have}"
+  where = os.path.normpath(os.path.join(uri.id, folder))
+  return f"{shown(uri)} is not there, expected safetensors; {where} has {have}"

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.interop.tensors import Tensor, few
 from imagen_jax.interop.weights import (
   PICKLES,
@@ -75,7 +76,7 @@ def save(
     dtype=None,
     metadata={"format": "pt"},
   )
-  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+  files.write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def _within(folder: epath.Path, stem: str) -> epath.Path:
@@ -141,7 +142,7 @@ def weight_map(path: epath.Path) -> dict[str, str]:
     sound = all(shard.name == str(shard) for shard in shards)
   except OSError as error:
     raise ValueError(
-      f"weights {path} cannot be read: {error.strerror}"
+      f"weights {path} cannot be read: {files.reason(error)}"
     ) from error
   except (ValueError, TypeError, KeyError, AttributeError):
     sound = False

@@ -20,8 +20,8 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.interop.tensors import Index, Tensor, few
-from imagen_jax.parallel.processes import reason
 
 FILE, VERSION = "checkpoint", 3
 _CHUNK = 2**26  # bytes: as large as t5x makes them
@@ -68,9 +68,10 @@ def save(path: epath.Path, tree: Any) -> None:
     contents = {"target": target, "state": state}
     contents = {"version": VERSION, "optimizer": contents}
     data = flax.serialization.msgpack_serialize(contents)
-    (path / FILE).write_bytes(data)
   except Exception as error:  # stores raise many kinds
-    raise ValueError(f"{path} cannot be written: {reason(error)}") from error
+    why = files.reason(error)
+    raise ValueError(f"{path} cannot be written: {why}") from error
+  files.write(path / FILE, data)
 
 
 def _target(path: epath.Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.checkpoints.manager import restore_ema
 
 # By their endings; opening one runs what its author wrote.
@@ -45,20 +46,10 @@ def save_weights(
   Folders that lack are made; gs:// paths too. ValueError if it cannot be
   written.
   """
-  path = epath.Path(path)
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   flat = {name: np.asarray(value, dtype) for name, value in flat.items()}
   data = safetensors.numpy.save(flat, dict(metadata or {}))
-  part = path.with_name(path.name + ".part")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(data)
-    part.replace(path)
-  except OSError as error:
-    raise ValueError(f"{path} cannot be written: {error.strerror}") from error
-  finally:
-    with contextlib.suppress(OSError):
-      part.unlink()
+  files.write(path, data, parents=True)
   return len(data)
 
 
@@ -119,7 +110,7 @@ def reading(path: Any) -> Iterator[None]:
     yield
   except OSError as error:
     raise ValueError(
-      f"weights {path} cannot be read: {error.strerror or error}"
+      f"weights {path} cannot be read: {files.reason(error)}"
     ) from error
   except safetensors.SafetensorError as error:
     raise ValueError(

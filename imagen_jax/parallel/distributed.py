@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from imagen_jax.parallel.processes import reason
+from imagen_jax.files import reason
 
 # What names a job outright: where its first process listens, how many there
 # are, and which this is. launch/local.sh sets them.

@@ -1,14 +1,14 @@
 """Processes that fail together, for one that goes on alone waits for ever."""
 
 import itertools
-import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from imagen_jax import files
 
 MEETINGS = itertools.count()
 MOST_BYTES = 500  # of the words that processes tell each other
@@ -50,24 +50,12 @@ def of_all(numbers: Sequence[int], words: str) -> tuple[np.ndarray, list[str]]:
 
 
 def reason(error: Exception) -> str:
-  """Why something failed, in a few words."""
-  if isinstance(error, Failed) and error.__context__ is not None:
+  """Returns why something failed here, or else on another process."""
+  if not isinstance(error, Failed):
+    return files.reason(error)
+  if error.__context__ is not None:
     return reason(error.__context__)  # this process's own failure came first
-  # Without what a store answered in full: TensorFlow's errors of gs:// put it
-  # before the path, TensorStore's after the reason.
-  said = re.sub(
-    r"(HTTP response code \d+).*\n\t", r"\1", str(error), flags=re.S
-  )
-  said = re.split(r" \[\w+='|\n", said.strip())[0]
-  if len(said) > 240:  # TensorStore's: what failed, of what, ..., and why
-    said = f"{said[:120]} ... {said[-120:]}"
-  if code := re.search(r"os_error_code='(\d+)'", str(error)):
-    return os.strerror(int(code[1]))
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  return (
-    said if isinstance(error, Failed) else f"{type(error).__name__}: {said}"
-  )
+  return str(error)
 
 
 class Meeting:

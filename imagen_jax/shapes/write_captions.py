@@ -12,6 +12,7 @@ import sys
 import numpy as np
 from absl import app, flags
 
+from imagen_jax import files
 from imagen_jax.shapes import captions, scenes
 
 
@@ -58,10 +59,9 @@ def main(argv: list[str]) -> None:
     args.split, args.pictures, args.each, args.leave_out, args.describe
   )
   try:
-    with open(args.output, "w", encoding="utf-8") as file:
-      file.writelines(line + "\n" for line in text)
-  except OSError as error:
-    sys.exit(f"write_captions: {error.filename}: {error.strerror}")
+    files.write(args.output, "".join(line + "\n" for line in text))
+  except ValueError as error:
+    sys.exit(f"write_captions: {error}")
 
 
 if __name__ == "__main__":

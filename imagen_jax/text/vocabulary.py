@@ -2,11 +2,12 @@
 
 import io
 import os
-import pathlib
 import string
 from collections.abc import Iterable
 
 import sentencepiece
+
+from imagen_jax import files
 
 # The captions are case-folded before the pieces are learnt, and so is every
 # prompt, so upper-case letters need no pieces of their own.
@@ -24,7 +25,8 @@ def train_vocabulary(
   Returns the number of pieces: vocab_size, or fewer where the captions have no
   use for so many. The same captions in the same order give the same file.
   Every printable ASCII character has a piece, whether or not the captions use
-  it. ValueError for no captions and for a vocab_size without room for that.
+  it. ValueError for no captions, for a vocab_size without room for that, and if
+  the file cannot be written.
   """
   captions = [caption for caption in captions if caption.strip()]
   if not captions:
@@ -41,7 +43,7 @@ def train_vocabulary(
       f"no vocabulary of {vocab_size} pieces can be learnt from these "
       f"{len(captions)} captions: {reason}"
     ) from error
-  _write(pathlib.Path(path), model)
+  files.write(path, model)
   return sentencepiece.SentencePieceProcessor(model_proto=model).piece_size()
 
 
@@ -68,13 +70,3 @@ def _train(captions: list[str], vocab_size: int) -> bytes:
     minloglevel=2,
   )
   return model.getvalue()
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file whole or not at all."""
-  part = path.with_name(path.name + ".part")
-  try:
-    part.write_bytes(data)
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)

@@ -9,12 +9,12 @@ import threading
 import urllib.parse
 
 API = re.compile(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/?]+)")
-FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")  # before unquoting
 GATED = {"X-Error-Code": "GatedRepo"}
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Serves root/OWNER/REPO, whose main is one commit.
+  """Serves root/OWNER/REPO, of one commit, which each of revisions names.
 
   requests has the paths of the files that were sent. Repositories in gated are
   for the token "right" alone, "wrong" is nobody's; with status, it answers
@@ -24,7 +24,7 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(self, root: pathlib.Path):
     super().__init__(("localhost", 0), Handler)
     self.root, self.gated, self.status = root, set(), None
-    self.requests = []
+    self.requests, self.revisions = [], {"main"}
     threading.Thread(target=self.serve_forever, daemon=True).start()
 
   @property
@@ -44,8 +44,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.do_GET()
 
   def do_GET(self):
-    path = urllib.parse.unquote(self.path)
-    api, file = API.match(path), FILE.match(path)
+    groups = (API.match(self.path), FILE.match(self.path))
+    api, file = (
+      found and [urllib.parse.unquote(part) for part in found.groups()]
+      for found in groups
+    )
     token = self.headers.get("Authorization", "").removeprefix("Bearer ")
     if self.server.status:
       return self.answer(self.server.status)
@@ -54,18 +57,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self.answer(401, headers={"X-Error-Message": said})
     if not (api or file):
       return self.answer(404)
-    repo = (api or file)[1]
+    repo = (api or file)[0]
     folder = self.server.root / repo
     if not folder.is_dir():
       return self.answer(404, headers={"X-Error-Code": "RepoNotFound"})
     commit = hashlib.sha1(repo.encode()).hexdigest()
-    if (api[3] if api else file[2]) not in ("main", commit):
+    if (api[2] if api else file[1]) not in {commit, *self.server.revisions}:
       return self.answer(404, headers={"X-Error-Code": "RevisionNotFound"})
     if api:
-      return self.describe(repo, folder, commit, api[2])
+      return self.describe(repo, folder, commit, api[1])
     if repo in self.server.gated and token != "right":
       return self.answer(403 if token else 401, headers=GATED)
-    return self.send(folder / file[3], commit, f"{repo}/{file[3]}")
+    return self.send(folder / file[2], commit, f"{repo}/{file[2]}")
 
   def describe(self, repo, folder, commit, what):
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

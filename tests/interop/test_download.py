@@ -86,6 +86,19 @@ def test_a_file_is_itself_alone(server, name):
   assert server.requests == [f"{IF}/{name}"]
 
 
+@pytest.mark.parametrize("at", ["refs/pr/1", "feature%2Fone", "v1"])
+def test_a_revision_may_have_slashes(server, at):
+  server.revisions = {at.replace("%2F", "/")}
+  path = published.packaged(f"hf://{IF}@{at}/unet")
+  assert (path / UNET[0]).read_text() == UNET[0]
+  moved = download.moved(f"hf://{IF}@{at}/unet", "else")
+  assert moved == f"hf://else/IF-I-XL-v1.0@{at}/unet"
+  server.revisions = set()
+  said = f"no revision {at.replace('%2F', '/')}"
+  said = f"hf://{IF}@{at}/tokenizer cannot be fetched: {IF} has {said}"
+  assert refused(f"hf://{IF}@{at}/tokenizer") == said
+
+
 @pytest.mark.parametrize("path", ["t5", "t5/model.safetensors.index.json"])
 def test_with_an_index_come_the_shards(server, text, state, path, write_shards):
   folder = write_shards(server.root / "someone/small" / "t5", state)
@@ -122,7 +135,10 @@ def test_the_licence_is_told_of_once(server, monkeypatch):
 
 def test_paths_of_no_repository(server):
   form = "hf://OWNER/REPO/PATH or hf://OWNER/REPO@REVISION/PATH"
-  for path in ("a", "a/b", "a/b/", "a/b/../c", "a/b//c", "a/b@/c", "/b/c"):
+  for path in (
+    "a", "a/b", "a/b/", "a/b/../c", "a/b/./c", "a/b//c", "a/b@/c", "/b/c",
+    "a/b@v1", "a/b@refs/pr/1", "../b/c", "datasets/a/b/c", "a/b@..%2F..%2Fc/d",
+  ):  # fmt: skip
     said = f"hf://{path} names no part of a repository, expected {form}"
     assert refused(f"hf://{path}") == said
   assert not server.requests

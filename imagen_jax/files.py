@@ -1,0 +1,92 @@
+"""Files that are written whole or not at all, on disks and in object stores."""
+
+import contextlib
+import os
+import re
+import secrets
+
+from etils import epath
+
+# Links in these folders stand for open files, which nothing may replace.
+_STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
+
+
+def write(
+  path: str | os.PathLike, data: bytes | str, *, parents: bool = False
+) -> None:
+  """Writes a file, whole or not at all; until then an old one stays as it is.
+
+  A link is replaced, not followed. A pipe or device, such as /dev/stdout, is
+  written as it is.
+
+  Args:
+    path: a local path, or one of gs:// and the like.
+    data: bytes, or text to encode as UTF-8.
+    parents: makes the folders that are missing.
+
+  Raises:
+    ValueError: "PATH cannot be written: REASON".
+  """
+  path = epath.Path(path)
+  data = data.encode() if isinstance(data, str) else data
+  try:
+    if parents:
+      path.parent.mkdir(parents=True, exist_ok=True)
+    if not _is_remote(path) and _is_stream(path):
+      with open(path, "wb") as file:
+        file.write(data)
+    else:
+      _replace(path, data)
+  except Exception as error:  # object stores raise many kinds
+    raise ValueError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def _replace(path: epath.Path, data: bytes) -> None:
+  """Writes a file beside the path, and renames it."""
+  # Of a name that nobody can guess, so that no link waits there.
+  part = path.with_name(f".{secrets.token_hex(8)}.part")
+  try:
+    if _is_remote(path):
+      part.write_bytes(data)
+      part.replace(path)
+    else:
+      with open(part, "xb") as file:  # O_CREAT | O_EXCL
+        file.write(data)
+      os.replace(part, path)
+  except BaseException:
+    with contextlib.suppress(Exception):
+      part.unlink()
+    raise
+
+
+def _is_remote(path: epath.Path) -> bool:
+  return "://" in os.fspath(path)
+
+
+def _is_stream(path: epath.Path) -> bool:
+  if os.path.dirname(os.path.abspath(path)) in _STREAMS:
+    return True
+  return os.path.exists(path) and not (
+    os.path.isfile(path) or os.path.isdir(path)
+  )
+
+
+def reason(error: BaseException) -> str:
+  """Returns why something failed, in a few words and one line.
+
+  The operating system's words alone where it has some; else they follow the
+  name of the error.
+  """
+  # Without what a store answered in full: TensorFlow's errors of gs:// put it
+  # before the path, TensorStore's after the reason.
+  said = re.sub(
+    r"(HTTP response code \d+).*\n\t", r"\1", str(error), flags=re.S
+  )
+  said = re.split(r" \[\w+='|\n", said.strip())[0]
+  if len(said) > 240:  # TensorStore's: what failed, of what, ..., and why
+    said = f"{said[:120]} ... {said[-120:]}"
+  if code := re.search(r"os_error_code='(\d+)'", str(error)):
+    return os.strerror(int(code[1]))
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return f"{type(error).__name__}: {said}"
