@@ -30,6 +30,7 @@ from imagen_jax.diffusion.samplers import (
 from imagen_jax.diffusion.sampling import Sampling, SamplingArgs, time
 from imagen_jax.diffusion.schedules import STEPS, CosineSchedule, Schedule
 from imagen_jax.diffusion.variational import variational_bound
+from imagen_jax.diffusion.weighting import Uniform, Weighting, independent_times
 from imagen_jax.types import Conditioning, TextEmbedding
 
 CHANNELS = 3
@@ -75,9 +76,11 @@ class Stage:
   the paper it is 1, Fig. A.32). enlarge(lowres, (height, width)): what makes
   the low-res picture as large as the stage's before it is augmented; None
   leaves it small, for the net to enlarge (Fig. A.32). The loss is the squared
-  error in loss_space, weighted uniformly: the paper's is eps, for every
-  prediction (App. A). A net that predicts x is not to be trained so: next to no
-  noise, the eps of a small error is huge, and nearly all the weight is there.
+  error in loss_space: the paper's is eps, for every prediction (App. A). A net
+  that predicts x is not to be trained so: next to no noise, the eps of a small
+  error is huge, and nearly all the weight is there. weighting multiplies that
+  error (Eq. 4): any but the uniform one makes the loss equal in every
+  loss_space. times(key, batch) draws the times [batch] of a training batch.
   """
 
   net: nn.Module
@@ -85,6 +88,8 @@ class Stage:
   schedule: Schedule = CosineSchedule()
   prediction: Prediction = EPS
   loss_space: Prediction = EPS
+  weighting: Weighting = Uniform()
+  times: Callable[[jax.Array, int], jax.Array] = independent_times
   lowres_size: int | None = None
   crop_size: int | None = None
   text_drop: float = 0.1
@@ -207,7 +212,7 @@ class Stage:
         keys["aug_level"], (batch,), maxval=self.max_aug_level
       ),
       aug=jax.random.split(keys["aug"], batch),
-      time=jax.random.uniform(keys["time"], (batch,)),
+      time=self.times(keys["time"], batch),
       eps=jax.random.split(keys["eps"], batch),
     )
 
@@ -231,7 +236,9 @@ class Stage:
     time = self.time(logsnr)
     out = self.net.apply({"params": params}, z_t, time, cond)
     out, v = self.parts(out)
-    loss = squared_error(self.prediction, out, x, eps, logsnr, self.loss_space)
+    space = self.loss_space
+    loss = squared_error(self.prediction, out, x, eps, logsnr, space)
+    loss *= self.weighting(logsnr, space=space, schedule=self.schedule)
     if v is not None:
       # The bound teaches v alone: the picture is the squared error's to teach.
       x_hat = self.prediction.to_x(jax.lax.stop_gradient(out), z_t, logsnr)

@@ -27,6 +27,7 @@ from imagen_jax.build.keys import (
   section,
   settings,
 )
+from imagen_jax.build.loss import loss_fields
 from imagen_jax.cascade import Cascade
 from imagen_jax.diffusion import gaussian, guidance, samplers, schedules
 from imagen_jax.diffusion.augment import bilinear_aligned
@@ -113,6 +114,7 @@ def stage(config: Mapping[str, Any], where: str = "stage") -> Stage:
   """config.stage -> Stage."""
   cls, net = kind(section(config, where).get("net"), f"{where}.net", NETS)
   resolved = {"net": module(net, f"{where}.net", cls)}
+  resolved |= loss_fields(config, where)
   for key in ("schedule", "aug_schedule"):
     if key in config:
       resolved[key] = settings(config[key], f"{where}.{key}", SCHEDULES)

@@ -17,6 +17,7 @@ Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 # training and leave the processor to it.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 _LEAST_SIDE = 8  # of a picture worth learning from, in pixels
+_MOST_CACHED = 10**8  # examples of a source; an endless one would fill memory
 
 
 # The records from which the share of bad ones can be told, and those tried in
@@ -91,6 +92,11 @@ class Examples(Sequence):
     cache: bool,
     bad: BadRecords | None,
   ):
+    if cache and len(source) > _MOST_CACHED:
+      raise ValueError(
+        f"cache would keep {len(source):,} images in memory, expected"
+        f" cache=False or at most {_MOST_CACHED:,} of them"
+      )
     self._source = source
     self._size = size
     self._tokenize = tokenize

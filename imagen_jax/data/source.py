@@ -1,25 +1,33 @@
 """Random access to the records of a dataset on disk, without TensorFlow."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow_datasets as tfds
 from absl import logging
 
 # Imported so that TFDS knows the dataset by name.
 from imagen_jax.shapes import captioned_shapes_dataset_builder  # noqa: F401
+from imagen_jax.shapes.examples import Endless
+
+ENDLESS = "captioned_shapes/endless"
 
 
 def load_source(
   name: str, split: str, data_dir: str | os.PathLike[str]
-) -> "Records":
+) -> Sequence[Mapping]:
   """The records of a split of a TFDS dataset, for example
   "captioned_shapes" or "captioned_shapes/tiny".
+
+  "captioned_shapes/endless" is no dataset on disk: its examples, of which
+  captioned_shapes has the first, are drawn when they are read.
 
   The dataset is prepared under `data_dir` on first use and only read later.
   ValueError for an unknown dataset or split, and for a dataset without an
   `image` and a `caption`.
   """
+  if name == ENDLESS:
+    return Endless(split)
   data_dir = os.path.expanduser(data_dir)
   builder = _builder(name, data_dir)
   if not builder.is_prepared():

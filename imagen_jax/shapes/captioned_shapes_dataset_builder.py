@@ -4,13 +4,11 @@ import collections.abc
 import dataclasses
 import io
 
-import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from imagen_jax.shapes import captions, drawing, scenes
-
-LEAVE_OUT = 0.3  # so that short prompts are in distribution; train only
+from imagen_jax.shapes import scenes
+from imagen_jax.shapes.examples import draw_example
 
 
 @dataclasses.dataclass
@@ -64,15 +62,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def example(split: str, i: int) -> dict[str, object]:
-  """Example i of `split`, a pure function of the two: the features' values."""
-  rng = np.random.default_rng((scenes.SPLITS.index(split), i))
-  scene, placed = scenes.sample_scene(rng, split)
-  leave_out = LEAVE_OUT if split == "train" else 0.0
+  """Returns `draw_example(split, i)`, its image as the bytes of a PNG."""
+  drawn = draw_example(split, i)
   png = io.BytesIO()
-  Image.fromarray(drawing.draw(scene, placed)).save(png, "png")
+  Image.fromarray(drawn["image"]).save(png, "png")
   png.seek(0)
-  return {
-    "image": png,
-    "caption": captions.caption(scene, rng, leave_out),
-    "scene": scenes.to_json(scene, placed),
-  }
+  return drawn | {"image": png}

@@ -131,6 +131,23 @@ def test_norms_have_float32_statistics(norm):
 
 
 @pytest.mark.parametrize(
+  ("norm", "groups"), [(layers.group_norm(2), 2), (layers.layer_norm(), None)]
+)
+def test_norms_of_values_far_from_zero(norm, groups):
+  """Against float64, at |mean| / std = 100: one pass is 1.5e-2 off there."""
+  x = jnp.asarray(100 + normal(2, 4, 4, 64), jnp.float32)
+  out, _ = norm.init_with_output(jax.random.key(0), x)
+  exact = np.asarray(x, np.float64)
+  if groups:
+    exact, axes = exact.reshape(2, 4, 4, groups, -1), (1, 2, 4)
+  else:
+    axes = 3
+  mean, var = exact.mean(axes, keepdims=True), exact.var(axes, keepdims=True)
+  expected = ((exact - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+  np.testing.assert_allclose(out, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(
   ("self_attention", "with_text"), [(True, True), (True, False), (False, True)]
 )
 def test_attention_is_one_softmax_over_pixels_and_text(

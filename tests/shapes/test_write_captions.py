@@ -6,7 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from imagen_jax.shapes import captioned_shapes_dataset_builder, captions, scenes
+from imagen_jax.shapes import (
+  captioned_shapes_dataset_builder,
+  captions,
+  examples,
+  scenes,
+)
 from imagen_jax.shapes.write_captions import lines
 
 
@@ -40,7 +45,7 @@ def test_a_line_may_begin_with_the_description():
 
 def test_one_caption_is_the_datasets_own():
   """What the shipped vocabulary was learnt from."""
-  leave_out = captioned_shapes_dataset_builder.LEAVE_OUT
+  leave_out = examples.LEAVE_OUT
   for i, line in enumerate(lines("train", 5, 1, leave_out)):
     example = captioned_shapes_dataset_builder.example("train", i)
     assert line == example["caption"]
