@@ -19,20 +19,19 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from imagen_jax import build, files
-from imagen_jax.cascade import Cascade
+from imagen_jax import files, imagen
 from imagen_jax.cli import command_line, program
-from imagen_jax.data import images
+from imagen_jax.data import images as image_data
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.data.png import grid, write_png
 from imagen_jax.data.source import load_source
 from imagen_jax.evals.text_use import caption_losses
+from imagen_jax.imagen import Imagen
 from imagen_jax.interop import published, weights
-from imagen_jax.parallel.sharding import Placement
 from imagen_jax.progress import Progress
+from imagen_jax.request import Row
 from imagen_jax.shapes.judge import judge, share, tally
 from imagen_jax.shapes.scenes import Scene, from_json
-from imagen_jax.text.encoder import TextEncoder
 
 LOSS_BATCHES = 4  # of 64 examples, for the loss under right and wrong captions
 
@@ -55,26 +54,18 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def draw(
-  cascade: Cascade,
-  params: list[Any],
-  encode: TextEncoder,
-  captions: list[str],
-  args: flags.FlagValues,
+  cascade: Imagen, captions: list[str], seed: int, batch_size: int
 ) -> list[np.ndarray]:
-  """One uint8 picture per caption."""
-  size = min(args.batch_size, len(captions))
-  progress = Progress("pictures", len(captions))
-  pictures = []
-  for start in range(0, len(captions), size):
-    rows = range(start, start + size)
-    text = encode([captions[min(i, len(captions) - 1)] for i in rows])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-      jax.random.key(args.seed), np.asarray(rows)
-    )
-    *_, (_, last) = cascade.sample(params, keys, text)
-    pictures += list(images.to_uint8(np.asarray(last)))
-    progress.show(min(len(pictures), len(captions)))
-  return pictures[: len(captions)]
+  """One uint8 image per caption: image i of the seed's for caption i."""
+  rows = [Row(i, seed, i) for i in range(len(captions))]
+  progress = Progress("images", len(captions))
+  images = []
+  for samples in cascade.stream(
+    captions, rows, batch_size=batch_size, progress=False
+  ):
+    images += list(image_data.to_uint8(samples.arrays))
+    progress.show(len(images))
+  return images
 
 
 def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
@@ -86,17 +77,12 @@ def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
 
 
 def text_use(
-  cascade: Cascade,
-  params: list[Any],
-  encode: TextEncoder,
-  source: Any,
-  seed: int,
+  cascade: Imagen, source: Any, seed: int
 ) -> dict[str, dict[str, float]]:
   """Per stage: mean loss with the own caption and with another one."""
-  result = {}
-  for name, stage, net in zip(
-    cascade.names, cascade.stages, params, strict=True
-  ):
+  encode, result = cascade.part("text"), {}
+  for name, stage in zip(cascade.names, cascade.cascade.stages, strict=True):
+    net = cascade.part(name)
     batches = make_batches(
       source,
       size=stage.size,
@@ -142,23 +128,19 @@ def main(args: flags.FlagValues) -> None:
   command_line.check_seed(args)
   outdir = epath.Path(args.outdir).expanduser()
   program.check_writable("outdir", outdir)
-  cascade = build.cascade(config)
+  cascade = imagen.load(config)
   source = load_source(args.dataset, args.split, args.data_dir)
   if "scene" not in source[0]:
     raise ValueError(
       f"dataset {args.dataset!r} has no scenes, expected captioned_shapes"
     )
-  placement = Placement(build.sampling_devices(config))
-  encode = build.load_encoder(config, placement)
-  params = build.load_nets(config, cascade, placement)
-
   count = min(args.num_images, len(source))
   records = [source[i] for i in range(count)]
   captions = [record["caption"] for record in records]
   scenes = [from_json(record["scene"])[0] for record in records]
   others = scenes[1:] + scenes[:1]
-  real = [images.decode(record["image"]) for record in records]
-  pictures = draw(cascade, params, encode, captions, args)
+  real = [image_data.decode(record["image"]) for record in records]
+  pictures = draw(cascade, captions, args.seed, args.batch_size)
   report = {
     "split": args.split,
     "num_images": count,
@@ -170,7 +152,7 @@ def main(args: flags.FlagValues) -> None:
       "generated, other caption": shares(pictures, others),
       "real": shares(real, scenes),
     },
-    "loss": text_use(cascade, params, encode, source, args.seed),
+    "loss": text_use(cascade, source, args.seed),
   }
   text = json.dumps(report, indent=2)
   files.write(outdir / f"{args.split}.json", text + "\n", parents=True)

@@ -23,7 +23,7 @@ from imagen_jax.diffusion.samplers import fold_in
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
-from imagen_jax.progress import Progress
+from imagen_jax.progress import Progress, Stopwatch
 from imagen_jax.request import (
   Callback,
   PerStage,
@@ -170,9 +170,22 @@ class Imagen:
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     check_prompts(prompts)
     with jax.set_mesh(self._devices):
-      text = self._part(TEXT)(prompts)
+      text = self.part(TEXT)(prompts)
     self._leave(TEXT)
     return text
+
+  def part(self, name: str) -> Any:
+    """Returns a stage's weights, or "text"'s encoder; reads what is not there.
+
+    Raises:
+      ValueError: if the weights cannot be read.
+    """
+    if name not in self._loaded:
+      with jax.set_mesh(self._devices):
+        self._loaded[name] = (
+          self._load_encoder() if name == TEXT else self._load_net(name)
+        )
+    return self._loaded[name]
 
   def release(self, part: str) -> None:
     """Frees the weights of a stage or of "text"; the next use reads them again.
@@ -307,7 +320,7 @@ class Imagen:
       made: list[dict[str, np.ndarray]] = [{} for _ in group]
       for number in request.stages:
         name = self.names[number]
-        net = self._part(name)
+        net = self.part(name)
         for batch, done in zip(group, made, strict=True):
           lowres = next(reversed(done.values()), None)
           if lowres is None and request.lowres is not None:
@@ -375,21 +388,25 @@ class Imagen:
     rows = meshes.rows_sharding(self._devices, size)
     carry = meshes.put_rows(stage.blank(size), rows)
     quiet = not request.progress or jax.process_index() > 0
-    progress = Progress(name, steps, quiet=quiet)
     first = 0
-    for last in self._stops(steps, request):
-      with jax.set_mesh(self._devices):
-        carry = run_stage(
-          stage, net, carry, first, last, inputs, sampling.args(), rows=rows
-        )
-      if request.callback and _is_observed(last - 1, steps, request):
-        x_hat = meshes.to_host(carry.x_hat)[:count]
-        request.callback(name, last - 1, x_hat)
-      jax.block_until_ready(carry)
-      if first == 0:
-        progress.start(last)  # the first steps' time is the compiler's too
-      progress.show(last)
-      first = last
+    with Progress(name, steps, quiet=quiet) as progress, Stopwatch() as watch:
+      for last in self._stops(steps, request):
+        with jax.set_mesh(self._devices):
+          carry = run_stage(
+            stage, net, carry, first, last, inputs, sampling.args(), rows=rows
+          )
+        if request.callback and _is_observed(last - 1, steps, request):
+          x_hat = meshes.to_host(carry.x_hat)[:count]
+          request.callback(name, last - 1, x_hat)
+        jax.block_until_ready(carry)
+        if first == 0:
+          progress.start(last)  # the first steps' time is the compiler's too
+        if progress.live:
+          progress.show(last)
+        first = last
+      if not progress.live:
+        size = f"{stage.size}x{stage.size}"
+        progress.say(f"  {name}: {size} in {watch.lap()}")
     images = meshes.to_host(carry.z)[:count]
     if not np.isfinite(images).all():
       raise ValueError(
@@ -417,15 +434,6 @@ class Imagen:
         fits = int(PACE * (stop - step) / max(now - since, 1e-6))
         stride = max(1, min(fits, 2 * stride))
       step, since = stop, now
-
-  def _part(self, name: str) -> Any:
-    """A stage's weights, or the text encoder, read unless they are at hand."""
-    if name not in self._loaded:
-      with jax.set_mesh(self._devices):
-        self._loaded[name] = (
-          self._load_encoder() if name == TEXT else self._load_net(name)
-        )
-    return self._loaded[name]
 
   def _leave(self, name: str) -> None:
     """Frees a part that was used, if parts are to leave memory."""

@@ -55,7 +55,7 @@ class Progress:
     self._out = sys.stdout if out is None else out
     self._quiet = quiet
     self._in_notebook = out is None and _in_notebook()
-    self._live = self._in_notebook or self._out.isatty()
+    self.live = self._in_notebook or self._out.isatty()
     self._bar: Any = None  # tqdm's, from the first step shown to the last
     self.start(0)
 
@@ -85,7 +85,7 @@ class Progress:
       parts = [f"{pace:.3g} s/{self._unit}", f"ETA {left}"]
     if note:
       parts.append(note)
-    if not self._live:
+    if not self.live:
       self.say("  ".join([f"{self._name} {step}/{self._total}", *parts]))
     elif not self._quiet:
       self._draw(step, "  ".join(parts))

@@ -1,6 +1,5 @@
 """Sets the tests' machine, before anything imports JAX: a CPU as 8 devices."""
 
-import contextlib
 import os
 import pathlib
 import runpy
@@ -74,28 +73,6 @@ def random_params():
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
   return params
-
-
-@pytest.fixture(scope="session")
-def compilations():
-  """with compilations() as count: ...; count() programs were compiled in it."""
-  import jax
-
-  @contextlib.contextmanager
-  def counting():
-    seen = []
-
-    def listen(event, seconds, **_):
-      if event.endswith("backend_compile_duration"):
-        seen.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-      yield lambda: len(seen)
-    finally:
-      jax.monitoring.unregister_event_duration_listener(listen)
-
-  return counting
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from imagen_jax.diffusion.guidance import DynamicThreshold, NoThreshold
 from imagen_jax.diffusion.samplers import DDIM, Ancestral
 from imagen_jax.imagen import Imagen, image_keys
 from imagen_jax.parallel.mesh import make_mesh, replicated
+from imagen_jax.progress import compilations
 from imagen_jax.request import Row
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
@@ -178,7 +179,7 @@ def test_a_part_of_the_cascade_gives_the_bits_of_the_whole(imagen, samples):
   np.testing.assert_array_equal(last.arrays, samples.arrays)
 
 
-def test_other_values_compile_nothing(compilations):
+def test_other_values_compile_nothing():
   """Of guidance, steps, aug_level, gamma, percentile, seed and prompts."""
   stages = THREE[0], make_stage(upsample_noisily, 8, 4)
   make = lambda gamma, p, aug: make_imagen(
@@ -188,7 +189,7 @@ def test_other_values_compile_nothing(compilations):
     )
   )  # fmt: skip
   plain = make(0.0, 99.0, 0.1).sample("dark", progress=False)
-  with compilations() as count:
+  with compilations() as found:
     other = make(0.5, 90.0, 0.4)
     same = make(0.0, 99.0, 0.1)
     changed = [
@@ -200,13 +201,13 @@ def test_other_values_compile_nothing(compilations):
       same.sample(["dark", "light", "grey"], num_images=2, progress=False),
     ]
     again = same.sample("dark", guidance=2, steps=3, progress=False)
-  assert count() == 0
+  assert found.count == 0
   np.testing.assert_array_equal(again.arrays, plain.arrays)
   for samples in changed[:-1]:
     assert np.abs(samples.arrays - plain.arrays).max() > 1e-3
-  with compilations() as count:  # no guidance is another program
+  with compilations() as found:  # no guidance is another program
     same.sample("dark", guidance=1.0, progress=False)
-  assert count() == 2
+  assert found.count == 2
 
 
 def test_one_number_guides_the_stages_that_guide():

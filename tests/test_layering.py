@@ -13,10 +13,10 @@ ROWS = (
   ("types", "files", "progress"),
   ("diffusion", "nets", "shapes", "parallel"),  # never import each other
   ("data", "stage", "text", "checkpoints"),
-  ("cascade", "interop", "evals"),
-  ("training",),
+  ("cascade", "interop", "evals", "samples"),
+  ("training", "request"),
   ("build",),
-  ("aot", "cli"),
+  ("imagen", "aot", "cli"),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...
