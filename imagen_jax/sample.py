@@ -132,8 +132,11 @@ def main(args: flags.FlagValues) -> None:
     progress.say(f"  text: {len(prompts)} prompt(s) in {watch.lap()}")
   if args.negative_prompt is None:
     cascade.release("text")
-  done = []
+  done, count = [], 0
+  progress.start(0)
   for samples in cascade.stream(prompts, rows, text=text, **options):
+    count += len(samples)
+    progress.show(count)
     if first_host:
       for path in samples.save(outdir):
         progress.say(str(path))

@@ -8,7 +8,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = ("imagen_jax", "configs", "tests", "launch")
-FILE_LINES = 300
+FILE_LINES = 340
 FUNCTION_LINES = 60
 
 
@@ -23,7 +23,7 @@ def docstring_lines(tree: ast.AST) -> int:
 
 
 def too_long(root: pathlib.Path) -> list[str]:
-  """Files over 300 lines and functions over 60, except the verbs' main."""
+  """Files over 340 lines and functions over 60, except the verbs' main."""
   found = []
   paths = [path for folder in FOLDERS for path in (root / folder).rglob("*")]
   for path in sorted(path for path in paths if path.suffix in (".py", ".sh")):

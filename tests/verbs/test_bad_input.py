@@ -21,20 +21,20 @@ def names(folder) -> list[str]:
       ["--prompts_file=nowhere.txt"],
       "prompts_file nowhere.txt cannot be read: No such file or directory",
     ),
-    (["--prompt=a", "--steps=0"], "--steps is 0, expected at least 1"),
-    (["--prompt=a", "--seed=-1"], "--seed is -1, expected at least 0"),
+    (["--prompt=a", "--steps=0"], "stage base: steps is 0, expected at least 1"),
+    (["--prompt=a", "--seed=-1"], "seed is -1, expected 0 to 2**32 - 1"),
     (
       ["--prompt=a", "--seed=4294967296"],
-      "--seed is 4294967296, expected less than 2**32",
+      "seed is 4294967296, expected 0 to 2**32 - 1",
     ),
     (
       ["--prompt=a", "--num_images=0"],
-      "--num_images is 0, expected at least 1",
+      "num_images is 0, expected at least 1",
     ),
-    (["--prompt=a", "--guidance=nan"], "--guidance is nan, expected a number"),
+    (["--prompt=a", "--guidance=nan"], "guidance is nan, expected a number"),
     (
       ["--prompt=a", "--weights=elsewhere"],
-      "--weights is elsewhere, but the config has no hf:// paths",
+      "weights is elsewhere, but the config has no hf:// paths",
     ),
     (
       ["--prompt=a", "--weights=a/b", "--config.base.weights=hf://c/d/e"],
