@@ -1,17 +1,30 @@
 """Installs imagen_jax; requirements-lock.txt holds exact, tested versions."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
 
+HERE = pathlib.Path(__file__).parent
+INIT = (HERE / "imagen_jax" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
+# In a checkout imagen_jax/configs is a link to configs/, which an sdist and a
+# checkout on Windows lack.
+CONFIGS = "imagen_jax.configs"
 X86_LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 
 setup(
   name="imagen_jax",
-  version="0.1.0",
+  version=VERSION,
   description="Imagen (text to image by a diffusion cascade) in JAX",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
+  packages=[
+    *find_packages(include=["imagen_jax", "imagen_jax.*"], exclude=[CONFIGS]),
+    CONFIGS,
+  ],
+  package_dir={CONFIGS: "configs"},
   package_data={"imagen_jax": ["weights/*.model", "weights/*.safetensors"]},
   install_requires=[
     "absl-py>=2.1",

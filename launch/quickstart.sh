@@ -14,6 +14,6 @@ esac
 
 "$root/launch/environment.sh"
 # Paths among the flags are the caller's, so this stays in the caller's folder.
-PYTHONPATH=$root "$root/.venv/bin/python" -m imagen_jax.sample \
+"$root/.venv/bin/python" -m imagen_jax.sample \
   --config="$root/configs/shapes.py" --prompt="$1" --outdir="$root/samples" \
   "${@:2}"

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "imagen_jax"
 ROWS = (
   ("__init__",),  # of the package itself: imports nothing of ours
-  ("types", "files", "progress"),
+  ("types", "files", "progress", "configs"),
   ("diffusion", "nets", "shapes", "parallel"),  # never import each other
   ("data", "stage", "text", "checkpoints"),
   ("cascade", "interop", "evals", "samples"),
@@ -39,7 +39,9 @@ def imported_names(path: pathlib.Path, package: pathlib.Path) -> set[str]:
 def layer_violations(package: pathlib.Path) -> list[str]:
   """One line for every import that does not point to a lower row."""
   found = []
-  for path in sorted(package.rglob("*.py")):
+  links = [path for path in package.iterdir() if path.is_symlink()]
+  paths = [path for place in (package, *links) for path in place.rglob("*.py")]
+  for path in sorted(paths):
     here = path.relative_to(package).with_suffix("").parts[0]
     for name in sorted(imported_names(path, package)):
       top, _, rest = name.partition(".")
@@ -79,6 +81,9 @@ def test_diffusion_imports_jax_only():
     ("train.py", "import imagen_jaxlike.sample", True),
     ("aot/programs.py", "from imagen_jax import build", True),
     ("compile.py", "from imagen_jax import aot, build", True),
+    ("configs/a.py", "from imagen_jax.configs import shapes16", True),
+    ("build/configs.py", "from imagen_jax.configs import shapes", True),
+    ("configs/a.py", "from imagen_jax import build", False),
     ("types.py", "from imagen_jax import nets", False),
     ("__init__.py", "from imagen_jax import types", False),
     ("diffusion/a.py", "from imagen_jax.nets import unet", False),
