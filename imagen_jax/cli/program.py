@@ -1,6 +1,7 @@
 """What the verbs share as programs: flags, and errors in one sentence."""
 
 import contextlib
+import logging as std_logging
 import os
 import pathlib
 import re
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Callable, Container
 from typing import Any, NoReturn
 
+import fsspec
 import jax
 from absl import app, flags, logging
 from etils import epath
@@ -31,6 +33,7 @@ def run(main: Callable[[], None]) -> None:
   computation of many processes that failed, LOST.
   """
   logging.set_verbosity(logging.WARNING)
+  _settle_stores()
 
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -44,18 +47,29 @@ def run(main: Callable[[], None]) -> None:
       if not isinstance(error, ValueError):
         raise
       fail(str(error), 1)
-    except OSError as error:
-      if error.filename is None:
-        raise
-      fail(f"{error.filename}: {error.strerror}", 1)
     except KeyboardInterrupt:
       fail("interrupted", 130)
     except Exception as error:
-      if not _is_of_a_store(error):
+      if _is_of_a_store(error):
+        fail(reason(error), 1)
+      if not isinstance(error, OSError) or error.filename is None:
         raise
-      fail(reason(error), 1)
+      fail(f"{error.filename}: {error.strerror}", 1)
 
   app.run(guarded, flags_parser=parse)
+
+
+def _settle_stores() -> None:
+  """Chooses how this process reads and writes gs://: by gcsfs, as it is now."""
+  # Of etils, which else takes TensorFlow where that is installed.
+  os.environ.setdefault("EPATH_USE_TF", "0")
+  # A list of files that was kept would lack what TensorStore and other
+  # processes write.
+  settings = fsspec.config.conf.setdefault("gcs", {})
+  settings.setdefault("use_listings_cache", False)
+  # They print tracebacks of what is said in a sentence.
+  for name in ("fsspec", "gcsfs"):
+    std_logging.getLogger(name).setLevel(std_logging.CRITICAL)
 
 
 def run_and_leave(main: Callable[[], None], well: Container[int]) -> None:
@@ -164,10 +178,7 @@ def check_seed(flag: flags.FlagHolder) -> None:
 
 
 def check_bucket(name: str, folder: str | os.PathLike) -> None:
-  """ValueError if a folder's bucket, on gs:// and the like, is not there.
-
-  TensorFlow, which writes there, would try for ever to make folders in it.
-  """
+  """ValueError if a folder's bucket, on gs:// and the like, is not there."""
   scheme, remote, rest = os.fspath(folder).partition("://")
   if not remote:
     return
@@ -213,10 +224,14 @@ def _is_of_many(error: Exception) -> bool:
   return by_jax or bool(re.match("[A-Z_]{5,}: ", str(error)))
 
 
-def _is_of_a_store(error: Exception) -> bool:
-  """Whether TensorFlow, by which gs:// is read and written, raised it."""
-  tensorflow = sys.modules.get("tensorflow")
-  return bool(tensorflow) and isinstance(error, tensorflow.errors.OpError)
+def _is_of_a_store(error: BaseException) -> bool:
+  """Returns True if the library raised it that reads and writes gs://.
+
+  Its errors are of many kinds, of Python's and other libraries' too.
+  """
+  frames = traceback.walk_tb(error.__traceback__)
+  names = (frame.f_globals.get("__name__", "") for frame, _ in frames)
+  return any(name.split(".")[0] in ("fsspec", "gcsfs") for name in names)
 
 
 def fail(message: str, code: int) -> None:

@@ -17,12 +17,8 @@ from imagen_jax.parallel.processes import Failed, reason
     (ValueError("one\ntwo"), "ValueError: one"),
     (Failed("as another process said"), "as another process said"),
     (
-      RuntimeError(  # TensorFlow's
-        "Error executing an HTTP request: HTTP response code 403 with body '{\n"
-        '  "error": {}\n}\'\n\t when reading gs://b/o'
-      ),
-      "RuntimeError: Error executing an HTTP request: HTTP response code 403 "
-      "when reading gs://b/o",
+      OSError("Forbidden: https://g/b/o\nno access to o"),  # gcsfs's
+      "OSError: Forbidden: no access to o",
     ),
     (
       ValueError(  # TensorStore's
