@@ -60,14 +60,14 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _settle_stores() -> None:
-  """Chooses how this process reads and writes gs://: by gcsfs, as it is now."""
-  # Of etils, which else takes TensorFlow where that is installed.
+  """Makes this process read and write gs:// by gcsfs, as it is at each time."""
+  # Else etils takes TensorFlow where that is installed.
   os.environ.setdefault("EPATH_USE_TF", "0")
-  # A list of files that was kept would lack what TensorStore and other
-  # processes write.
+  # A cached list of files would lack what TensorStore and other processes
+  # write.
   settings = fsspec.config.conf.setdefault("gcs", {})
   settings.setdefault("use_listings_cache", False)
-  # They print tracebacks of what is said in a sentence.
+  # They log tracebacks of errors that are printed in a sentence.
   for name in ("fsspec", "gcsfs"):
     std_logging.getLogger(name).setLevel(std_logging.CRITICAL)
 
