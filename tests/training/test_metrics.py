@@ -141,6 +141,21 @@ class Disk:
     assert shown >= {1, 2, 6, 7} and not shown & {3, 4, 5}, shown
 
 
+def test_a_record_that_is_torn_is_cut_away(tmp_path):
+  file = metric_files.AppendFile(epath.Path(tmp_path / "records"))
+  file.append(b"a" * 100)
+  none = resource.RLIM_INFINITY
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, none))
+    with pytest.raises(OSError, match="File too large"):
+      file.append(b"b" * 100)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (none, none))
+  assert file.path.read_bytes() == b"a" * 100
+  file.append(b"c")
+  assert file.path.read_bytes() == b"a" * 100 + b"c"
+
+
 def test_files_that_cannot_grow(tmp_path):
   none = resource.RLIM_INFINITY
   limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, none))
