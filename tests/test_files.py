@@ -165,12 +165,8 @@ def test_planted_writes_are_found(tmp_path):
     (OSError("as some libraries do"), "OSError: as some libraries do"),
     (ValueError("one\ntwo"), "ValueError: one"),
     (
-      RuntimeError(  # TensorFlow's
-        "Error executing an HTTP request: HTTP response code 403 with body '{\n"
-        '  "error": {}\n}\'\n\t when reading gs://b/o'
-      ),
-      "RuntimeError: Error executing an HTTP request: HTTP response code 403 "
-      "when reading gs://b/o",
+      OSError("Forbidden: https://g/b/o\nno access to o"),  # gcsfs's
+      "OSError: Forbidden: no access to o",
     ),
     (
       ValueError(  # TensorStore's

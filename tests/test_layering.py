@@ -113,11 +113,12 @@ def test_planted_outside_import_is_found(tmp_path):
   assert outside_imports(tmp_path, tmp_path) == {"numpy"}
 
 
-def test_sampling_does_not_import_tensorflow():
-  code = (
-    "import imagen_jax.sample, sys; "
-    "print(*{'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
-  )
+@pytest.mark.parametrize("verb", ["sample", "export"])
+def test_sampling_does_not_import_tensorflow(verb):
+  """Nor what else is in setup.py's extras and not in the core."""
+  extras = {"tensorflow", "tensorflow_datasets", "grain", "tensorboard"}
+  extras |= {"array_record", "gcsfs", "google.cloud.storage"}
+  code = f"import imagen_jax.{verb}, sys; print(*{extras} & set(sys.modules))"
   run = subprocess.run(
     [sys.executable, "-c", code],
     cwd=PACKAGE.parent,
