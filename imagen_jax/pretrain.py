@@ -20,7 +20,7 @@ from imagen_jax.cli import program
 from imagen_jax.interop.weights import save_weights
 from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
-from imagen_jax.training import optimizers
+from imagen_jax.training.optimizers import Adam
 
 read_config = program.define_config("configs/shapes16.py")
 CAPTIONS = flags.DEFINE_string(
@@ -64,12 +64,12 @@ def main() -> None:
   program.check_at_least(STEPS, 1)
   program.check_at_least(BATCH_SIZE, 1)
   program.check_seed(SEED)
-  rate = optimizers.learning_rate(
-    peak=LEARNING_RATE.value,
+  optimizer = Adam(
+    learning_rate=LEARNING_RATE.value,
     warmup_steps=min(200, STEPS.value // 2),
     decay_steps=STEPS.value,
+    clip_norm=1.0,
   )
-  optimizer = optimizers.with_clipping(optimizers.adam(rate), 1.0)
   output = pathlib.Path(OUTPUT.value).expanduser()
   program.check_writable("folder", output.parent)
   text = build.text(read_config().text)

@@ -16,7 +16,7 @@ ROWS = (
   ("cascade", "interop", "evals"),
   ("training",),
   ("build",),
-  ("aot", "cli"),
+  ("aot", "cli", "imagen"),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...
