@@ -52,33 +52,19 @@ def train(
 ) -> Trained:
   """Trains a run to its last step, or until it is asked to end.
 
-  Args:
-    run: what config describes.
-    workdir: where checkpoints, metrics and sample grids go. The newest
-      checkpoint in it is resumed.
-    config: what checkpoints keep of the run, as JSON has it.
-    complete: fills in what an older checkpoint's config lacks.
-    callback: called with the step and the numbers each time these are logged,
-      on the first process.
-    allow_config_change: whether a checkpoint is resumed whose config computes
-      something else.
-    profile_steps: the first and the last step of a trace in workdir/trace.
-
-  ValueError for mistakes in the data, the weights and the checkpoints, for too
-  many bad records or steps, and if the newest state could not be saved.
+  config is what checkpoints keep of the run; complete(config) fills in what an
+  older one lacks. The other arguments are imagen.train's. ValueError for what
+  is wrong with data, weights or checkpoints, and if the end cannot be saved.
   """
   with open_job(run, workdir) as job:
-    step = 0
+    step, interrupted = 0, False
     try:
       with contextlib.ExitStack() as stack:
         # 1. Set up: examples to draw, and the folder of checkpoints.
         samples = read_samples(job)
-        saved = stack.enter_context(Checkpoints(
-          workdir, keep=run.training.keep_checkpoints,
-          keep_every=run.training.keep_every, say=job.progress.say,
-        ))  # fmt: skip
+        saved = stack.enter_context(open_checkpoints(job))
 
-        # 2. Restore or initialise the state, and read on from its step.
+        # 2. Restore or initialise the state, and read data from its step on.
         state = saved.restore(
           job.setup.state, config,
           complete=complete, allow_config_change=allow_config_change,
@@ -89,8 +75,6 @@ def train(
         feed = open_feed(job, step, log, stack)
         if step:
           job.progress.say(f"resumed from step {step}")
-
-        interrupted = False
         if step < run.training.steps:
           # 3. Compile: one program, whose compilation is no part of a step.
           step_fn, batch = compile_step(job, state, feed, log)
@@ -108,13 +92,23 @@ def train(
     except Stopped:
       job.progress.say(STOPPED)
       return Trained(step, workdir, interrupted=True)
-    if interrupted:
-      job.progress.say(
-        f"asked to end: saved step {step}, to go on from: {workdir}"
-      )
-    else:
-      job.progress.say(f"trained to step {step}: {workdir}")
+    job.progress.say(
+      f"asked to end: saved step {step}, to go on from: {workdir}"
+      if interrupted
+      else f"trained to step {step}: {workdir}"
+    )
     return Trained(step, workdir, interrupted)
+
+
+def open_checkpoints(job: Job) -> Checkpoints:
+  """Opens the folder of checkpoints, which it makes; a with-block closes it."""
+  training = job.run.training
+  return Checkpoints(
+    job.workdir,
+    keep=training.keep_checkpoints,
+    keep_every=training.keep_every,
+    say=job.progress.say,
+  )
 
 
 def initial_state(job: Job) -> TrainState:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import pathlib
 import runpy
 
@@ -37,7 +38,8 @@ def test_what_is_filled_in_is_what_is_built(name):
   full = build.as_json(config)
   assert build.run(ConfigDict(full)) == build.run(config)
   assert build.as_json(full) == full
-  assert dict(leaves(full)).keys() > dict(leaves(config.to_dict())).keys()
+  given = json.loads(config.to_json_best_effort())
+  assert dict(leaves(full)).keys() > dict(leaves(given)).keys()
 
 
 def test_a_key_left_out_is_compared_at_its_default():
@@ -54,7 +56,7 @@ def test_a_key_left_out_is_compared_at_its_default():
     (short["text"]["encoder"], "relpos_buckets"),
     (short["sampling"], "aug_level"),
     (short["sampling"]["step"], "gamma"),
-    (short["optimizer"], "multiply_by_parameter_scale"),
+    (short["optimizer"], "b2"),
     (short["data"], "seed"),
     (short["train"], "ema_decay"),
   ):
