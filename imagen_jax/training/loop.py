@@ -64,7 +64,7 @@ def train(
         samples = read_samples(job)
         saved = stack.enter_context(open_checkpoints(job))
 
-        # 2. Restore or initialise the state, and read data from its step on.
+        # 2. Restore or initialise the state; data is read from its step on.
         state = saved.restore(
           job.setup.state, config,
           complete=complete, allow_config_change=allow_config_change,
@@ -72,10 +72,11 @@ def train(
         state = state or initial_state(job)
         step = int(state.step)
         log = open_log(job, step, callback, stack)
-        feed = open_feed(job, step, log, stack)
         if step:
           job.progress.say(f"resumed from step {step}")
         if step < run.training.steps:
+          feed = open_feed(job, step, log, stack)
+
           # 3. Compile: one program, whose compilation is no part of a step.
           step_fn, batch = compile_step(job, state, feed, log)
 
