@@ -1,5 +1,6 @@
 """The interface for programs and notebooks: train."""
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -47,14 +48,7 @@ def train(
   # Sampling does without what only training needs.
   from imagen_jax.training import loop
 
-  if isinstance(config, str | os.PathLike):
-    from imagen_jax.build.configs import read_config
-
-    config = read_config(os.fspath(config))
-  if overrides:
-    from imagen_jax.build.configs import override
-
-    config = override(config, overrides)
+  config = _read(config, overrides)
   return loop.train(
     build.run(config),
     os.path.expanduser(os.fspath(workdir)),
@@ -64,3 +58,17 @@ def train(
     allow_config_change=allow_config_change,
     profile_steps=profile_steps,
   )
+
+
+def _read(config: Any, overrides: Mapping[str, Any] | None) -> Any:
+  """Returns the config of a name or path, or the given one; a copy if changed."""
+  if isinstance(config, str | os.PathLike):
+    from imagen_jax.build.configs import read_config
+
+    config = read_config(os.fspath(config))
+  if overrides:
+    from imagen_jax.build.configs import override
+
+    config = copy.deepcopy(config)  # references between its values stay
+    override(config, overrides)
+  return config
