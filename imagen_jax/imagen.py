@@ -61,7 +61,7 @@ def train(
 
 
 def _read(config: Any, overrides: Mapping[str, Any] | None) -> Any:
-  """Returns the config of a name or path, or the given one; a copy if changed."""
+  """Returns the config of a name or path; changes are made in a copy."""
   if isinstance(config, str | os.PathLike):
     from imagen_jax.build.configs import read_config
 
