@@ -22,7 +22,9 @@ import jax
 
 from imagen_jax import build
 from imagen_jax.build import configs
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.training.metrics import FILE
+from imagen_jax.training.setup import Setup, set_up
 from imagen_jax.training.step import ema_decay
 
 EVERY = 100
@@ -44,11 +46,10 @@ def run(config: str, workdir: str, steps: int) -> list[dict[str, float]]:
   return [json.loads(line) for line in lines][1:]
 
 
-def ema_seconds(config) -> float:
+def ema_seconds(setup: Setup) -> float:
   """Seconds of one moving average over a net's weights, by itself."""
-  stage, text = build.stage(config.stage), build.text(config.text)
-  init = jax.jit(lambda: build.init_net(stage, text, jax.random.key(0)))
-  params, average = init(), init()
+  state = setup.initialise()
+  params, average = state.params, state.ema
 
   def move(average, params, step):
     d = ema_decay(step, 0.9999)
@@ -73,14 +74,14 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     rows = run(args.config, args.workdir or folder, args.steps)
   config = configs.read_config(args.config)
-  each = build.training(config.train)
+  each = build.run(config)
   mean = lambda name: sum(row[f"seconds/{name}"] for row in rows) / len(rows)
   step = mean("compute") + mean("data")
   shares = {
     "waiting for data": mean("data"),
-    "numbers told": mean("host") * EVERY / each.log_every,
-    "checkpoints": mean("checkpoint") * EVERY / each.checkpoint_every,
-    "EMA, by itself": ema_seconds(config),
+    "numbers told": mean("host") * EVERY / each.training.log_every,
+    "checkpoints": mean("checkpoint") * EVERY / each.training.checkpoint_every,
+    "EMA, by itself": ema_seconds(set_up(each, make_mesh(each.mesh))),
   }
   print(f"a step takes {step:.3f} s on {jax.devices()[0].device_kind}")
   for name, seconds in shares.items():

@@ -1,7 +1,12 @@
 """The cascade: text to a small picture, and from picture to larger picture."""
 
 import dataclasses
+import functools
 
+import jax
+from jax.sharding import Sharding
+
+from imagen_jax.diffusion.samplers import fold_in
 from imagen_jax.stage import Sampling, Stage
 
 
@@ -35,3 +40,18 @@ class Cascade:
         stage.check_sampling(sampling)
       except ValueError as error:
         raise ValueError(f"stage {name}: {error}") from error
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def image_keys(
+  seeds: jax.Array, indices: jax.Array, stage: jax.Array, *, rows: Sharding
+) -> jax.Array:
+  """Returns the keys [B] of images for one stage of a cascade.
+
+  The key of image i of seed s is fold_in(key(s), i); that number is folded into
+  it for a stage. seeds uint32 [B], indices int32 [B], stage int32 [].
+  """
+  keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
+    seeds, indices
+  )
+  return jax.lax.with_sharding_constraint(fold_in(keys, stage), rows)

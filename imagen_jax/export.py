@@ -25,6 +25,8 @@ from imagen_jax import build
 from imagen_jax.checkpoints import manager
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop import diffusers, t5, weights
+from imagen_jax.text.settings import Text
+from imagen_jax.training.setup import net_shapes
 
 LAYOUTS = {"hugging_face": t5.save_hugging_face, "t5x": t5.save_t5x}
 
@@ -49,7 +51,7 @@ def define_flags(values: flags.FlagValues) -> None:
   )  # fmt: skip
 
 
-def export_text(config: build.Text, layout: str, output: str) -> str:
+def export_text(config: Text, layout: str, output: str) -> str:
   """Writes the encoder's weights in a layout; returns what there is to say."""
   if config.int8:
     raise ValueError(
@@ -67,9 +69,8 @@ def export_net(
 ) -> str:
   """Writes a run's averaged weights; returns what there is to say."""
   build.check_keys(config)
-  stage, text = build.stage(config.stage), build.text(config.text)
-  key = jax.random.key(0)
-  like = jax.eval_shape(lambda: build.init_net(stage, text, key))
+  stage = build.stage(config.stage)
+  like = net_shapes(stage, build.text(config.text))
   step, ema, trained = manager.restore_ema(workdir, like)
   if as_diffusers:
     diffusers.save(output, stage.net, ema)

@@ -1,25 +1,22 @@
-"""The interface: load a cascade and sample images from it.
+"""The interface: load a cascade and sample images from it, train a stage.
 
 imagen = imagen_jax.load("shapes")
 imagen.sample("two red circles above a blue square on a yellow background")
 """
 
 import copy
-import functools
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from imagen_jax import build
 from imagen_jax.build import configs
-from imagen_jax.cascade import Cascade
-from imagen_jax.diffusion.samplers import fold_in
+from imagen_jax.cascade import Cascade, image_keys
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
@@ -31,7 +28,9 @@ from imagen_jax.request import (
   Request,
   Row,
   image_rows,
+  is_observed,
   make_request,
+  stops,
 )
 from imagen_jax.samples import Samples, join
 from imagen_jax.stage import SamplingInputs, run_stage
@@ -39,8 +38,11 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
 
+if TYPE_CHECKING:
+  from imagen_jax.training.log import Callback as TrainingCallback
+  from imagen_jax.training.loop import Trained
+
 TEXT = "text"  # the part of a cascade that is no stage
-PACE = 1.0  # seconds between two looks at what is being sampled
 
 
 def load(
@@ -70,33 +72,79 @@ def load(
   Raises:
     ValueError: for a config, key or path that cannot be used.
   """
-  if isinstance(config, str | os.PathLike):
-    config = configs.read_config(os.fspath(config))
-  config = copy.deepcopy(config)
-  configs.override(config, overrides or {})
+  config = _read(config, overrides)
   _set_weights(config, weights)
   cascade = build.cascade(config)
-  text = build.text(config.text)
   for name in cascade.names:  # fetched, if they are on the Hub
     published.packaged(config[name].weights)
   devices = build.sampling_devices(config) if mesh is None else mesh
   placement = Placement(devices)
-
-  def load_net(name: str) -> Any:
-    stage = cascade.stages[cascade.names.index(name)]
-    key = jax.random.key(0)
-    like = jax.eval_shape(lambda: build.init_net(stage, text, key))
-    return published.load_net(config[name].weights, like, placement)
-
   return Imagen(
     cascade,
-    load_net=load_net,
+    load_net=lambda name: build.load_net(config, cascade, name, placement),
     load_encoder=lambda: build.load_encoder(config, placement),
     devices=devices,
     batch_size=config.batch_size,
     offload=offload,
     settings={"config": config.to_json_best_effort()},
   )
+
+
+def train(
+  config: Any,
+  workdir: str | os.PathLike,
+  *,
+  overrides: Mapping[str, Any] | None = None,
+  callback: "TrainingCallback | None" = None,
+  allow_config_change: bool = False,
+  profile_steps: tuple[int, int] | None = None,
+) -> "Trained":
+  """Trains a stage, as the command `python -m imagen_jax.train` does.
+
+  Call it again with the same workdir to resume. SIGTERM and Ctrl-C, a
+  notebook's button to interrupt too, save the current step and return; after a
+  second one nothing more is saved.
+
+  Args:
+    config: the name of a shipped config, the path of a config file, or a
+      ConfigDict, of one stage.
+    workdir: the folder for checkpoints, metrics and sample grids; gs:// works.
+    overrides: values by dotted keys of the config, {"train.steps": 100}.
+    callback: called as callback(step, metrics) each time metrics are logged,
+      with a dict from the names in metrics.jsonl to floats; of many processes,
+      in the first.
+    allow_config_change: whether to resume a checkpoint of a config that
+      computes something else.
+    profile_steps: the first and the last step to trace, into workdir/trace.
+
+  Returns:
+    The step that the run came to, its workdir, and whether it was interrupted.
+
+  ValueError, in one sentence, for mistakes in any of these, and when training
+  cannot go on.
+  """
+  # Sampling does without what only training needs.
+  from imagen_jax.training import loop
+
+  config = _read(config, overrides)
+  return loop.train(
+    build.run(config),
+    os.path.expanduser(os.fspath(workdir)),
+    build.as_json(config),
+    complete=build.as_json,
+    callback=callback,
+    allow_config_change=allow_config_change,
+    profile_steps=profile_steps,
+  )
+
+
+def _read(config: Any, overrides: Mapping[str, Any] | None) -> Any:
+  """Returns the config of a name or path; changes are made in a copy."""
+  if isinstance(config, str | os.PathLike):
+    config = configs.read_config(os.fspath(config))
+  config = copy.deepcopy(config)  # references between its values stay
+  configs.override(config, overrides or {})
+  return config
 
 
 def _set_weights(config: Any, weights: Mapping[str, str] | str | None) -> None:
@@ -390,12 +438,12 @@ class Imagen:
     quiet = not request.progress or jax.process_index() > 0
     first = 0
     with Progress(name, steps, quiet=quiet) as progress, Stopwatch() as watch:
-      for last in self._stops(steps, request):
+      for last in stops(request, steps):
         with jax.set_mesh(self._devices):
           carry = run_stage(
             stage, net, carry, first, last, inputs, sampling.args(), rows=rows
           )
-        if request.callback and _is_observed(last - 1, steps, request):
+        if request.callback and is_observed(request, last - 1, steps):
           x_hat = meshes.to_host(carry.x_hat)[:count]
           request.callback(name, last - 1, x_hat)
         jax.block_until_ready(carry)
@@ -415,47 +463,7 @@ class Imagen:
       )
     return images
 
-  def _stops(self, steps: int, request: Request) -> Iterator[int]:
-    """After which steps to look: for the callback, and about every second.
-
-    The bits of an image do not depend on it.
-    """
-    # Of many hosts all must stop alike, whatever their clocks say.
-    paced = jax.process_count() == 1
-    step, stride, since = 0, 1 if paced else steps, time.monotonic()
-    while step < steps:
-      stop = min(step + stride, steps)
-      if request.callback:
-        every = request.callback_every
-        stop = min(stop, (step + every - 1) // every * every + 1)
-      yield stop
-      now = time.monotonic()
-      if paced:
-        fits = int(PACE * (stop - step) / max(now - since, 1e-6))
-        stride = max(1, min(fits, 2 * stride))
-      step, since = stop, now
-
   def _leave(self, name: str) -> None:
     """Frees a part that was used, if parts are to leave memory."""
     if self._offload:
       self._loaded.pop(name, None)
-
-
-def _is_observed(step: int, steps: int, request: Request) -> bool:
-  """Whether the callback is for this step, of 0, ..., steps - 1."""
-  return step % request.callback_every == 0 or step == steps - 1
-
-
-@functools.partial(jax.jit, static_argnames="rows")
-def image_keys(
-  seeds: jax.Array, indices: jax.Array, stage: jax.Array, *, rows: Sharding
-) -> jax.Array:
-  """Returns the keys [B] of images for one stage of a cascade.
-
-  The key of image i of seed s is fold_in(key(s), i); that number is folded into
-  it for a stage. seeds uint32 [B], indices int32 [B], stage int32 [].
-  """
-  keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
-    seeds, indices
-  )
-  return jax.lax.with_sharding_constraint(fold_in(keys, stage), rows)

@@ -20,7 +20,7 @@ from imagen_jax.cli import command_line, program
 from imagen_jax.interop.weights import save_weights
 from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
-from imagen_jax.training import optimizers
+from imagen_jax.training.optimizers import Adam
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -68,12 +68,12 @@ def main(args: flags.FlagValues) -> None:
   command_line.check_at_least(args, "steps", 1)
   command_line.check_at_least(args, "batch_size", 1)
   command_line.check_seed(args)
-  rate = optimizers.learning_rate(
-    peak=args.learning_rate,
+  optimizer = Adam(
+    learning_rate=args.learning_rate,
     warmup_steps=min(200, args.steps // 2),
     decay_steps=args.steps,
+    clip_norm=1.0,
   )
-  optimizer = optimizers.with_clipping(optimizers.adam(rate), 1.0)
   output = pathlib.Path(args.output).expanduser()
   program.check_writable("folder", output.parent)
   text = build.text(args.config.text)

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 from PIL import Image
@@ -20,6 +22,7 @@ PerStage = float | int | None | Sequence | Mapping[str, Any]
 Picture = Image.Image | np.ndarray | str | os.PathLike
 Callback = Callable[[str, int, np.ndarray], None]
 SEEDS = 2**32
+PACE = 1.0  # seconds between two looks at what is being sampled
 
 
 class Row(NamedTuple):
@@ -118,6 +121,33 @@ def make_request(
     callback_every=callback_every,
     progress=progress,
   )
+
+
+def stops(request: Request, steps: int) -> Iterator[int]:
+  """Yields after which of the steps to look: for the callback, and for people.
+
+  The latter about every second. The bits of an image do not depend on it. Of
+  many hosts all must stop alike, whatever their clocks say: they do for the
+  callback alone.
+  """
+  paced = jax.process_count() == 1
+  step, stride, since = 0, 1 if paced else steps, time.monotonic()
+  while step < steps:
+    stop = min(step + stride, steps)
+    if request.callback:
+      every = request.callback_every
+      stop = min(stop, (step + every - 1) // every * every + 1)
+    yield stop
+    now = time.monotonic()
+    if paced:
+      fits = int(PACE * (stop - step) / max(now - since, 1e-6))
+      stride = max(1, min(fits, 2 * stride))
+    step, since = stop, now
+
+
+def is_observed(request: Request, step: int, steps: int) -> bool:
+  """Returns whether the callback is for a step of 0, ..., steps - 1."""
+  return step % request.callback_every == 0 or step == steps - 1
 
 
 def image_rows(

@@ -67,14 +67,7 @@ def check(path: str, overrides: Sequence[str], point: Point) -> None:
   words = [*overrides, *settings(point)]
   try:
     config = configured(path, words)
-    build.check_keys(config)
-    build.stage(config.stage)
-    build.text(config.text)
-    build.data(config.data)
-    build.mesh(config)
-    build.training(config.train)
-    build.sampling(config.sampling)
-    build.optimizer(config.optimizer)
+    build.run(config)
   except ValueError as error:
     raise ValueError(f"sweep()'s point {point}: {error}") from error
 

@@ -36,9 +36,10 @@ def cascade(config):
 @pytest.fixture(scope="module")
 def loaded(config, cascade):
   """(text encoder, weights of each stage)."""
-  placement = Placement(build.sampling_devices(config))
+  placement = Placement(make_mesh(devices=jax.devices()[:1]))
   encode = build.load_encoder(config, placement)
-  return encode, build.load_nets(config, cascade, placement)
+  load = lambda name: build.load_net(config, cascade, name, placement)
+  return encode, [load(name) for name in cascade.names]
 
 
 @pytest.fixture(scope="module")

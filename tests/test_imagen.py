@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Cascade, image_keys
 from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import DynamicThreshold, NoThreshold
 from imagen_jax.diffusion.samplers import DDIM, Ancestral
-from imagen_jax.imagen import Imagen, image_keys
+from imagen_jax.imagen import Imagen
 from imagen_jax.parallel.mesh import make_mesh, replicated
 from imagen_jax.progress import compilations
 from imagen_jax.request import Row

@@ -23,7 +23,7 @@ from imagen_jax.stage import (
   Stage,
   run_stage,
 )
-from imagen_jax.training.step import init_state, make_train_step, place_state
+from imagen_jax.training.setup import net_shapes, set_up, text_shapes
 from imagen_jax.types import TextEmbedding
 
 
@@ -56,54 +56,24 @@ def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def text_weights(text: build.Text, placement: Placement) -> Any:
-  shapes = text.shapes()
-  return placed(shapes, placement.params(shapes))
-
-
-def net_shapes(stage: Stage, text: build.Text) -> Any:
-  return jax.eval_shape(lambda: build.init_net(stage, text, jax.random.key(0)))
-
-
 def train_program(config: Mapping[str, Any], devices: Mesh) -> Program:
   """The training step of a stage, as the verb train runs it."""
-  build.check_keys(config)
-  stage, text = build.stage(config["stage"]), build.text(config["text"])
-  data, run = build.data(config["data"]), build.training(config["train"])
-  optimizer = build.optimizer(config["optimizer"])
-  placement = Placement(devices)
-  state = jax.eval_shape(
-    lambda net: init_state(net, optimizer), net_shapes(stage, text)
-  )
-  places = place_state(state, optimizer, placement)
-  side, rows, ids = stage.train_size, data.batch_size, text.length
-  batch = {
-    "image": shape(rows, side, side, CHANNELS),
-    "tokens": shape(rows, ids, dtype=jnp.int32),
-    "mask": shape(rows, ids, dtype=jnp.bool_),
-  }
-  if stage.lowres_size:
-    small = side // stage.factor
-    batch["lowres"] = shape(rows, small, small, CHANNELS)
-  step = make_train_step(
-    stage, text.embedder, optimizer,
-    decay=run.ema_decay, seed=run.seed, accumulate=run.accumulate,
-    shardings=places.params,
-  )  # fmt: skip
-  spread = mesh.batch_sharding(devices, rows, run.accumulate)
-  state, words = placed(state, places), text_weights(text, placement)
+  setup = set_up(build.run(config), devices)
   return Program(
-    "train", rows, step, (state, words, placed(batch, spread)),
-    params=(state.params, words),
-    out_shardings=(places, mesh.replicated(devices)),
+    "train",
+    setup.run.data.batch_size,
+    setup.step,
+    (setup.state, setup.text, setup.batch),
+    params=(setup.state.params, setup.text),
+    out_shardings=setup.outputs,
     donate=(0,),
-  )  # fmt: skip
+  )
 
 
 def embed_program(config: Mapping[str, Any], devices: Mesh) -> Program:
   """The text encoder on one batch of prompts."""
   text = build.text(config["text"])
-  weights = text_weights(text, Placement(devices))
+  weights = text_shapes(text, Placement(devices))
   rows = text.batch_size
   ids = shape(rows, text.length, dtype=jnp.int32)
   mask = shape(rows, text.length, dtype=jnp.bool_)

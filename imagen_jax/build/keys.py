@@ -6,7 +6,6 @@ defaults. Every mistake is a ValueError with the key's whole name.
 """
 
 import dataclasses
-import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -75,19 +74,10 @@ def as_tuple(value: Any) -> Any:
 
 def fields(cls: type) -> dict[str, Any]:
   """The settings of a dataclass or linen module, with their annotations."""
-  hidden = {"parent", "name"} if issubclass(cls, nn.Module) else {}
+  # Linen's own, and what config.text.int8 says of the encoder.
+  hidden = {"parent", "name", "dense"} if issubclass(cls, nn.Module) else {}
   return {
     f.name: f.type for f in dataclasses.fields(cls) if f.name not in hidden
-  }
-
-
-def keywords(function: Callable[..., Any]) -> dict[str, Any]:
-  """The same of a function: those of its keyword-only arguments."""
-  hints = function.__annotations__
-  return {
-    name: hints[name]
-    for name, parameter in inspect.signature(function).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
   }
 
 

@@ -35,19 +35,27 @@ FREE = (
 )
 # Files that may move, but not be others: their names are compared.
 FILES = ("text.vocabulary", "text.weights")
+# The rules for keys that older configs have. A new key needs none: a config
+# that lacks it is compared at its default (build/defaults.py).
+RENAMED: Mapping[str, str] = {}  # the old name, of a section too: the new one
+REMOVED: Mapping[str, Any] = {}  # the name: its value that computes as we do
 SHOWN = 5
 
 
 def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-  """What two configs, as JSON has them, would compute differently; "" if none.
+  """Names what two configs, as JSON has them, compute differently; or "".
 
-  As "data.seed was 0, is 1", and so on for the first few keys.
+  As "data.seed was 0, is 1", and so on for the first few keys. Where another
+  kind is chosen, the settings of the two kinds are not named as well.
   """
-  old, new = _leaves(saved), _leaves(now)
+  old, new = _todays(_leaves(saved)), _todays(_leaves(now))
+  differ = {k for k in old.keys() | new.keys() if old.get(k) != new.get(k)}
+  kinds = {key.removesuffix("kind") for key in differ if key.endswith(".kind")}
   changed = [
     f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and not _is_free(key)
+    for key in sorted(differ)
+    if not _is_free(key)
+    and (key.endswith(".kind") or not any(map(key.startswith, kinds)))
   ]
   rest = len(changed) - SHOWN
   more = [f"and {rest} more"] if rest > 0 else []
@@ -57,6 +65,25 @@ def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _is_free(key: str) -> bool:
   key = re.sub(r"\[\d+\]", "[]", key)
   return any(key == free or key.startswith(free + ".") for free in FREE)
+
+
+def _todays(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns leaves under the names that their keys have today."""
+  found = dict(leaves)
+  for old, new in RENAMED.items():
+    moved = {
+      new + key[len(old) :]: value
+      for key, value in leaves.items()
+      if key == old or key.startswith(old + ".")
+    }
+    if moved:  # in place of the defaults of the new name
+      for name in (old, new):
+        for key in [*found]:
+          if key == name or key.startswith(name + "."):
+            del found[key]
+      found |= moved
+  same = {key for key, value in REMOVED.items() if found.get(key) == value}
+  return {key: value for key, value in found.items() if key not in same}
 
 
 def _leaves(value: Any, key: str = "") -> dict[str, Any]:

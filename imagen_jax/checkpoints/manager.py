@@ -81,13 +81,15 @@ class Checkpoints:
     like: Any,
     config: Mapping[str, Any],
     *,
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     allow_config_change: bool = False,
   ) -> Any | None:
     """The newest state, with the shardings of `like`; None if there is none.
 
     A damaged checkpoint is told of and moved aside, and the one before it
     taken. ValueError if none can be read, if the newest is of other arrays
-    than `like`, or if its config would not compute what config does.
+    than `like`, or if its config, after `complete` has filled in what it
+    lacks, would not compute what config does.
     """
     self._settle()
     damaged = {}
@@ -95,7 +97,7 @@ class Checkpoints:
       path = self._directory / str(step)
       try:
         saved = together(lambda path=path: read_config(path))
-        if changes := config_changes(saved, config):
+        if changes := config_changes(complete(saved), config):
           said = f"checkpoint {path} is of another config: {changes}"
           if not allow_config_change:
             raise ValueError(f"{said} (--allow_config_change goes on with it)")

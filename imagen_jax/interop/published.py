@@ -1,14 +1,18 @@
-"""Nets and weights by the paths that configs have of them."""
+"""Nets, text encoders and weights by the paths that configs have of them."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
 
-from imagen_jax.interop import diffusers, weights
+from imagen_jax.interop import diffusers, t5, weights
 from imagen_jax.nets.unet import UNet
 from imagen_jax.parallel.sharding import Placement
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.settings import Text
+from imagen_jax.text.tokenizer import Tokenizer
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 
@@ -25,21 +29,30 @@ def packaged(path: str) -> epath.Path:
   return epath.Path(path).expanduser()  # pathlib would break gs://
 
 
-def unet(
-  *,
-  folder: str,
-  out_channels: int | None = None,
-  remat: tuple[str, ...] = (),
-  scan: bool = False,
-  dtype: Any = jnp.float32,
-) -> UNet:
+@dataclasses.dataclass(frozen=True)
+class UNetFolder:
   """The net that config.json in a folder of diffusers' describes.
 
-  With 3 out_channels it is without the learned variance.
+  Attributes:
+    folder: a path, or hf:// with the repository's.
+    out_channels: 3 leaves out the learned variance; None is as in the folder.
+    remat: a policy for each level, as UNet's.
+    scan: whether equal blocks are compiled as one loop.
+    dtype: of the products and convolutions.
   """
-  net = diffusers.unet(diffusers.read_config(packaged(folder)), dtype=dtype)
-  outputs = out_channels or net.out_channels
-  return net.clone(out_channels=outputs, remat=remat, scan=scan)
+
+  folder: str
+  out_channels: int | None = None
+  remat: tuple[str, ...] = ()
+  scan: bool = False
+  dtype: Any = jnp.float32
+
+  def unet(self) -> UNet:
+    """Reads the folder's config.json; ValueError if it cannot be read."""
+    config = diffusers.read_config(packaged(self.folder))
+    net = diffusers.unet(config, dtype=self.dtype)
+    outputs = self.out_channels or net.out_channels
+    return net.clone(out_channels=outputs, remat=self.remat, scan=self.scan)
 
 
 def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
@@ -52,3 +65,19 @@ def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
     return diffusers.load(where, like, placement)
   found = weights.load(where, like)
   return found if placement is None else placement.put(found)
+
+
+def tokenizer(text: Text) -> Tokenizer:
+  """Returns the tokenizer whose vocabulary config.text names."""
+  path = packaged(text.vocabulary)
+  return Tokenizer(path, text.length, lowercase=text.lowercase)
+
+
+def load_text(text: Text, placement: Placement | None = None) -> Any:
+  """Loads the weights of config.text's encoder, ours or published ones."""
+  return t5.load(packaged(text.weights), text.shapes(), placement)
+
+
+def text_encoder(text: Text, params: Any) -> TextEncoder:
+  """Returns the encoder of prompts of config.text, with the given weights."""
+  return TextEncoder(text.embedder, params, tokenizer(text), text.batch_size)

@@ -2,63 +2,102 @@
 
 The listing of App. F does not run as printed: its `end_value=2500000` should
 be 0, and the optimizers take neither `lrs` nor, Adam, `weight_decay`.
-decay_steps is the whole length in optax's sense, warm-up included.
 """
 
+import abc
+import dataclasses
 import math
+from typing import Any
 
 import optax
 
 
-def learning_rate(
-  *,
-  peak: float = 1e-4,
-  warmup_steps: int = 10_000,
-  decay_steps: int = 2_500_000,
-) -> optax.Schedule:
-  """Linear warm-up from 0, then cosine decay to 0 at decay_steps."""
-  if not 0 < peak < math.inf:
-    raise ValueError(f"learning_rate is {peak}, expected more than 0")
-  if not 0 <= warmup_steps < decay_steps:
-    raise ValueError(
-      f"warmup_steps is {warmup_steps}, expected fewer than decay_steps, "
-      f"{decay_steps}"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer(abc.ABC):
+  """What all optimizers share; has `init` and `update` as optax's have.
+
+  Attributes:
+    learning_rate: the peak, at the end of the warm-up.
+    warmup_steps: updates of linear warm-up from 0.
+    decay_steps: updates until the cosine decay reaches 0, those of the warm-up
+      included, as in optax.
+    clip_norm: the gradient's global norm is clipped to it first. None, the
+      default, does not clip; the paper is silent on clipping.
+  """
+
+  learning_rate: float = 1e-4
+  warmup_steps: int = 10_000
+  decay_steps: int = 2_500_000
+  clip_norm: float | None = None
+
+  def __post_init__(self):
+    if not 0 < self.learning_rate < math.inf:
+      raise ValueError(
+        f"learning_rate is {self.learning_rate}, expected more than 0"
+      )
+    if not 0 <= self.warmup_steps < self.decay_steps:
+      raise ValueError(
+        f"warmup_steps is {self.warmup_steps}, expected fewer than "
+        f"decay_steps, {self.decay_steps}"
+      )
+    if self.clip_norm is not None and not self.clip_norm > 0:
+      raise ValueError(f"clip_norm is {self.clip_norm}, expected more than 0")
+
+  @property
+  def schedule(self) -> optax.Schedule:
+    """The learning rate by the number of the update, from 0."""
+    return optax.warmup_cosine_decay_schedule(
+      0.0,
+      self.learning_rate,
+      self.warmup_steps,
+      self.decay_steps,
+      end_value=0.0,
     )
-  return optax.warmup_cosine_decay_schedule(
-    0.0, peak, warmup_steps, decay_steps, end_value=0.0
-  )
+
+  def init(self, params: Any) -> optax.OptState:
+    """Returns the state before the first update of params."""
+    return self._transformation().init(params)
+
+  def update(
+    self, grads: Any, state: optax.OptState, params: Any
+  ) -> tuple[Any, optax.OptState]:
+    """Returns what to add to params, and the state after it."""
+    return self._transformation().update(grads, state, params)
+
+  @abc.abstractmethod
+  def _rule(self) -> optax.GradientTransformation:
+    """Returns the optimizer without clipping."""
+
+  def _transformation(self) -> optax.GradientTransformation:
+    if self.clip_norm is None:
+      return self._rule()
+    return optax.chain(optax.clip_by_global_norm(self.clip_norm), self._rule())
 
 
-def adafactor(
-  schedule: optax.Schedule, *, multiply_by_parameter_scale: bool = True
-) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+  """The super-resolution stages': eps 1e-8 and no weight decay."""
+
+  b1: float = 0.9
+  b2: float = 0.999
+
+  def _rule(self) -> optax.GradientTransformation:
+    return optax.adam(self.schedule, b1=self.b1, b2=self.b2, eps=1e-8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adafactor(Optimizer):
   """The base stage's: optax's defaults, as the paper says.
 
   They scale a step by the parameter's own RMS, at least 1e-3: a layer that
   starts at zero learns a thousand times slower. Over millions of steps that
   is no matter; a short run wants multiply_by_parameter_scale=False.
   """
-  return optax.adafactor(
-    schedule, multiply_by_parameter_scale=multiply_by_parameter_scale
-  )
 
+  multiply_by_parameter_scale: bool = True
 
-def adam(
-  schedule: optax.Schedule, *, b1: float = 0.9, b2: float = 0.999
-) -> optax.GradientTransformation:
-  """The super-resolution stages': eps 1e-8 and no weight decay."""
-  return optax.adam(schedule, b1=b1, b2=b2, eps=1e-8)
-
-
-def with_clipping(
-  optimizer: optax.GradientTransformation, max_norm: float | None
-) -> optax.GradientTransformation:
-  """Clips the gradient's global norm first; None, the default, does not.
-
-  The paper is silent on clipping.
-  """
-  if max_norm is None:
-    return optimizer
-  if not max_norm > 0:
-    raise ValueError(f"clip_norm is {max_norm}, expected more than 0")
-  return optax.chain(optax.clip_by_global_norm(max_norm), optimizer)
+  def _rule(self) -> optax.GradientTransformation:
+    return optax.adafactor(
+      self.schedule,
+      multiply_by_parameter_scale=self.multiply_by_parameter_scale,
+    )

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,18 +17,29 @@ SAVED = 75
 class Preemption:
   """Hears SIGTERM and SIGINT, the first time; the second one ends as ever.
 
-  Of a job of many processes any one may be asked: JAX's coordination service
-  tells the others, and a step at which all of them shall end.
+  Within its with-block, that is, after which the handlers are as before. Only
+  in the main thread, for Python allows no other to handle signals. Of a job of
+  many processes any one may be asked: JAX's coordination service tells the
+  others, and a step at which all of them shall end.
   """
 
   def __init__(self):
     self._told = False
     # JAX has its own handler of SIGTERM then, to which others would be deaf.
     self._shared = jax.distributed.is_initialized()
-    if not self._shared:
-      signal.signal(signal.SIGTERM, self._terminate)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as if by nohup
-      signal.signal(signal.SIGINT, self._interrupt)
+    self._before: dict[int, Any] = {}
+
+  def __enter__(self) -> "Preemption":
+    if threading.current_thread() is threading.main_thread():
+      if not self._shared:
+        self._handle(signal.SIGTERM, self._terminate)
+      if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as if by nohup
+        self._handle(signal.SIGINT, self._interrupt)
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def told(self) -> bool:
     """Whether a process that is alone was asked to end."""
@@ -37,6 +50,12 @@ class Preemption:
     if self._shared:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._told
+
+  def _handle(self, number: int, handler: Callable) -> None:
+    before = signal.getsignal(number)
+    if before is not None:  # else it is not Python's, and stays
+      self._before[number] = before
+      signal.signal(number, handler)
 
   def _terminate(self, *_: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -4,13 +4,46 @@ import math
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
+from imagen_jax.data.feed import Stopped
+from imagen_jax.data.png import write_png
 from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.mesh import row_ways
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Embedder
+from imagen_jax.training.grids import batch_grid
+from imagen_jax.training.job import STOPPED, open_job
+from imagen_jax.training.setup import Run
 from imagen_jax.training.step import Batch, TrainState, batch_loss
+
+
+def dry_run(run: Run, workdir: str) -> bool:
+  """Writes workdir/dry_run.png, a batch, and logs what the run will take.
+
+  Trains nothing. Returns False if it was asked to end before it was done.
+  """
+  with open_job(run, workdir) as job:
+    data, training, setup = run.data, run.training, job.setup
+    rows = range(min(training.num_samples, data.batch_size))
+    try:
+      job.first_batch(training.sample_split, training.num_samples)
+      batch = job.first_batch(data.split, data.batch_size, rows=rows)
+    except Stopped:
+      job.progress.say(STOPPED)
+      return False
+    captions = job.tokenizer.decode(batch["tokens"], batch["mask"])
+    path = epath.Path(workdir) / "dry_run.png"
+    if jax.process_index() == 0:
+      write_png(path, batch_grid(batch, captions))
+    job.progress.say(parameter_table(setup.state.params) + "\n")
+    job.progress.say(memory_table(setup.state, job.text_params) + "\n")
+    job.progress.say(
+      batch_sentence(setup.devices, data.batch_size, training.accumulate)
+    )
+    job.progress.say(f"the first of it: {path}")
+    return True
 
 
 def parameter_table(params: Any) -> str:

@@ -29,10 +29,6 @@ class Oven(nn.Module):
   heat: int = 180
 
 
-def weigh(flour: object, *, grams: int = 100, spoon: str | None = None):
-  return flour, grams, spoon
-
-
 def bake(**config) -> Cake:
   hints = keys.fields(Cake)
   return keys.fill(Cake, ConfigDict(config), "order.cake", hints)
@@ -128,9 +124,8 @@ def test_fits(value, hint, expected):
   assert keys.fits(value, hint) is expected
 
 
-def test_settings_of_modules_and_functions():
+def test_settings_of_modules():
   assert keys.fields(Oven) == {"heat": int}
-  assert keys.keywords(weigh) == {"grams": int, "spoon": str | None}
 
 
 def test_kind():

@@ -8,6 +8,7 @@ import runpy
 
 import pytest
 
+from imagen_jax.checkpoints import config_changes as rules
 from imagen_jax.checkpoints.config_changes import FREE, config_changes
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs"
@@ -99,6 +100,29 @@ def test_a_block_less():
   changed["stage"]["net"]["blocks"].pop()
   said = config_changes(SR256, changed)
   assert said.startswith("stage.net.blocks[3].channels was 1024, is not set; ")
+
+
+def test_of_another_kind_only_the_kind_is_named():
+  changed = put(SR256, "stage.schedule", {"kind": "linear", "beta_min": 0.1})
+  changed = put(changed, "stage.schedule2", 1)
+  assert config_changes(SR256, changed) == (
+    "stage.schedule.kind was cosine, is linear; "
+    "stage.schedule2 was not set, is 1"
+  )
+
+
+def test_keys_that_were_renamed_or_removed(monkeypatch):
+  """Each has one rule; a renamed one's value is not its new default."""
+  monkeypatch.setattr(rules, "RENAMED", {"a.old": "a.new"})
+  monkeypatch.setattr(rules, "REMOVED", {"gone": 1})
+  saved = {"a": {"old": {"x": 1, "y": 2}, "older": 3}, "gone": 1}
+  now = {"a": {"new": {"x": 1, "y": 2}, "older": 3}}
+  assert config_changes(saved, now) == ""
+  filled = {"a": {**saved["a"], "new": {"x": 0, "z": 0}}, "gone": 1}
+  assert config_changes(filled, now) == ""
+  assert config_changes(saved | {"gone": 2}, now) == "gone was 2, is not set"
+  now["a"]["new"]["x"] = 5
+  assert config_changes(filled, now) == "a.new.x was 1, is 5"
 
 
 def test_a_few_are_named_and_the_rest_counted():

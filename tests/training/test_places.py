@@ -51,8 +51,7 @@ def trimmed(spec):
 
 
 def test_adams_moments_lie_with_their_parameter():
-  optimizer = optimizers.adam(optimizers.learning_rate())
-  optimizer = optimizers.with_clipping(optimizer, 1.0)
+  optimizer = optimizers.Adam(clip_norm=1.0)
   state, places = placed(optimizer)
   assert places.params == places.ema == AXES
   assert places.step == P()
@@ -63,7 +62,7 @@ def test_adams_moments_lie_with_their_parameter():
 
 def test_adafactors_moments_lie_with_what_is_left_of_theirs():
   """Of a factored one the rows and the columns; else the whole of it."""
-  _, places = placed(optimizers.adafactor(optimizers.learning_rate()))
+  _, places = placed(optimizers.Adafactor())
   rows, columns, others = (
     optax.tree.get(places.opt_state, name) for name in ("v_row", "v_col", "v")
   )

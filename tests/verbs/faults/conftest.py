@@ -38,7 +38,7 @@ REPLACED = """
 import threading, time
 import numpy as np
 from imagen_jax import train
-from imagen_jax.training import batches
+from imagen_jax.training import batches, log, loop
 from imagen_jax.cli import program
 {script}
 program.run_and_leave(train.main, (0, train.SAVED))

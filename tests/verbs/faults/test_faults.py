@@ -48,13 +48,13 @@ def test_a_signal_saves_and_the_next_run_goes_on(
 
 
 SLOW_SAVE = """
-save = train.Checkpoints.save
+save = loop.Checkpoints.save
 def slow(self, step, *args):
   save(self, step, *args)
   if step != 2:
     print("saving", step, flush=True)
     time.sleep(60)
-train.Checkpoints.save = slow
+loop.Checkpoints.save = slow
 """
 
 
@@ -153,7 +153,7 @@ def in_tmpfs(workdir, copy) -> list[str]:
 # way while TensorBoard's numbers are written.
 FILLED = """
 import contextlib, os
-save = train.Checkpoints.save
+save = loop.Checkpoints.save
 def filled(self, step, *args):
   save(self, step, *args)
   path = os.path.join(train.WORKDIR.value, "rest")
@@ -166,12 +166,12 @@ def filled(self, step, *args):
         file.write(bytes(100))
   if step == 9:
     os.truncate(path, os.path.getsize(path) - 60_000)
-train.Checkpoints.save = filled
-write = train.Metrics.write
+loop.Checkpoints.save = filled
+write = loop.Metrics.write
 def written(self, *args):
   write(self, *args)
   self._pool.submit(int).result()  # the next in its one thread
-train.Metrics.write = written
+loop.Metrics.write = written
 """
 
 

@@ -20,11 +20,11 @@ ARGS += (f"--config.train.steps={STEPS}",)
 # All of them with bad records, of which each process tells the others.
 ARGS += ("--config.data.max_bad_share=0.5",)
 COUNTED = """
-of_all = train.of_all
+of_all = log.of_all
 def told(numbers, words):
   print("here", *numbers, flush=True)
   return of_all(numbers, words)
-train.of_all = told
+log.of_all = told
 """
 
 

@@ -1,0 +1,49 @@
+"""The config of a cascade -> its stages, and the devices it samples on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from imagen_jax.build.diffusion import sampling, stage
+from imagen_jax.build.keys import as_tuple, check_names, fits, section
+from imagen_jax.build.runs import mesh
+from imagen_jax.cascade import Cascade
+from imagen_jax.parallel.mesh import make_mesh
+
+
+def cascade(config: Mapping[str, Any]) -> Cascade:
+  """A config whose `stages` names sub-configs -> Cascade."""
+  names = as_tuple(section(config, "of a cascade").get("stages"))
+  if not fits(names, tuple[str, ...]):
+    raise ValueError(
+      "config key stages is missing, expected a cascade's config, such as "
+      "configs/shapes.py"
+    )
+  keys = ("stages", "text", "batch_size", *names)
+  check_names(config, "", keys, optional=("mesh",))
+  for name in names:
+    check_names(config[name], f"{name}.", ("stage", "sampling", "weights"))
+  if not fits(config["batch_size"], int) or config["batch_size"] < 1:
+    raise ValueError(
+      f"config batch_size is {config['batch_size']!r}, expected at least 1"
+    )
+  return Cascade(
+    names,
+    tuple(stage(config[n]["stage"], f"{n}.stage") for n in names),
+    tuple(sampling(config[n]["sampling"], f"{n}.sampling") for n in names),
+  )
+
+
+def sampling_devices(
+  config: Mapping[str, Any], devices: Sequence[Any] | None = None
+) -> Mesh:
+  """Returns a cascade config's mesh over all devices, or over those given.
+
+  Without a mesh in the config, a batch's rows are spread over all devices of
+  one process. ValueError for many processes without one.
+  """
+  if "mesh" not in config and jax.process_count() > 1:
+    raise ValueError("the config has no mesh, expected one of all processes")
+  return make_mesh(mesh(config), devices)

@@ -1,0 +1,67 @@
+"""config.stage.net and config.text -> the modules and settings of nets."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from imagen_jax.build.keys import as_tuple, fields, fill, kind, pick, section
+from imagen_jax.interop import diffusers, published
+from imagen_jax.nets import layers
+from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
+from imagen_jax.nets.t5 import T5Encoder, int8_dense
+from imagen_jax.nets.unet import UNet
+from imagen_jax.text.settings import Text
+
+NETS = {
+  "UNet": UNet,
+  "EfficientUNet": EfficientUNet,
+  "diffusers": published.UNetFolder,
+}
+# Keys of nets whose values are names, and what these stand for.
+NET_NAMES = {
+  "dtype": {"float32": jnp.float32, "bfloat16": jnp.bfloat16},
+  "activation": diffusers.ACTIVATIONS,
+  "text_norm": {"layer": layers.layer_norm, "group": layers.text_group_norm},
+}
+
+
+def net(config: Mapping[str, Any], where: str = "stage.net") -> nn.Module:
+  """Returns the net that config.stage.net describes."""
+  cls, rest = kind(config, where, NETS)
+  if cls is published.UNetFolder:
+    return module(rest, where, cls, lambda **given: cls(**given).unet())
+  return module(rest, where, cls)
+
+
+def text(config: Mapping[str, Any]) -> Text:
+  """Returns the settings of the text encoder that config.text describes."""
+  encoder = section(config, "text").get("encoder")
+  encoder = module(encoder, "text.encoder", T5Encoder)
+  if config.get("int8") is True:
+    encoder = encoder.clone(dense=int8_dense)
+  return fill(Text, config, "text", fields(Text), encoder=encoder)
+
+
+def module(
+  config: Mapping[str, Any],
+  where: str,
+  cls: type,
+  make: Callable[..., nn.Module] | None = None,
+) -> nn.Module:
+  """Returns a linen module from a sub-config whose keys are cls's fields.
+
+  make(**fields) makes it; cls itself, if None.
+  """
+  resolved = {}
+  for key in NET_NAMES.keys() & section(config, where).keys():
+    what = f"config {where}.{key}"
+    resolved[key] = pick(config[key], what, NET_NAMES[key])
+  blocks = as_tuple(config.get("blocks"))
+  if isinstance(blocks, tuple):
+    resolved["blocks"] = tuple(
+      fill(BlockSpec, block, f"{where}.blocks[{i}]", fields(BlockSpec))
+      for i, block in enumerate(blocks)
+    )
+  return fill(make or cls, config, where, fields(cls), **resolved)

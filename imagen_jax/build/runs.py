@@ -1,0 +1,71 @@
+"""The config of a stage -> a training run, and each of its sections."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from imagen_jax.build.diffusion import sampling, stage
+from imagen_jax.build.keys import check_names, fields, fill, kind
+from imagen_jax.build.nets import text
+from imagen_jax.parallel.mesh import MeshShape
+from imagen_jax.training.optimizers import Adafactor, Adam, Optimizer
+from imagen_jax.training.settings import Data, Training
+from imagen_jax.training.setup import Run
+
+OPTIMIZERS = {"adam": Adam, "adafactor": Adafactor}
+# The keys of a stage's config.
+STAGE_KEYS = (
+  "text",
+  "stage",
+  "data",
+  "optimizer",
+  "train",
+  "mesh",
+  "sampling",
+  "weights",
+)
+
+
+def run(config: Mapping[str, Any]) -> Run:
+  """Returns the training run that a stage's config describes.
+
+  ValueError for a mistake anywhere in the config.
+  """
+  check_keys(config)
+  return Run(
+    stage=stage(config["stage"]),
+    text=text(config["text"]),
+    data=data(config["data"]),
+    training=training(config["train"]),
+    sampling=sampling(config["sampling"]),
+    optimizer=optimizer(config["optimizer"]),
+    mesh=mesh(config),
+  )
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+  """Raises ValueError for a key that is unknown, or is missing."""
+  check_names(config, "", STAGE_KEYS)
+
+
+def data(config: Mapping[str, Any]) -> Data:
+  """Returns the settings that config.data describes."""
+  return fill(Data, config, "data", fields(Data))
+
+
+def training(config: Mapping[str, Any]) -> Training:
+  """Returns the settings that config.train describes."""
+  return fill(Training, config, "train", fields(Training))
+
+
+def optimizer(config: Mapping[str, Any]) -> Optimizer:
+  """Returns the optimizer that config.optimizer describes."""
+  cls, rest = kind(config, "optimizer", OPTIMIZERS)
+  return fill(cls, rest, "optimizer", fields(cls))
+
+
+def mesh(config: Mapping[str, Any]) -> MeshShape:
+  """Returns the mesh that config.mesh describes.
+
+  Without config.mesh, every device has the whole weights.
+  """
+  return fill(MeshShape, config.get("mesh", {}), "mesh", fields(MeshShape))

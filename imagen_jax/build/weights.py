@@ -1,0 +1,45 @@
+"""The weights that a cascade's config names: moved, loaded and placed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from imagen_jax.build.nets import text
+from imagen_jax.cascade import Cascade
+from imagen_jax.interop import published
+from imagen_jax.parallel.sharding import Placement
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.setup import net_shapes
+
+
+def move_weights(config: Any, to: str) -> int:
+  """Has a config's hf:// paths lie in a folder, or with an owner; how many.
+
+  The folder holds their repositories by name. ValueError as download.moved.
+  """
+  from imagen_jax.interop import download
+
+  count = 0
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      count += move_weights(value, to)
+    elif str(value).startswith(download.SCHEME):
+      config[key] = download.moved(value, to)
+      count += 1
+  return count
+
+
+def load_encoder(
+  config: Mapping[str, Any], placement: Placement
+) -> TextEncoder:
+  """A cascade config's text encoder with its weights, placed."""
+  words = text(config["text"])
+  return published.text_encoder(words, published.load_text(words, placement))
+
+
+def load_net(
+  config: Mapping[str, Any], built: Cascade, name: str, placement: Placement
+) -> Any:
+  """Returns the weights of one of a cascade config's stages, placed."""
+  member = built.stages[built.names.index(name)]
+  like = net_shapes(member, text(config["text"]))
+  return published.load_net(config[name]["weights"], like, placement)

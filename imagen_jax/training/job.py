@@ -1,0 +1,93 @@
+"""A training run under way on this process's devices."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax.data.feed import Feed
+from imagen_jax.data.pipeline import BadRecords
+from imagen_jax.interop import published
+from imagen_jax.parallel import mesh
+from imagen_jax.progress import Progress
+from imagen_jax.text.tokenizer import Tokenizer
+from imagen_jax.training.batches import open_batches
+from imagen_jax.training.preemption import Preemption
+from imagen_jax.training.setup import Run, Setup, set_up
+
+# What is logged where a run ends while it waits for its first batch.
+STOPPED = "asked to end before the first step"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run under way: where it computes, writes and logs, and who may end it.
+
+  Attributes:
+    run: what is run.
+    workdir: the folder of everything that the run writes.
+    setup: the run's places and functions.
+    tokenizer: the text encoder's.
+    text_params: the text encoder's weights, in their places.
+    progress: logs lines; quiet on all processes but the first.
+    preemption: whether the run was asked to end.
+  """
+
+  run: Run
+  workdir: str
+  setup: Setup
+  tokenizer: Tokenizer
+  text_params: Any
+  progress: Progress
+  preemption: Preemption
+
+  def batches(
+    self, split: str, batch_size: int, **settings: Any
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Opens the batches of a split; settings are open_batches'."""
+    return open_batches(
+      self.run.stage, self.run.data, self.tokenizer,
+      split=split, batch_size=batch_size, **settings,
+    )  # fmt: skip
+
+  def feed(self, batches: Iterator[Any]) -> Feed:
+    """Reads batches ahead, and waits for them as the config says."""
+    return Feed(
+      batches,
+      patience=self.run.data.patience,
+      say=self.progress.say,
+      stop=self.preemption.told,
+    )
+
+  def first_batch(
+    self, split: str, batch_size: int, **settings: Any
+  ) -> dict[str, np.ndarray]:
+    """Returns the first batch of a split; Stopped if asked to end meanwhile."""
+    bad = BadRecords(self.run.data.max_bad_share)
+    batches = self.batches(split, batch_size, bad=bad, **settings)
+    with contextlib.closing(self.feed(itertools.islice(batches, 1))) as feed:
+      return next(feed)
+
+
+@contextlib.contextmanager
+def open_job(run: Run, workdir: str) -> Iterator[Job]:
+  """Sets a run up, its mesh and its signal handlers for as long as it lasts.
+
+  ValueError for a mesh that does not fit the devices or the batch, and for a
+  vocabulary or weights that cannot be read.
+  """
+  tokenizer = published.tokenizer(run.text)
+  quiet = jax.process_index() > 0
+  with Preemption() as preemption:
+    progress = Progress("train", run.training.steps, quiet=quiet)
+    devices = mesh.make_mesh(run.mesh)
+    with jax.set_mesh(devices):
+      setup = set_up(run, devices)
+      text_params = published.load_text(run.text, setup.placement)
+      yield Job(
+        run, workdir, setup, tokenizer, text_params, progress, preemption
+      )

@@ -1,0 +1,197 @@
+"""The training loop: a run from its newest checkpoint, or none, to its end."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from imagen_jax.checkpoints.manager import Checkpoints
+from imagen_jax.data.feed import Feed, Stopped
+from imagen_jax.interop import published
+from imagen_jax.parallel import mesh
+from imagen_jax.training.job import STOPPED, Job, open_job
+from imagen_jax.training.log import Callback, Log
+from imagen_jax.training.metrics import Metrics
+from imagen_jax.training.outputs import Config, Outputs, Trace, read_samples
+from imagen_jax.training.setup import Run
+from imagen_jax.training.step import Batch, TrainState
+from imagen_jax.training.summary import model_flops
+
+StepFn = Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """How a run ended.
+
+  Attributes:
+    step: the step that it came to, which is saved; 0 if it was interrupted
+      before it had read a checkpoint.
+    workdir: the folder of checkpoints, metrics and sample grids.
+    interrupted: whether the run was asked to end before its last step. Train
+      again with the same workdir to resume.
+  """
+
+  step: int
+  workdir: str
+  interrupted: bool = False
+
+
+def train(
+  run: Run,
+  workdir: str,
+  config: Config,
+  *,
+  complete: Callable[[Config], Config],
+  callback: Callback | None = None,
+  allow_config_change: bool = False,
+  profile_steps: tuple[int, int] | None = None,
+) -> Trained:
+  """Trains a run to its last step, or until it is asked to end.
+
+  config is what checkpoints keep of the run; complete(config) fills in what an
+  older one lacks. The other arguments are imagen.train's. ValueError for what
+  is wrong with data, weights or checkpoints, and if the end cannot be saved.
+  """
+  with open_job(run, workdir) as job:
+    step, interrupted = 0, False
+    try:
+      with contextlib.ExitStack() as stack:
+        # 1. Set up: examples to draw, and the folder of checkpoints.
+        samples = read_samples(job)
+        saved = stack.enter_context(open_checkpoints(job))
+
+        # 2. Restore or initialise the state; data is read from its step on.
+        state = saved.restore(
+          job.setup.state, config,
+          complete=complete, allow_config_change=allow_config_change,
+        )  # fmt: skip
+        state = state or initial_state(job)
+        step = int(state.step)
+        log = open_log(job, step, callback, stack)
+        if step:
+          job.progress.say(f"resumed from step {step}")
+        if step < run.training.steps:
+          feed = open_feed(job, step, log, stack)
+
+          # 3. Compile: one program, whose compilation is no part of a step.
+          step_fn, batch = compile_step(job, state, feed, log)
+
+          # 4. Train.
+          trace = stack.enter_context(Trace(job, profile_steps))
+          outputs = Outputs(job, log, trace, saved, config, samples)
+          state, interrupted = train_steps(
+            job, state, step_fn, batch, feed, outputs
+          )
+          step = int(state.step)
+
+        # 5. Finish: the newest checkpoint is safe.
+        saved.wait()
+    except Stopped:
+      job.progress.say(STOPPED)
+      return Trained(step, workdir, interrupted=True)
+    job.progress.say(
+      f"asked to end: saved step {step}, to go on from: {workdir}"
+      if interrupted
+      else f"trained to step {step}: {workdir}"
+    )
+    return Trained(step, workdir, interrupted)
+
+
+def open_checkpoints(job: Job) -> Checkpoints:
+  """Opens the folder of checkpoints, which it makes; a with-block closes it."""
+  training = job.run.training
+  return Checkpoints(
+    job.workdir,
+    keep=training.keep_checkpoints,
+    keep_every=training.keep_every,
+    say=job.progress.say,
+  )
+
+
+def initial_state(job: Job) -> TrainState:
+  """Makes the state before the first step, of train.start_from's weights."""
+  setup, path = job.setup, job.run.training.start_from
+  if not path:
+    return setup.initialise()
+  like = setup.state.params
+  return setup.start_from(published.load_net(path, like, setup.placement))
+
+
+def open_log(
+  job: Job, first: int, callback: Callback | None, stack: contextlib.ExitStack
+) -> Log:
+  """Opens the files of metrics; stack closes them."""
+  quiet = jax.process_index() > 0
+  metrics = Metrics(job.workdir, first, say=job.progress.say, quiet=quiet)
+  stack.enter_context(contextlib.closing(metrics))
+  return Log(job.run, metrics, first, job.progress, None if quiet else callback)
+
+
+def open_feed(
+  job: Job, first: int, log: Log, stack: contextlib.ExitStack
+) -> Feed[Batch]:
+  """Reads this host's rows of the batches ahead, placed; stack ends that."""
+  data, rows = job.run.data, job.setup.rows
+  batches = job.batches(
+    data.split, data.batch_size, start_step=first, bad=log.bad,
+    rows=mesh.host_rows(rows, data.batch_size),
+  )  # fmt: skip
+  feed = job.feed(
+    mesh.to_global(batch, rows, data.batch_size) for batch in batches
+  )
+  return stack.enter_context(contextlib.closing(feed))
+
+
+def compile_step(
+  job: Job, state: TrainState, feed: Feed[Batch], log: Log
+) -> tuple[StepFn, Batch]:
+  """Compiles the step; returns it and the first batch, which it waits for."""
+  count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  devices = job.setup.devices.size
+  job.progress.say(f"{count:,} parameters on {devices} device(s); compiling")
+  begun, batch = time.monotonic(), next(feed)
+  stage, embedder = job.run.stage, job.run.text.embedder
+  log.flops = model_flops(stage, embedder, state.params, job.text_params, batch)
+  step_fn = job.setup.compile(state, job.text_params, batch)
+  job.progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
+  return step_fn, batch
+
+
+def train_steps(
+  job: Job,
+  state: TrainState,
+  step_fn: StepFn,
+  batch: Batch,
+  feed: Feed[Batch],
+  outputs: Outputs,
+) -> tuple[TrainState, bool]:
+  """Trains; returns the last state, and whether the run was asked to end."""
+  steps, clock, asked = job.run.training.steps, outputs.log.clock, False
+  first = int(state.step)
+  job.progress.start(first)
+  for step in range(first + 1, steps + 1):
+    # Compute: the devices are given the step, and the host goes on.
+    outputs.trace.begin(step)
+    with clock.part("compute"):
+      state, found = step_fn(state, job.text_params, batch)
+      outputs.log.add(step, found)
+
+    # Read the next batch, unless this step is the last.
+    asked = job.preemption.reached(step)
+    last = asked or step == steps
+    if not last:
+      try:
+        with clock.part("data"):
+          batch = next(feed)
+      except Stopped:
+        last = asked = True
+
+    # Write: trace, metrics, checkpoint and samples, as far as they are due.
+    outputs.write(step, state, last)
+    if asked:
+      break
+  return state, asked

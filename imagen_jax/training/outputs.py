@@ -1,0 +1,125 @@
+"""What a training run writes into its workdir, and when."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from imagen_jax.checkpoints.manager import Checkpoints
+from imagen_jax.data.png import write_png
+from imagen_jax.interop import published
+from imagen_jax.training.grids import sample_grid
+from imagen_jax.training.job import Job
+from imagen_jax.training.log import Log
+from imagen_jax.training.step import TrainState
+from imagen_jax.types import TextEmbedding
+
+Config = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """The examples of train.sample_split that every sample grid shows.
+
+  Attributes:
+    batch: the examples, as data/pipeline.py makes them.
+    text: the embeddings of their captions.
+  """
+
+  batch: dict[str, np.ndarray]
+  text: TextEmbedding
+
+
+def read_samples(job: Job) -> Samples:
+  """Reads the first examples; Stopped if asked to end meanwhile."""
+  training = job.run.training
+  batch = job.first_batch(training.sample_split, training.num_samples)
+  encode = published.text_encoder(job.run.text, job.text_params)
+  return Samples(batch, encode.from_ids(batch["tokens"], batch["mask"]))
+
+
+class Trace:
+  """A trace of some steps in workdir/trace, which a with-block ends."""
+
+  def __init__(self, job: Job, steps: tuple[int, int] | None):
+    self._job, self._steps, self._tracing = job, steps, False
+
+  def begin(self, step: int) -> None:
+    """Starts the trace if this is its first step."""
+    if self._steps is not None and step == self._steps[0]:
+      jax.profiler.start_trace(f"{self._job.workdir}/trace")
+      self._tracing = True
+
+  def end(self, step: int, state: TrainState) -> None:
+    """Writes the trace if this was its last step."""
+    if self._tracing and step == self._steps[1]:
+      jax.block_until_ready(state)
+      self.__exit__()
+      first, last = self._steps
+      self._job.progress.say(
+        f"traced {first}:{last}: {self._job.workdir}/trace"
+      )
+
+  def __enter__(self) -> "Trace":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._tracing:
+      self._tracing = False
+      jax.profiler.stop_trace()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """What a run writes into its workdir.
+
+  Attributes:
+    job: the run.
+    log: the metrics, every train.log_every steps.
+    trace: the trace of --profile_steps.
+    saved: the checkpoints, every train.checkpoint_every steps.
+    config: what a checkpoint keeps of the config.
+    samples: what sample grids show, every train.sample_every steps.
+  """
+
+  job: Job
+  log: Log
+  trace: Trace
+  saved: Checkpoints
+  config: Config
+  samples: Samples
+
+  def write(self, step: int, state: TrainState, last: bool) -> None:
+    """Writes what is due after a step; after the last, metrics and state."""
+    training, progress = self.job.run.training, self.job.progress
+    self.trace.end(step, state)
+    if last or step % training.log_every == 0:
+      self.log.write(step)
+    save = last or step % training.checkpoint_every == 0
+    draw = step % training.sample_every == 0 or step == training.steps
+    if save or draw:
+      jax.block_until_ready(state)  # this step is work, what follows is not
+    progress.pause()
+    if save:
+      with self.log.clock.part("checkpoint"):
+        self.saved.save(step, state, self.config)
+    if draw:
+      self._draw(step, state.ema)
+    progress.resume()
+
+  def _draw(self, step: int, params: Any) -> None:
+    """Writes a sample grid to workdir/samples and for TensorBoard."""
+    job, samples = self.job, self.samples
+    grid = sample_grid(
+      job.run.stage, job.run.sampling, params, samples.text, samples.batch
+    )
+    if jax.process_index() == 0:
+      path = epath.Path(job.workdir) / "samples" / f"{step:08}.png"
+      try:
+        write_png(path, grid)
+      except ValueError as error:
+        job.progress.say(f"{error}; training goes on without")
+    self.log.metrics.write_image(step, "samples", grid)

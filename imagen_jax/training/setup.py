@@ -1,0 +1,175 @@
+"""A training run: what its config describes, and where its arrays lie."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from imagen_jax.parallel import mesh
+from imagen_jax.parallel.mesh import MeshShape
+from imagen_jax.parallel.sharding import Placement, placed
+from imagen_jax.stage import CHANNELS, Sampling, Stage
+from imagen_jax.text.settings import Text
+from imagen_jax.training.optimizers import Optimizer
+from imagen_jax.training.settings import Data, Training
+from imagen_jax.training.step import (
+  Batch,
+  TrainState,
+  init_state,
+  make_train_step,
+  place_state,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the config of a stage describes; ValueError if parts do not fit.
+
+  Attributes:
+    stage: the net, its schedule and its prediction.
+    text: the frozen text encoder, and the files of its weights and vocabulary.
+    data: the examples and their batches.
+    training: how long to train, and what to log and save meanwhile.
+    sampling: how sample grids are drawn.
+    optimizer: the optimizer and its learning rate.
+    mesh: the devices along each axis.
+  """
+
+  stage: Stage
+  text: Text
+  data: Data
+  training: Training
+  sampling: Sampling
+  optimizer: Optimizer
+  mesh: MeshShape
+
+  def __post_init__(self):
+    self.stage.check_sampling(self.sampling)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """A run on a mesh of devices: its arrays' places, and its functions.
+
+  Attributes:
+    run: what is run.
+    devices: the mesh. What the functions are traced in must have it set.
+    placement: the rules for the places of parameters.
+    state: shapes, dtypes and shardings of the training state.
+    text: those of the text encoder's weights.
+    batch: those of a batch.
+    step: (state, text weights, batch) -> (state, metrics), not compiled yet.
+  """
+
+  run: Run
+  devices: Mesh
+  placement: Placement
+  state: TrainState
+  text: Any
+  batch: Batch
+  step: Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]
+
+  @property
+  def places(self) -> TrainState:
+    """The shardings of the state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+  @property
+  def rows(self) -> NamedSharding:
+    """The sharding of a batch: its rows over the devices."""
+    return self.batch["image"].sharding
+
+  @property
+  def outputs(self) -> tuple[TrainState, NamedSharding]:
+    """The shardings of what a step returns; metrics are on every device."""
+    return self.places, mesh.replicated(self.devices)
+
+  def initialise(self) -> TrainState:
+    """Makes the first state, of random weights, every part in its place."""
+    run, key = self.run, jax.random.key(self.run.training.seed)
+    net = jax.jit(
+      lambda: init_net(run.stage, run.text, key),
+      out_shardings=self.places.params,
+    )
+    return self.start_from(net())
+
+  def start_from(self, params: Any) -> TrainState:
+    """Makes the first state from given weights, which are used up."""
+    make = jax.jit(
+      lambda net: init_state(net, self.run.optimizer),
+      donate_argnums=0,
+      out_shardings=self.places,
+    )
+    return make(params)
+
+  def compile(
+    self, state: TrainState, text_params: Any, batch: Batch
+  ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]:
+    """Compiles the step, which uses up the state it is given."""
+    step = jax.jit(self.step, donate_argnums=0, out_shardings=self.outputs)
+    return step.lower(state, text_params, batch).compile()
+
+
+def set_up(run: Run, devices: Mesh) -> Setup:
+  """Places a run on devices; computes nothing and allocates nothing.
+
+  ValueError for a batch that does not divide over the devices.
+  """
+  training, optimizer = run.training, run.optimizer
+  rows = mesh.batch_sharding(devices, run.data.batch_size, training.accumulate)
+  placement = Placement(devices)
+  state = jax.eval_shape(
+    lambda net: init_state(net, optimizer), net_shapes(run.stage, run.text)
+  )
+  places = place_state(state, optimizer, placement)
+  step = make_train_step(
+    run.stage, run.text.embedder, optimizer,
+    decay=training.ema_decay, seed=training.seed,
+    accumulate=training.accumulate, shardings=places.params,
+  )  # fmt: skip
+  return Setup(
+    run,
+    devices,
+    placement,
+    placed(state, places),
+    text_shapes(run.text, placement),
+    placed(batch_shapes(run), rows),
+    step,
+  )
+
+
+def init_net(stage: Stage, text: Text, key: jax.Array) -> Any:
+  """Makes random weights of a stage's net, for the embeddings of text."""
+  dim = text.encoder.emb_dim
+  return stage.init(key, text_length=text.length, text_dim=dim)
+
+
+def net_shapes(stage: Stage, text: Text) -> Any:
+  """Returns the shapes of a stage's net, for the embeddings of text."""
+  return jax.eval_shape(lambda: init_net(stage, text, jax.random.key(0)))
+
+
+def text_shapes(text: Text, placement: Placement) -> Any:
+  """Returns shapes, dtypes and places of the text encoder's weights."""
+  shapes = text.shapes()
+  return placed(shapes, placement.params(shapes))
+
+
+def batch_shapes(run: Run) -> Batch:
+  """Returns shapes and dtypes of a batch of all hosts."""
+  stage, rows, ids = run.stage, run.data.batch_size, run.text.length
+  side = stage.train_size
+  image = lambda side: jax.ShapeDtypeStruct(
+    (rows, side, side, CHANNELS), jnp.float32
+  )
+  batch = {
+    "image": image(side),
+    "tokens": jax.ShapeDtypeStruct((rows, ids), jnp.int32),
+    "mask": jax.ShapeDtypeStruct((rows, ids), jnp.bool_),
+  }
+  if stage.lowres_size:
+    batch["lowres"] = image(side // stage.factor)
+  return batch

@@ -1,0 +1,66 @@
+"""Who is asked to end, and what is left of that afterwards."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from imagen_jax.training.preemption import Preemption
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+
+def handlers():
+  return [signal.getsignal(number) for number in NUMBERS]
+
+
+@pytest.fixture
+def ours():
+  """Handlers that must come back."""
+  kept = handlers()
+  marks = [lambda *_: None for _ in NUMBERS]
+  for number, mark in zip(NUMBERS, marks, strict=True):
+    signal.signal(number, mark)
+  yield marks
+  for number, handler in zip(NUMBERS, kept, strict=True):
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("sent", NUMBERS)
+def test_it_hears_a_signal_and_puts_the_handlers_back(ours, sent):
+  with Preemption() as preemption:
+    assert not preemption.told() and not preemption.reached(1)
+    os.kill(os.getpid(), sent)
+    assert preemption.told() and preemption.reached(2)
+  assert handlers() == ours
+
+
+def test_a_second_interruption_is_one(ours):
+  with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert preemption.told()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert preemption.told()  # not reached
+  assert handlers() == ours
+
+
+def test_an_interruption_that_is_ignored_stays_so(ours):
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with Preemption() as preemption:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert not preemption.told()
+  assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_in_a_thread_it_hears_nothing_and_changes_nothing(ours):
+  seen = []
+
+  def work():
+    with Preemption() as preemption:
+      seen.append((handlers(), preemption.told()))
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert seen == [(ours, False)]
