@@ -59,7 +59,7 @@ class Optimizer(abc.ABC):
     return self._transformation().init(params)
 
   def update(
-    self, grads: Any, state: optax.OptState, params: Any
+    self, grads: Any, state: optax.OptState, params: Any = None
   ) -> tuple[Any, optax.OptState]:
     """Returns what to add to params, and the state after it."""
     return self._transformation().update(grads, state, params)

@@ -73,7 +73,15 @@ def check_process(before: list) -> None:
   assert process() == before
 
 
-def test_an_old_run_is_interrupted_and_goes_on(small, old):
+@pytest.fixture
+def interruptible():
+  """As in a terminal; a test in the background begins without SIGINT."""
+  kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, kept)
+
+
+def test_an_old_run_is_interrupted_and_goes_on(small, old, interruptible):
   """As it did then: in the main thread, then in one that has no signals."""
   small.train.steps = 6
   before, seen = process(), {}

@@ -156,7 +156,7 @@ import contextlib, os
 save = loop.Checkpoints.save
 def filled(self, step, *args):
   save(self, step, *args)
-  path = os.path.join(train.WORKDIR.value, "rest")
+  path = os.path.join(self._directory.parent, "rest")
   if step >= 4:
     with contextlib.suppress(ValueError):
       self.wait()
