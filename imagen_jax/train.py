@@ -7,16 +7,9 @@ SIGTERM or Ctrl-C it saves and ends with exit code 75. --dry_run shows a batch
 and what the run will take, and ends before the first step.
 """
 
-import os
-
-if __name__ == "__main__":
-  # TensorFlow only reads data and writes metrics; this, before its import,
-  # keeps it from logging how it would compute.
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import contextlib
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterator

@@ -14,6 +14,7 @@ esac
 
 "$root/launch/environment.sh"
 # Paths among the flags are the caller's, so this stays in the caller's folder.
-PYTHONPATH=$root "$root/.venv/bin/python" -m imagen_jax.sample \
+# One image at a time is the fastest way to the first one.
+"$root/.venv/bin/python" -m imagen_jax.sample \
   --config="$root/configs/shapes.py" --prompt="$1" --outdir="$root/samples" \
-  "${@:2}"
+  --batch_size=1 "${@:2}"

@@ -1,9 +1,7 @@
 """A Google Cloud Storage of this machine: as much of it as a run uses.
 
-TensorFlow, which reads and writes gs:// for etils, knows Google's address
-alone. So it is sent through a proxy, which is this server too: it says that it
-is whoever is asked for, by a certificate of an authority that `env` trusts.
-TensorStore, which has Orbax's arrays, is told the address.
+gcsfs, which reads and writes gs:// for etils, and TensorStore, which has
+Orbax's arrays, are told its address.
 """
 
 import contextlib
@@ -14,14 +12,10 @@ import itertools
 import json
 import pathlib
 import re
-import ssl
 import threading
 import urllib.parse
 
-import trustme
-
 OBJECT = "/b/([^/]+)/o/([^/]+)"
-HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 
 
 @dataclasses.dataclass
@@ -37,28 +31,24 @@ class CloudStorage:
   Buckets in `refused` answer that nobody may read or write them.
   """
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self):
     self.buckets: dict[str, dict[str, Object]] = {}
     self.refused: set[str] = set()
     self.uploads: dict[str, tuple[str, str, bytearray]] = {}
     self.lock = threading.RLock()
     self._count = itertools.count(1)
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(folder / "authority.pem")
-    self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert(*HOSTS).configure_cert(self.tls)
     handler = type("Bound", (Handler,), {"storage": self})
     self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     self._server.daemon_threads = True
     self.url = f"http://127.0.0.1:{self._server.server_port}"
     threading.Thread(target=self._server.serve_forever, daemon=True).start()
     self.env = {
-      "https_proxy": self.url,
-      "CURL_CA_BUNDLE": str(folder / "authority.pem"),
+      "STORAGE_EMULATOR_HOST": self.url,
+      "TENSORSTORE_GCS_HTTP_URL": self.url,
       "NO_GCE_CHECK": "true",
       "GOOGLE_AUTH_TOKEN_FOR_TESTING": "a token",
-      "TENSORSTORE_GCS_HTTP_URL": self.url,
-      "STORAGE_EMULATOR_HOST": self.url,
+      # Of gcsfs: it would ask by gRPC what kind of bucket each is.
+      "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }
 
   def close(self) -> None:
@@ -104,17 +94,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def log_message(self, *_) -> None:
     """Prints nothing."""
 
-  def do_CONNECT(self) -> None:
-    """Becomes who is asked for."""
-    self.send_response(200)
-    self.end_headers()
-    self.connection = self.storage.tls.wrap_socket(
-      self.connection, server_side=True
-    )
-    self.rfile = self.connection.makefile("rb")
-    self.wfile = self.connection.makefile("wb", buffering=0)
-    self.close_connection = False
-
   def answer(self) -> None:
     body = self.body()
     url = urllib.parse.urlsplit(self.path)
@@ -139,7 +118,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   do_GET = do_POST = do_PUT = do_DELETE = answer
 
   def body(self) -> bytes:
-    """In chunks, as TensorFlow sends files whose length it tells as well."""
+    """In chunks, or of a length that is told."""
     if self.headers.get("Transfer-Encoding") != "chunked":
       return self.rfile.read(int(self.headers.get("Content-Length", 0)))
     body = b""
@@ -157,11 +136,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return told(self.listed(objects, query) if match[2] == "/o" else {})
     if match := re.fullmatch(r"/upload/storage/v1/b/([^/]+)/o", path):
       return self.upload(match[1], query, body)
-    pattern = rf"/storage/v1{OBJECT}(?:/rewriteTo{OBJECT})?"
+    pattern = rf"(?:/download)?/storage/v1{OBJECT}(?:/rewriteTo{OBJECT})?"
     if match := re.fullmatch(pattern, path):
       return self.object(*map(unquoted, match.groups()), query)
-    if match := re.fullmatch(r"/([^/]+)/(.+)", path):  # as it is downloaded
-      return self.media(self.found(*map(unquoted, match.groups()), query))
+    if match := re.fullmatch(rf"/storage/v1{OBJECT}/moveTo/o/([^/]+)", path):
+      return self.move(*map(unquoted, match.groups()), query)
     raise Refused(400, f"not understood: {self.command} {self.path}")
 
   def bucket(self, name: str) -> dict[str, Object]:
@@ -221,6 +200,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
       return self.media(found)
     return told(described(name, found))
 
+  def move(self, bucket: str, name: str, to: str, query: dict[str, str]):
+    found = self.found(bucket, name, query)
+    moved = self.storage.put(bucket, to, found.data)
+    del self.bucket(bucket)[name]
+    return told(described(to, moved))
+
   def media(self, found: Object):
     headers = {
       "Content-Type": "application/octet-stream",
@@ -238,7 +223,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return 206, headers, found.data[first : last + 1]
 
   def upload(self, bucket: str, query: dict[str, str], body: bytes):
-    """All at once, or (as TensorFlow) to an address that is made for it."""
+    """All at once, or (as gcsfs) to an address that is made for it."""
     objects, uploads = self.bucket(bucket), self.storage.uploads
     if query["uploadType"] == "media":
       check(objects.get(query["name"]), query)
@@ -247,12 +232,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if "upload_id" not in query:
       key = str(len(uploads))
       uploads[key] = (bucket, query["name"], bytearray())
-      location = f"https://{HOSTS[0]}{self.path}&upload_id={key}"
+      location = f"{self.storage.url}{self.path}&upload_id={key}"
       return 200, {"Location": location}, b""
     _, name, parts = uploads[query["upload_id"]]
     parts += body
     total = self.headers.get("Content-Range", "").rpartition("/")[2]
-    if total not in ("", "*", str(len(parts))):
+    if total not in ("", str(len(parts))):
       have = {"Range": f"bytes=0-{len(parts) - 1}"} if parts else {}
       return 308, have, b""
     made = self.storage.put(bucket, name, bytes(parts))

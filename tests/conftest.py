@@ -16,9 +16,6 @@ QUICK += " --xla_llvm_disable_expensive_passes=true"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
-# As train does: or some processors make TensorFlow tell of itself.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def pytest_configure(config):
@@ -42,11 +39,11 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def storage(tmp_path_factory):
+def storage():
   """A stand-in for Google Cloud Storage, with an empty bucket `bucket`."""
   path = pathlib.Path(__file__).with_name("cloud_storage.py")
   server = runpy.run_path(str(path))["CloudStorage"]
-  storage = server(tmp_path_factory.mktemp("authority"))
+  storage = server()
   storage.buckets["bucket"] = {}
   yield storage
   storage.close()

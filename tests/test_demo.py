@@ -12,6 +12,7 @@ from imagen_jax import build
 from imagen_jax.build.configs import read_config
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.evals.text_use import caption_losses
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import Placement
 from imagen_jax.request import Row
 from imagen_jax.shapes import captioned_shapes_dataset_builder
@@ -89,7 +90,7 @@ def test_images_show_what_their_captions_say(records):
   captions = [record["caption"] for record in records[:count]]
   # Each of its own seed, and all in one batch.
   rows = [Row(i, 0, i) for i in range(count)]
-  imagen = imagen_jax.load("shapes")
+  imagen = imagen_jax.load("shapes", mesh=make_mesh(devices=jax.devices()[:1]))
   parts = imagen.stream(captions, rows, batch_size=count, progress=False)
   pictures = np.stack(next(parts).images)
   scenes = [from_json(record["scene"])[0] for record in records[:count]]

@@ -55,7 +55,7 @@ def test_folders_are_made_where_asked(tmp_path):
     ("file/a", "Not a directory"),
     ("folder", "Is a directory"),
     ("no/a", "No such file or directory"),
-    ("a\0b", "ValueError: embedded null byte"),
+    ("a\0b", "ValueError: .*embedded null .*"),
   ],
 )
 def test_what_cannot_be_written_leaves_nothing(tmp_path, where, said):
@@ -64,7 +64,8 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, where, said):
   before = sorted(tmp_path.rglob("*"))
   with pytest.raises(ValueError) as caught:
     files.write(f"{tmp_path}/{where}", "b")
-  assert str(caught.value) == f"{tmp_path}/{where} cannot be written: {said}"
+  where = re.escape(f"{tmp_path}/{where}")
+  assert re.fullmatch(f"{where} cannot be written: {said}", str(caught.value))
   assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -164,12 +165,8 @@ def test_planted_writes_are_found(tmp_path):
     (OSError("as some libraries do"), "OSError: as some libraries do"),
     (ValueError("one\ntwo"), "ValueError: one"),
     (
-      RuntimeError(  # TensorFlow's
-        "Error executing an HTTP request: HTTP response code 403 with body '{\n"
-        '  "error": {}\n}\'\n\t when reading gs://b/o'
-      ),
-      "RuntimeError: Error executing an HTTP request: HTTP response code 403 "
-      "when reading gs://b/o",
+      OSError("Forbidden: https://g/b/o\nno access to o"),  # gcsfs's
+      "OSError: Forbidden: no access to o",
     ),
     (
       ValueError(  # TensorStore's

@@ -136,7 +136,8 @@ def test_quickstart_passes_prompt_and_flags(project):
   project.run("quickstart.sh", "a red * circle", "--seed=1")
   assert project.calls()[-1] == (
     f"-m imagen_jax.sample --config={project.root}/configs/shapes.py"
-    f" --prompt=a red * circle --outdir={project.root}/samples --seed=1"
+    f" --prompt=a red * circle --outdir={project.root}/samples --batch_size=1"
+    " --seed=1"
   )
 
 

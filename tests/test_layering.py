@@ -16,7 +16,7 @@ import imagen_jax
 PACKAGE = pathlib.Path(__file__).parents[1] / "imagen_jax"
 ROWS = (
   ("__init__",),  # of the package itself: imports nothing of ours
-  ("types", "files", "progress"),
+  ("types", "files", "progress", "configs"),
   ("diffusion", "nets", "shapes", "parallel"),  # never import each other
   ("data", "stage", "text", "checkpoints"),
   ("cascade", "interop", "evals", "samples"),
@@ -86,7 +86,9 @@ def private_uses(root: pathlib.Path) -> list[str]:
 def layer_violations(package: pathlib.Path) -> list[str]:
   """One line for every import that does not point to a lower row."""
   found = []
-  for path in sorted(package.rglob("*.py")):
+  links = [path for path in package.iterdir() if path.is_symlink()]
+  paths = [path for place in (package, *links) for path in place.rglob("*.py")]
+  for path in sorted(paths):
     here = path.relative_to(package).with_suffix("").parts[0]
     for name in sorted(imported_names(path, package)):
       top, _, rest = name.partition(".")
@@ -126,6 +128,9 @@ def test_diffusion_imports_jax_only():
     ("train.py", "import imagen_jaxlike.sample", True),
     ("aot/programs.py", "from imagen_jax import build", True),
     ("compile.py", "from imagen_jax import aot, build", True),
+    ("configs/a.py", "from imagen_jax.configs import shapes16", True),
+    ("build/configs.py", "from imagen_jax.configs import shapes", True),
+    ("configs/a.py", "from imagen_jax import build", False),
     ("types.py", "from imagen_jax import nets", False),
     ("__init__.py", "from imagen_jax import types", False),
     ("diffusion/a.py", "from imagen_jax.nets import unet", False),
@@ -192,11 +197,12 @@ def test_planted_private_uses_are_found(tmp_path, path, line, allowed):
   assert (private_uses(tmp_path) == []) == allowed
 
 
-def test_sampling_does_not_import_tensorflow():
-  code = (
-    "import imagen_jax.sample, sys; "
-    "print(*{'tensorflow', 'tensorflow_datasets'} & set(sys.modules))"
-  )
+@pytest.mark.parametrize("verb", ["sample", "export"])
+def test_sampling_does_not_import_tensorflow(verb):
+  """Nor what else is in setup.py's extras and not in the core."""
+  extras = {"tensorflow", "tensorflow_datasets", "grain", "tensorboard"}
+  extras |= {"array_record", "gcsfs", "google.cloud.storage"}
+  code = f"import imagen_jax.{verb}, sys; print(*{extras} & set(sys.modules))"
   run = subprocess.run(
     [sys.executable, "-c", code],
     cwd=PACKAGE.parent,

@@ -225,7 +225,7 @@ def test_listeners_leave_whatever_becomes_of_the_others():
     raise KeyError
   assert listeners() == before
   with compilations() as found:
-    jax.monitoring.unregister_event_duration_listener(found)
+    progress_lib._unregister(found)  # as clear_event_listeners does
   assert listeners() == before
 
 

@@ -59,7 +59,7 @@ def find_config(name: str) -> tuple[pathlib.Path, str | None]:
   for place in places:
     if place.is_file():
       return place, argument if colon else None
-  if path.suffix == ".py" or len(path.parts) > 1:
+  if path.suffix == ".py" or "/" in given:
     raise ValueError(
       f"config {name!r} cannot be read, expected a file such as {EXAMPLE}"
     )

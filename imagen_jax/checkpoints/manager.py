@@ -190,12 +190,14 @@ class Checkpoints:
     """Raises if it takes no checkpoint; Orbax would wait minutes for one."""
     if jax.process_index() == 0:
       path = self._directory / "try.orbax-checkpoint-tmp"
-      path.mkdir(parents=True, exist_ok=True)
-      path.rmdir()
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(bytes(4096))  # a folder would cost a bucket nothing
+      path.unlink()
 
   def _clean(self) -> None:
     """Removes what interrupted and failed saves left, as far as it can be."""
-    if jax.process_index() == 0:
+    # In a bucket, a folder without files is none.
+    if jax.process_index() == 0 and self._directory.exists():
       for path in self._directory.iterdir():
         if ocp.path.step.is_path_temporary(path):
           with contextlib.suppress(Exception):  # stores raise many kinds

@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
+import logging as std_logging
 import os
 import pathlib
 import re
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NoReturn
 
+import fsspec
 import jax
 from absl import app, flags, logging
 from etils import epath
@@ -64,7 +67,7 @@ def run(main: Verb) -> None:
     with as_exit_codes():
       main.act(args)
 
-  with quiet_libraries():
+  with quiet_libraries(), stores_by_gcsfs():
     app.run(act, flags_parser=parse)
 
 
@@ -104,16 +107,41 @@ def as_exit_codes() -> Iterator[None]:
     if not isinstance(error, ValueError):
       raise
     fail(str(error), 1)
-  except OSError as error:
-    if error.filename is None:
-      raise
-    fail(f"{error.filename}: {error.strerror}", 1)
   except KeyboardInterrupt:
     fail("interrupted", 130)
   except Exception as error:
-    if not _is_of_a_store(error):
+    if _is_of_a_store(error):
+      fail(reason(error), 1)
+    if not isinstance(error, OSError) or error.filename is None:
       raise
-    fail(reason(error), 1)
+    fail(f"{error.filename}: {error.strerror}", 1)
+
+
+@contextlib.contextmanager
+def stores_by_gcsfs() -> Iterator[None]:
+  """Has the block read and write gs:// by gcsfs, as it is at each time."""
+  settings = fsspec.config.conf.setdefault("gcs", {})
+  # Else etils takes TensorFlow where that is installed.
+  added = "EPATH_USE_TF" not in os.environ
+  os.environ.setdefault("EPATH_USE_TF", "0")
+  # A cached list of files would lack what TensorStore and other processes
+  # write.
+  cached = settings.get("use_listings_cache")
+  settings.setdefault("use_listings_cache", False)
+  # They log tracebacks of errors that are printed in a sentence.
+  logs = [std_logging.getLogger(name) for name in ("fsspec", "gcsfs")]
+  levels = [log.level for log in logs]
+  for log in logs:
+    log.setLevel(std_logging.CRITICAL)
+  try:
+    yield
+  finally:
+    for log, level in zip(logs, levels, strict=True):
+      log.setLevel(level)
+    if cached is None:
+      del settings["use_listings_cache"]
+    if added:
+      del os.environ["EPATH_USE_TF"]
 
 
 def run_and_leave(main: Verb, well: Container[int]) -> None:
@@ -132,10 +160,7 @@ def run_and_leave(main: Verb, well: Container[int]) -> None:
 
 
 def check_bucket(name: str, folder: str | os.PathLike) -> None:
-  """ValueError if a folder's bucket, on gs:// and the like, is not there.
-
-  TensorFlow, which writes there, would try for ever to make folders in it.
-  """
+  """ValueError if a folder's bucket, on gs:// and the like, is not there."""
   scheme, remote, rest = os.fspath(folder).partition("://")
   if not remote:
     return
@@ -181,10 +206,14 @@ def _is_of_many(error: Exception) -> bool:
   return by_jax or bool(re.match("[A-Z_]{5,}: ", str(error)))
 
 
-def _is_of_a_store(error: Exception) -> bool:
-  """Whether TensorFlow, by which gs:// is read and written, raised it."""
-  tensorflow = sys.modules.get("tensorflow")
-  return bool(tensorflow) and isinstance(error, tensorflow.errors.OpError)
+def _is_of_a_store(error: BaseException) -> bool:
+  """Returns True if the library raised it that reads and writes gs://.
+
+  Its errors are of many kinds, of Python's and other libraries' too.
+  """
+  frames = traceback.walk_tb(error.__traceback__)
+  names = (frame.f_globals.get("__name__", "") for frame, _ in frames)
+  return any(name.split(".")[0] in ("fsspec", "gcsfs") for name in names)
 
 
 def fail(message: str, code: int) -> None:

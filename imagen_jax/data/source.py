@@ -23,8 +23,8 @@ def load_source(
   captioned_shapes has the first, are drawn when they are read.
 
   The dataset is prepared under `data_dir` on first use and only read later.
-  ValueError for an unknown dataset or split, and for a dataset without an
-  `image` and a `caption`.
+  ValueError for an unknown dataset or split, for a dataset without an `image`
+  and a `caption`, and if preparing it needs TensorFlow, which is not there.
   """
   if name == ENDLESS:
     return Endless(split)
@@ -38,6 +38,13 @@ def load_source(
       builder = _builder(name, data_dir)  # another process was faster
       if not builder.is_prepared():
         raise
+    except ImportError as error:  # encoding images from arrays, for example
+      if "tensorflow" not in str(error):
+        raise
+      raise ValueError(
+        f"dataset {name!r} can be prepared only where TensorFlow is installed "
+        "(pip install tensorflow); prepared once, it is read without"
+      ) from error
   for feature in ("image", "caption"):
     if feature not in (builder.info.features or {}):
       raise ValueError(f"dataset {name!r} has no feature {feature!r}")

@@ -8,7 +8,8 @@ from typing import Any
 class Data:
   """Where the training pictures come from.
 
-  name and split as TFDS knows them; data_dir is where they are prepared.
+  name and split as TFDS knows them; data_dir is where they are prepared. The
+  name captioned_shapes/endless needs none: its examples are drawn when read.
   batch_size counts the examples of all hosts. cache keeps the resized
   pictures of the split in memory. Training ends if more than max_bad_share of
   the records cannot be used, or if none come for patience seconds.

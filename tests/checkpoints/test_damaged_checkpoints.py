@@ -11,6 +11,10 @@ import pytest
 from imagen_jax.checkpoints import manager
 from imagen_jax.checkpoints.manager import Checkpoints
 
+# Nothing is printed beside what is said, such as what a closed loop is told.
+pytestmark = pytest.mark.filterwarnings(
+  "error::pytest.PytestUnraisableExceptionWarning"
+)
 CONFIG = {"data": {"seed": 0}, "train": {"steps": 9}}
 
 

@@ -75,7 +75,8 @@ run.save(1, state(1), {})
 run.wait()
 make_full()
 run.save(2, state(2, large), {})
-run.save(3, state(3, large), {})
+many = {f"x{i}": state(i, 10 * small)["x"] for i in range(40)}
+run.save(3, many, {})  # when one fails, others are under way
 say("kept" if "1" in names().split() else "lost")
 wait()
 say(names())

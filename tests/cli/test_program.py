@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from gcsfs.retry import validate_response
 
 from imagen_jax.cli import program
 
@@ -27,3 +28,25 @@ def test_who_lost_another_is_told_apart(monkeypatch, capsys, many, error, code):
   said = capsys.readouterr().err
   assert said.startswith("error: ")
   assert ("perhaps because a process ended" in said) == (code == program.LOST)
+
+
+@pytest.mark.parametrize(
+  ("status", "said"),
+  [
+    (403, "OSError: Forbidden: not yours"),
+    (404, "FileNotFoundError: b/o"),
+    (400, "HttpError: not yours, 400"),
+  ],
+)
+def test_what_gs_answers_is_one_sentence(capsys, status, said):
+  answer = b'{"error": {"message": "not yours"}}'
+  with pytest.raises(SystemExit) as end, program.as_exit_codes():
+    validate_response(status, answer, "b/o")
+  assert end.value.code == 1
+  assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize("error", [OSError("no file named"), KeyError("x")])
+def test_what_is_our_own_mistake_is_a_traceback(error):
+  with pytest.raises(type(error)), program.as_exit_codes():
+    raise error

@@ -1,4 +1,5 @@
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ class Other(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = [
-    tfds.core.BuilderConfig(name=name) for name in ("captioned", "silent")
+    tfds.core.BuilderConfig(name=name)
+    for name in ("captioned", "silent", "arrays")
   ]
 
   def _info(self):
@@ -77,7 +79,13 @@ class Other(tfds.core.GeneratorBasedBuilder):
     return {"train": self._generate_examples()}
 
   def _generate_examples(self):
-    example = {"image": np.zeros((4, 4, 3), np.uint8), "label": 2}
+    image = np.zeros((4, 4, 3), np.uint8)
+    if self.builder_config.name != "arrays":  # which TensorFlow encodes
+      png = io.BytesIO()
+      Image.fromarray(image).save(png, "png")
+      png.seek(0)
+      image = png
+    example = {"image": image, "label": 2}
     if self.builder_config.name == "captioned":
       example["caption"] = "a grüner Kreis"
     yield 0, example
@@ -96,6 +104,13 @@ def test_a_dataset_without_captions(tmp_path):
     source.load_source("other/silent", "train", tmp_path)
 
 
+def test_a_dataset_that_only_tensorflow_can_prepare(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow", None)  # refuses its import
+  said = "'other/arrays' can be prepared only where TensorFlow is installed"
+  with pytest.raises(ValueError, match=said):
+    source.load_source("other/arrays", "train", tmp_path)
+
+
 def test_another_process_may_prepare_the_dataset_first(tmp_path, monkeypatch):
   """As two trainings do that are started together."""
   prepare = tfds.core.DatasetBuilder.download_and_prepare
@@ -110,7 +125,10 @@ def test_another_process_may_prepare_the_dataset_first(tmp_path, monkeypatch):
 
 
 def test_a_dataset_in_another_format_is_said_to_be(tmp_path):
-  tfds.builder("other/captioned", data_dir=tmp_path).download_and_prepare()
+  other = tfds.builder(
+    "other/captioned", data_dir=tmp_path, file_format="parquet"
+  )
+  other.download_and_prepare()
   said = "dataset 'other/captioned' cannot be opened: File format is already"
   with pytest.raises(ValueError, match=said):
     source.load_source("other/captioned", "train", tmp_path)

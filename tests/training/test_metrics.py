@@ -1,23 +1,28 @@
 """metrics.jsonl and TensorBoard's files."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import pathlib
 import resource
 import subprocess
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from clu import metric_writers
 from etils import epath
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import (
+  EventAccumulator,
+)
 from tensorboard.backend.event_processing.event_file_loader import (
   EventFileLoader,
 )
+from tensorboard.util.tensor_util import make_ndarray
 
+from imagen_jax.training import metric_files
 from imagen_jax.training.metrics import FILE, Metrics, memory
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,8 +46,39 @@ def test_a_line_for_every_step(tmp_path):
     {"step": 1, "loss": 0.5, "bad": None},
     {"step": 2, "loss": 1.0, "bad": None},
   ]
-  (events,) = tmp_path.glob("events.out.tfevents.*")
-  assert b"loss" in events.read_bytes() and b"samples" in events.read_bytes()
+
+
+def test_tensorboard_reads_scalars_and_images(tmp_path):
+  image = np.random.default_rng(0).integers(0, 255, (4, 6, 3)).astype(np.uint8)
+  metrics = Metrics(str(tmp_path), 0)
+  for step in (1, 2):
+    metrics.write(step, {"loss": step / 2, "skipped": step})
+  metrics.write_image(2, "samples", image)
+  metrics.close()
+  board = EventAccumulator(str(tmp_path)).Reload()
+  plugin = lambda tag: board.SummaryMetadata(tag).plugin_data.plugin_name
+  tags = board.Tags()["tensors"]
+  assert {tag: plugin(tag) for tag in tags} == {
+    "loss": "scalars", "skipped": "scalars", "samples": "images",
+  }  # fmt: skip
+  values = lambda tag: [
+    (event.step, make_ndarray(event.tensor_proto))
+    for event in board.Tensors(tag)
+  ]
+  assert values("loss") == [(1, 0.5), (2, 1.0)]
+  assert values("skipped") == [(1, 1.0), (2, 2.0)]
+  ((step, (width, height, png)),) = values("samples")
+  assert (step, width, height) == (2, b"6", b"4")
+  np.testing.assert_array_equal(Image.open(io.BytesIO(png)), image)
+
+
+def test_a_large_event_file_is_followed_by_another(tmp_path, monkeypatch):
+  monkeypatch.setattr(metric_files, "_MAX_BYTES", 100)
+  monkeypatch.setattr(metric_files.time, "time", lambda: 1.0)
+  write(tmp_path, 0, 1, 2, 3)
+  files = sorted(tmp_path.glob("events.out.tfevents.*"))
+  steps = [[x.step for x in EventFileLoader(str(f)).Load()] for f in files]
+  assert steps == [[0, 1], [0, 2], [0, 3], [0, 3]]
 
 
 def test_lines_that_will_come_again_are_dropped(tmp_path):
@@ -105,6 +141,21 @@ class Disk:
     assert shown >= {1, 2, 6, 7} and not shown & {3, 4, 5}, shown
 
 
+def test_a_record_that_is_torn_is_cut_away(tmp_path):
+  file = metric_files.AppendFile(epath.Path(tmp_path / "records"))
+  file.append(b"a" * 100)
+  none = resource.RLIM_INFINITY
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, none))
+    with pytest.raises(OSError, match="File too large"):
+      file.append(b"b" * 100)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (none, none))
+  assert file.path.read_bytes() == b"a" * 100
+  file.append(b"c")
+  assert file.path.read_bytes() == b"a" * 100 + b"c"
+
+
 def test_files_that_cannot_grow(tmp_path):
   none = resource.RLIM_INFINITY
   limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, none))
@@ -156,7 +207,7 @@ class Store:
   def open(self, path, mode):
     assert mode in ("rb", "wb"), f"{mode}, which object stores do not have"
     if mode == "wb" and self.full:
-      raise tf.errors.UnavailableError(None, None, "at once; No route to host")
+      raise OSError(errno.EHOSTUNREACH, "No route to host")
     return self._at(path).open(mode)
 
 
@@ -164,7 +215,6 @@ def test_an_object_store_gets_the_file_whole(tmp_path, monkeypatch):
   store = Store(tmp_path)
   path = epath.Path("gs://bucket/run") / FILE
   monkeypatch.setattr(type(path), "_backend", store)
-  monkeypatch.setattr(metric_writers, "SummaryWriter", mock.MagicMock())
   workdir = tmp_path / "bucket" / "run"
   workdir.mkdir(parents=True)
   write("gs://bucket/run", 0, 1, 2, 3)

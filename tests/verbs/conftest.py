@@ -19,6 +19,10 @@ from imagen_jax import build, sample
 from imagen_jax.interop import weights
 
 ROOT = pathlib.Path(__file__).parents[2]
+# The verbs that tests start find no TensorFlow, even where it is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+  filter(None, (str(ROOT / "tests/verbs/refused"), os.getenv("PYTHONPATH")))
+)
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -134,7 +138,7 @@ def get_config():
   )
 """
 
-# Calls a verb with each of many arguments, TensorFlow imported once.
+# Calls a verb with each of many arguments, JAX imported once.
 CALLS = """
 import importlib, json, sys
 from imagen_jax.cli import program
@@ -245,7 +249,7 @@ def state_of():
 @pytest.fixture(scope="session")
 def here(tmp_path_factory, config):
   """A folder with tiny.py, to train on 8x8 pictures, and a cascade of that."""
-  from imagen_jax.data.source import load_source  # TensorFlow, for this alone
+  from imagen_jax.data.source import load_source  # TFDS, for this alone
 
   here = tmp_path_factory.mktemp("stage")
   text = str(config.with_name("text.safetensors"))

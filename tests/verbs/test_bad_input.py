@@ -21,7 +21,10 @@ def names(folder) -> list[str]:
       ["--prompts_file=nowhere.txt"],
       "prompts_file nowhere.txt cannot be read: No such file or directory",
     ),
-    (["--prompt=a", "--steps=0"], "stage base: steps is 0, expected at least 1"),
+    (
+      ["--prompt=a", "--steps=0"],
+      "stage base: steps is 0, expected at least 1",
+    ),
     (["--prompt=a", "--seed=-1"], "seed is -1, expected 0 to 2**32 - 1"),
     (
       ["--prompt=a", "--seed=4294967296"],

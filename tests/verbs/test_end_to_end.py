@@ -16,6 +16,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import (
+  EventAccumulator,
+)
 
 from imagen_jax.interop.weights import read_metadata
 
@@ -65,8 +68,12 @@ def kill_after_checkpoint(process: subprocess.Popen, workdir) -> None:
 
 @pytest.fixture(scope="module")
 def killed(here):
-  """The last checkpoint's step of a run that was killed."""
-  endless = start_training(here, here / "killed", "--config.train.steps=100000")
+  """The last checkpoint's step of a run that was killed.
+
+  It also prepared its own dataset.
+  """
+  args = ("--config.train.steps=100000", f"--config.data.data_dir={here}/fresh")
+  endless = start_training(here, here / "killed", *args)
   kill_after_checkpoint(endless, here / "killed")
   return checkpoint_steps(here / "killed")[-1]
 
@@ -110,6 +117,19 @@ def test_a_killed_run_resumes_and_ends_as_if_it_had_not_been(
   assert jax.tree.structure(one) == jax.tree.structure(other)
   assert one["step"] == steps
   jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_tensorflow_is_not_needed(here, killed, resumed, steps, exported):
+  """Not to prepare data, to train, to be killed and resumed, nor to export."""
+  command = [sys.executable, "-c", "import tensorflow"]
+  done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+  assert "tensorflow is refused" in done.stderr
+  assert len(list((here / "fresh").rglob("*.array_record-*"))) == 3
+  every = {"tensors": 0}  # not a sample of them
+  board = EventAccumulator(str(here / "killed"), size_guidance=every).Reload()
+  shown = {event.step for event in board.Tensors("loss")}
+  assert shown >= {1, *range(killed + 1, steps + 1)}
+  assert board.Tensors("samples")
 
 
 def test_progress_is_plain_lines(resumed, whole, killed, steps):

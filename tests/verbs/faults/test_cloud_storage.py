@@ -198,6 +198,6 @@ def test_a_bucket_that_is_not_there(training, storage, monkeypatch, run_each):
   said = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
   assert said[0] == "error: workdir gs://typo/run: there is no bucket gs://typo"
   where = "error: workdir gs://closed/run cannot be reached: "
-  assert said[1].startswith(where) and "403" in said[1]
+  assert said[1].startswith(where) and "Forbidden" in said[1]
   assert done.stdout.splitlines() == ["exit 1", "exit 1"]
   assert len(said) == 2 and "Traceback" not in done.stderr
