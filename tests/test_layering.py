@@ -58,12 +58,10 @@ def parse(path: pathlib.Path) -> ast.Module:
 
 def users(root: pathlib.Path) -> list[pathlib.Path]:
   """Returns the files that are to use the public interface only."""
-  paths = [*root.rglob("*.ipynb")]
+  paths = [*root.glob("*.ipynb"), *root.glob("[!.]*/**/*.ipynb")]
   paths += [path for name in USERS for path in (root / name).rglob("*.py")]
-  hidden = lambda path: any(
-    part.startswith(".") for part in path.relative_to(root).parts
-  )
-  return sorted(path for path in paths if not hidden(path))
+  checkpoints = lambda path: ".ipynb_checkpoints" in path.parts  # Jupyter's
+  return sorted(path for path in paths if not checkpoints(path))
 
 
 def private_uses(root: pathlib.Path) -> list[str]:

@@ -215,6 +215,13 @@ def test_install(monkeypatch, jax_version, programs, repository, wanted):
     assert [call[-1] for call in calls] == [wanted]
 
 
+def test_install_has_the_bound_of_setup():
+  names = {}
+  exec(source("# @title Install"), names)
+  bound = ".".join(map(str, names["OLDEST_JAX"]))
+  assert f'"jax>={bound}"' in (ROOT / "setup.py").read_text()
+
+
 def test_install_leaves_what_is_there(monkeypatch):
   monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip"))
   exec(source("# @title Install"), {})
