@@ -4,15 +4,16 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHONS = ("python3", "python3.11", "python3.12", "python3.13")
-# Makes .venv, logs every other call, and fails at pip if a file says so.
+# Makes environments, logs every other call, and fails at pip if a file says so.
 PRETENDED = """#!/bin/sh
 case "$*" in
-  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-c "*) exit 0 ;;
   "-V") echo Python 3.11 ;;
   *) echo "$*" >> '{calls}'
@@ -26,7 +27,7 @@ class Project:
 
   def __init__(self, tmp_path: pathlib.Path):
     self.root = tmp_path / "a project"
-    self.bin = tmp_path / "bin"
+    self.bin, self.pyenv = tmp_path / "bin", tmp_path / "pyenv"
     self.bin.mkdir()
     shutil.copytree(ROOT / "launch", self.root / "launch")
     for name in ("setup.py", "requirements-lock.txt"):
@@ -44,7 +45,11 @@ class Project:
     return subprocess.run(
       [self.root / "launch" / script, *args],
       cwd=self.bin,
-      env={**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}"},
+      env={
+        **os.environ,
+        "PATH": f"{self.bin}:{os.environ['PATH']}",
+        "PYENV_ROOT": str(self.pyenv),
+      },
       capture_output=True,
       text=True,
     )
@@ -157,3 +162,74 @@ def test_test_installs_the_oracles(project, flag, selected):
   assert calls[2].endswith("-e .[oracles]")
   assert calls[3].endswith("-e .[compile]") == (flag == "--all")
   assert calls[-1] == f"-m pytest {TWO} -m {selected} -x"
+
+
+COLAB_INSTALLS = "-m pip --disable-pip-version-check install -qq"
+COLAB_TESTS = (
+  "-m pytest -m not slow and not oracles tests/test_imagen.py"
+  " tests/test_request.py tests/test_samples.py tests/test_notebook.py"
+)
+
+
+def test_colab_tests_with_its_versions_and_the_newest(project):
+  run = project.run("test.sh", "--colab", "-x")
+  assert run.returncode == 0, run.stderr
+  assert project.calls() == [
+    f"{COLAB_INSTALLS} -c launch/colab-constraints.txt -e .[test]",
+    f"{COLAB_INSTALLS} -e .[test]",
+    f"{COLAB_TESTS} -x",
+    f"{COLAB_TESTS} -x",
+  ]
+  assert not (project.root / ".venv").exists()
+  project.run("test.sh", "--colab")
+  assert project.calls() == [COLAB_TESTS, COLAB_TESTS]
+  with (project.root / "launch" / "colab-constraints.txt").open("a") as file:
+    file.write("# changed\n")
+  project.run("test.sh", "--colab")
+  assert project.calls() == [
+    f"{COLAB_INSTALLS} -c launch/colab-constraints.txt -e .[test]",
+    COLAB_TESTS,
+    COLAB_TESTS,
+  ]
+
+
+def test_colab_environment_cut_short_is_made_anew(project):
+  (project.root / "no_network").touch()
+  assert project.run("test.sh", "--colab").returncode != 0
+  (project.root / "no_network").unlink()
+  project.calls()
+  assert project.run("test.sh", "--colab").returncode == 0
+  assert project.calls()[0].startswith(f"{COLAB_INSTALLS} -c ")
+
+
+def test_colab_finds_a_python_under_pyenv(project):
+  """Beside a shim, which is there for every version and fails."""
+  python = project.pyenv / "versions" / "3.12.9" / "bin" / "python"
+  python.parent.mkdir(parents=True)
+  (project.bin / "python3.12").rename(python)
+  project.set_python("#!/bin/sh\nexit 127\n")
+  run = project.run("test.sh", "--colab")
+  assert run.returncode == 0, run.stderr
+  assert project.calls()[-1] == COLAB_TESTS
+  copied = project.root / ".venv-colab" / "bin" / "python"
+  assert copied.read_text() == python.read_text()
+
+
+def test_colab_without_a_python_is_one_sentence(project):
+  project.set_python("#!/bin/sh\nexit 1\n")
+  run = project.run("test.sh", "--colab")
+  assert run.returncode == 1
+  assert run.stderr == (
+    "launch/test.sh: --colab needs Python 3.13 or 3.12 with its venv module, "
+    "on PATH or under pyenv, and found none.\n"
+  )
+  assert not (project.root / ".venv-colab").exists()
+
+
+@pytest.mark.skipif(sys.version_info[:2] == (3, 13), reason="is 3.13 itself")
+def test_colab_asks_a_python_for_its_version(project):
+  """A python3.13 that is another version is not taken."""
+  real = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+  project.set_python("#!/bin/sh\nexit 1\n")
+  (project.bin / "python3.13").write_text(real)
+  assert project.run("test.sh", "--colab").returncode == 1

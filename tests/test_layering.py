@@ -1,11 +1,17 @@
-"""Who may import whom: every file imports from lower rows of RANKS only."""
+"""Who may import whom: every file imports from lower rows of RANKS only.
+
+What is built on the package uses its public names only.
+"""
 
 import ast
+import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+import imagen_jax
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "imagen_jax"
 ROWS = (
@@ -20,13 +26,15 @@ ROWS = (
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...
+PUBLIC = {*imagen_jax.__all__, "__version__", "types"}
+USERS = ("examples", "studies", "web")  # these folders, and every notebook
 
 
 def imported_names(path: pathlib.Path, package: pathlib.Path) -> set[str]:
   """Dotted names that a file imports anywhere in it, relative ones resolved."""
   home = path.relative_to(package.parent).parent.parts
   names = set()
-  for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+  for node in ast.walk(parse(path)):
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
@@ -34,6 +42,43 @@ def imported_names(path: pathlib.Path, package: pathlib.Path) -> set[str]:
       base = [*base, node.module] if node.module else base
       names |= {".".join([*base, alias.name]) for alias in node.names}
   return names
+
+
+def parse(path: pathlib.Path) -> ast.Module:
+  """Parses a file of Python, or the code cells of a notebook."""
+  text = path.read_text("utf-8")
+  if path.suffix == ".ipynb":
+    text = "\n".join(
+      "".join(cell["source"])
+      for cell in json.loads(text)["cells"]
+      if cell["cell_type"] == "code"
+    )
+  return ast.parse(text, path.name)
+
+
+def users(root: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the files that are to use the public interface only."""
+  paths = [*root.glob("*.ipynb"), *root.glob("[!.]*/**/*.ipynb")]
+  paths += [path for name in USERS for path in (root / name).rglob("*.py")]
+  checkpoints = lambda path: ".ipynb_checkpoints" in path.parts  # Jupyter's
+  return sorted(path for path in paths if not checkpoints(path))
+
+
+def private_uses(root: pathlib.Path) -> list[str]:
+  """One line for every name of the package that is used and not public."""
+  found = []
+  for path in users(root):
+    names = imported_names(path, root / PACKAGE.name)
+    names |= {
+      ast.unparse(node)
+      for node in ast.walk(parse(path))
+      if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    for name in sorted(names):
+      top, _, rest = name.partition(".")
+      if top == PACKAGE.name and rest.split(".")[0] not in {"", *PUBLIC}:
+        found.append(f"{path.relative_to(root)} uses {name}")
+  return found
 
 
 def layer_violations(package: pathlib.Path) -> list[str]:
@@ -114,6 +159,43 @@ def test_planted_imports_are_judged_rightly(tmp_path, path, line, allowed):
 def test_planted_outside_import_is_found(tmp_path):
   (tmp_path / "a.py").write_text("import math\nfrom numpy.random import rand\n")
   assert outside_imports(tmp_path, tmp_path) == {"numpy"}
+
+
+def test_notebooks_and_examples_use_public_names_only():
+  root = PACKAGE.parent
+  assert root / "launch" / "colab_sampling.ipynb" in users(root)
+  assert private_uses(root) == []
+
+
+@pytest.mark.parametrize(
+  ("line", "allowed"),
+  [
+    ("import imagen_jax\nimagen_jax.load('shapes').sample('a')", True),
+    ("from imagen_jax import Imagen, types", True),
+    ("from imagen_jax.types import TextEmbedding", True),
+    ("import imagen_jaxlike.build, jax", True),
+    ("import imagen_jax.build", False),
+    ("from imagen_jax import load, stage", False),
+    ("from imagen_jax.imagen import image_keys", False),
+    ("def f():\n  from imagen_jax.data import images", False),
+    ("import imagen_jax\nimagen_jax.samples.join([])", False),
+    ("from imagen_jax import *", False),
+  ],
+)
+@pytest.mark.parametrize(
+  "path", ["launch/a.ipynb", "a.ipynb", "examples/a.py", "studies/x/a.py"]
+)
+def test_planted_private_uses_are_found(tmp_path, path, line, allowed):
+  bad = tmp_path / path
+  bad.parent.mkdir(parents=True, exist_ok=True)
+  cells = [
+    {"cell_type": "markdown", "source": ["import imagen_jax.build"]},
+    {"cell_type": "code", "source": ["import math\n", "math.pi"]},
+    {"cell_type": "code", "source": line.splitlines(keepends=True)},
+  ]
+  notebook = bad.suffix == ".ipynb"
+  bad.write_text(json.dumps({"cells": cells}) if notebook else line)
+  assert (private_uses(tmp_path) == []) == allowed
 
 
 @pytest.mark.parametrize("verb", ["sample", "export"])
