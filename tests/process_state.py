@@ -27,14 +27,11 @@ import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from orbax.checkpoint._src import asyncio_utils
 from PIL import Image
 
 HERE = pathlib.Path(__file__).parent
 PACKAGE = HERE.parent / "imagen_jax"
-# These set TensorFlow's and libtpu's variables before they import them.
-VERBS = ("imagen_jax.train", "imagen_jax.compile")
 
 
 def snapshot() -> dict[str, Any]:
@@ -105,11 +102,9 @@ def import_what_it_imports() -> None:
 
 
 def import_all() -> None:
-  """Imports every module, or those that do not define a flag again."""
+  """Imports every module."""
   for module in pkgutil.walk_packages([str(PACKAGE)], "imagen_jax."):
-    if module.name not in VERBS:
-      with contextlib.suppress(flags.DuplicateFlagError):
-        importlib.import_module(module.name)
+    importlib.import_module(module.name)
 
 
 class Terminal(io.StringIO):

@@ -81,13 +81,13 @@ def test_a_verb_leaves_its_process_as_it_was(state, monkeypatch, capsys):
   """What absl does itself aside: its handler on the root's log."""
   monkeypatch.setattr(sys, "argv", ["verb"])
 
-  def main():
+  def act(args):
     assert not absl_logging.level_info()
     warnings.warn_explicit("too large", UserWarning, "x.py", 1, "PIL.Image")
     warnings.warn_explicit("of ours", UserWarning, "x.py", 1, "other")
 
   before = state["snapshot"]()
   with pytest.raises(SystemExit), pytest.warns(UserWarning) as caught:
-    program.run(main)
+    program.run(program.Verb(lambda values: None, act))
   assert [str(each.message) for each in caught] == ["of ours"]
   assert set(state["changed"](before)) <= {"logger root"}
