@@ -1,7 +1,9 @@
 """The interface: load a cascade and sample images from it, train a stage.
 
-imagen = imagen_jax.load("shapes")
-imagen.sample("two red circles above a blue square on a yellow background")
+  imagen = imagen_jax.load("shapes")
+  imagen.sample("two red circles above a blue square on a yellow background")
+
+The verbs are thin wrappers over it.
 """
 
 import copy

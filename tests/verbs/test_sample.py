@@ -75,7 +75,7 @@ def test_a_picture_does_not_depend_on_its_neighbours(call):
 
 
 def test_the_text_encoder_is_gone_before_the_nets_come(call, monkeypatch):
-  load_text, load_net = build.load_text, published.load_net
+  load_text, load_net = published.load_text, published.load_net
   held, left = [], []
 
   def note(*args):
@@ -87,7 +87,7 @@ def test_the_text_encoder_is_gone_before_the_nets_come(call, monkeypatch):
     left.extend(ref for ref in held if ref() is not None)
     return load_net(*args)
 
-  monkeypatch.setattr(build, "load_text", note)
+  monkeypatch.setattr(published, "load_text", note)
   monkeypatch.setattr(published, "load_net", look)
   call(f"--prompt={STAR}", "--steps=1", "--config.text.null=empty")
   assert len(held) > 10 and not left
