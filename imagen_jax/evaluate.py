@@ -22,9 +22,7 @@ from etils import epath
 from imagen_jax import files, imagen
 from imagen_jax.cli import command_line, program
 from imagen_jax.data import images as image_data
-from imagen_jax.data.pipeline import make_batches
 from imagen_jax.data.png import grid, write_png
-from imagen_jax.data.source import load_source
 from imagen_jax.evals.text_use import caption_losses
 from imagen_jax.imagen import Imagen
 from imagen_jax.interop import published, weights
@@ -80,6 +78,8 @@ def text_use(
   cascade: Imagen, source: Any, seed: int
 ) -> dict[str, dict[str, float]]:
   """Per stage: mean loss with the own caption and with another one."""
+  from imagen_jax.data.pipeline import make_batches
+
   encode, result = cascade.part("text"), {}
   for name, stage in zip(cascade.names, cascade.cascade.stages, strict=True):
     net = cascade.part(name)
@@ -122,6 +122,9 @@ def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
 
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
+  # Not above: the core does without what it imports.
+  from imagen_jax.data.source import load_source
+
   config = args.config
   command_line.check_at_least(args, "num_images", 2)
   command_line.check_at_least(args, "batch_size", 1)

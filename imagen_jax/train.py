@@ -17,7 +17,6 @@ from imagen_jax import build, imagen
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop import published
 from imagen_jax.training.preemption import SAVED
-from imagen_jax.training.summary import dry_run
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -66,6 +65,9 @@ def main(args: flags.FlagValues) -> None:
   published.tokenizer(run.text)
   command_line.join_others(args)
   if args.dry_run:
+    # Not above: the core does without what it imports.
+    from imagen_jax.training.summary import dry_run
+
     interrupted = not dry_run(run, workdir)
   else:
     interrupted = imagen.train(

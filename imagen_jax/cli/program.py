@@ -21,6 +21,14 @@ from etils import epath
 from imagen_jax.cli import command_line
 from imagen_jax.files import reason
 
+# What brings a package that the core does without.
+EXTRAS = {
+  "array_record": "train",
+  "gcsfs": "gcs",
+  "grain": "train",
+  "tensorboard": "train",
+  "tensorflow_datasets": "train",
+}
 LOST = 76  # exit code of who lost another process, for whom to start it again
 
 
@@ -93,8 +101,9 @@ def as_exit_codes() -> Iterator[None]:
   """Ends the program with a sentence for an error that needs no traceback.
 
   The exit code is 2 for bad flags; 1 for any other ValueError, a file that
-  cannot be read or written, on gs:// too; 130 for an interruption; LOST for a
-  computation of many processes that failed.
+  cannot be read or written, on gs:// too, and a missing package that an extra
+  brings; 130 for an interruption; LOST for a computation of many processes that
+  failed.
   """
   try:
     yield
@@ -109,6 +118,15 @@ def as_exit_codes() -> Iterator[None]:
     fail(str(error), 1)
   except KeyboardInterrupt:
     fail("interrupted", 130)
+  except ImportError as error:
+    extra = EXTRAS.get((error.name or "").partition(".")[0])
+    if extra is None:
+      raise
+    fail(
+      f"the package {error.name} is not installed, expected the extra {extra}: "
+      f"pip install 'imagen_jax[{extra}]'",
+      1,
+    )
   except Exception as error:
     if _is_of_a_store(error):
       fail(reason(error), 1)

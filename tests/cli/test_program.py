@@ -1,5 +1,8 @@
 """How a program ends by what its main raises."""
 
+import subprocess
+import sys
+
 import jax
 import pytest
 from gcsfs.retry import validate_response
@@ -50,3 +53,26 @@ def test_what_gs_answers_is_one_sentence(capsys, status, said):
 def test_what_is_our_own_mistake_is_a_traceback(error):
   with pytest.raises(type(error)), program.as_exit_codes():
     raise error
+
+
+def test_a_package_that_an_extra_brings_is_named(capsys):
+  with pytest.raises(SystemExit) as end, program.as_exit_codes():
+    raise ModuleNotFoundError("No module named 'grain'", name="grain")
+  assert end.value.code == 1
+  assert capsys.readouterr().err == (
+    "error: the package grain is not installed, expected the extra train: "
+    "pip install 'imagen_jax[train]'\n"
+  )
+  with pytest.raises(ImportError), program.as_exit_codes():
+    raise ImportError("cannot import name 'x' from 'imagen_jax.y'", name="y")
+
+
+def test_verbs_that_train_import_no_extra():
+  """So that a missing one is their sentence, not a traceback."""
+  code = (
+    "import sys; sys.modules.update(dict.fromkeys(sys.argv[1:])); "
+    "import imagen_jax.train, imagen_jax.evaluate"
+  )
+  command = [sys.executable, "-c", code, *program.EXTRAS]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
