@@ -1,8 +1,11 @@
 """The verb sample: what it writes, and what a picture depends on."""
 
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 import weakref
 
 import jax
@@ -195,3 +198,27 @@ def test_a_long_prompt_is_cut_with_a_warning(config, call, run, tmp_path):
   # What is cut makes no difference, nor does another process.
   (other,) = call(f"--prompt={start} at night").iterdir()
   assert np.abs(read(path).astype(int) - read(other)).max() <= 1
+
+
+def test_two_verbs_and_two_cascades_in_one_process(config):
+  """As a notebook or a server may have them."""
+  code = """
+import sys
+import imagen_jax
+assert "jax" not in sys.modules
+import imagen_jax.sample, imagen_jax.evaluate
+one = imagen_jax.load(sys.argv[1])
+two = imagen_jax.load(sys.argv[1], overrides={"larger.sampling.steps": 2})
+draw = lambda cascade: cascade.sample("a red star", progress=False).arrays
+first, second, again = draw(one), draw(two), draw(one)
+assert first.shape == second.shape == (1, 16, 16, 3)
+assert (first == again).all() and (first != second).any()
+print("sampled")
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code, str(config)],
+    env={k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout) == (0, "sampled\n"), done.stderr
