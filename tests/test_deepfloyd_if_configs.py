@@ -12,7 +12,7 @@ import pytest
 
 from imagen_jax import build
 from imagen_jax.configs import deepfloyd_if, deepfloyd_if_train
-from imagen_jax.diffusion.samplers import ancestral_step
+from imagen_jax.diffusion.samplers import LearnedAncestral
 from imagen_jax.diffusion.schedules import DiscreteCosineSchedule
 
 MANIFESTS = pathlib.Path(__file__).parent / "interop" / "deepfloyd_if"
@@ -57,10 +57,10 @@ def test_the_cascade_is_as_published(home, first, second):
     assert parameters(stage, text) == SIZES[name]
     assert config[cascade.names[i]].weights == str(home / f"{name}-v1.0/unet")
     assert stage.schedule == DiscreteCosineSchedule()
-    assert sampling.step is ancestral_step
+    assert sampling.step == LearnedAncestral()
     assert sampling.guidance == (7, 4)[i]
     assert sampling.threshold.cap == (1.5, 1.0)[i]
-    assert len(sampling.times) == (100, 50)[i]
+    assert sampling.num_steps == (100, 50)[i]
   assert cascade.samplings[1].aug_level == 0.25
   assert cascade.stages[1].enlarge is not None
   assert (text.length, text.null, text.attend_padding) == (77, "empty", True)

@@ -146,7 +146,7 @@ from imagen_jax.cli import program
 verb = importlib.import_module("imagen_jax." + sys.argv[1])
 for args in json.loads(sys.argv[2]):
   try:
-    with program.as_exit_codes():
+    with program.stores_by_gcsfs(), program.as_exit_codes():
       verb.main(args)
   except SystemExit as end:
     print("exit", end.code)
