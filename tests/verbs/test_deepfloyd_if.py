@@ -88,10 +88,13 @@ def read(folder) -> np.ndarray:
   return np.asarray(Image.open(path))
 
 
-def test_a_prompt_becomes_a_picture(call, home):
+def test_a_prompt_becomes_a_picture(run, home, tmp_path):
   """By its own settings but for fewer steps and smaller pictures."""
   given = [f"--weights={home}", "--steps=2", "--prompt=A red Star "]
-  picture = read(call(*given, config=f"{home}/small.py"))
+  given += [f"--config={home}/small.py", f"--outdir={tmp_path}"]
+  done = run("sample", *given)
+  assert done.returncode == 0, done.stderr
+  picture = read(tmp_path)
   assert picture.shape == (64, 64, 3)
   assert picture.std() > 10
 
