@@ -87,7 +87,7 @@ class Samples:
     return path
 
   def _suffix(self, seed: int) -> str:
-    """What file names hold of the settings: "s0", "s0-guidance5.0"."""
+    """Returns the settings as file names hold them: "s0-guidance5.0"."""
     changes = [
       f"{key}{re.sub(r'[^a-z0-9.,-]+', '_', value.lower()).strip('_')}"
       for key, value in self.settings.items()
@@ -96,7 +96,7 @@ class Samples:
     return "-".join([f"s{seed}", *changes])
 
   def _repr_png_(self) -> bytes:
-    """What a notebook shows: the grid, its side at most 2048 pixels."""
+    """Returns the grid for a notebook, its side at most 2048 pixels."""
     sheet = self.grid()
     shrink = math.ceil(max(sheet.size) / 2048)
     return encode_png(np.asarray(sheet.reduce(shrink) if shrink > 1 else sheet))

@@ -173,14 +173,8 @@ class Ancestral:
     self, keys: jax.Array, z_t: jax.Array, x_hat: jax.Array, step: Step
   ) -> jax.Array:
     """Returns z_s; a variance that the net learned is not used."""
-    return ancestral_step(
-      keys,
-      z_t,
-      x_hat,
-      logsnr_t=step.logsnr_t,
-      logsnr_s=step.logsnr_s,
-      gamma=self.gamma,
-    )
+    fixed = step._replace(gamma=self.gamma)
+    return LearnedAncestral()(keys, z_t, x_hat, fixed)
 
 
 @jax.tree_util.register_dataclass
@@ -194,7 +188,7 @@ class LearnedAncestral:
     self, keys: jax.Array, z_t: jax.Array, x_hat: jax.Array, step: Step
   ) -> jax.Array:
     """Returns z_s."""
-    assert step.gamma is not None, "a net that learns no variance has no gamma"
+    assert step.gamma is not None, "the net learns no variance"
     return ancestral_step(
       keys,
       z_t,

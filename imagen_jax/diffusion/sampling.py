@@ -1,4 +1,4 @@
-"""How to sample from a stage: the settings, and the times that they ask for."""
+"""Settings for sampling from a stage, and the times that they ask for."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ class SamplingArgs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How to sample from a stage.
+  """Settings for sampling from a stage.
 
   steps: the number of steps, uniform in t; 256 if neither it nor timesteps is
     given (not in the paper, which does not state the number).

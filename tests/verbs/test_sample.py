@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import imagen_jax
 from imagen_jax import build, samples
+from imagen_jax.data.images import to_uint8
 from imagen_jax.imagen import Imagen
 from imagen_jax.interop import published
 
@@ -136,6 +138,27 @@ def test_more_pictures_than_a_batch_holds(call):
   np.testing.assert_array_equal(sheet[18:, :16], pictures[3])
   with Image.open(name) as image:
     assert json.loads(image.text["prompt"]) == [STAR, CIRCLE]
+
+
+def test_the_interface_gives_the_verbs_images(call, config):
+  """One by its number, and a part of the cascade too."""
+  imagen = imagen_jax.load(str(config))
+  samples = imagen.sample(STAR, num_images=3, progress=False)
+  one = call(f"--prompt={STAR}", "--index=2", outdir="one")
+  assert names(one) == ["a_red_star-s0-2.png"]
+  last = read(one / "a_red_star-s0-2.png")
+  np.testing.assert_array_equal(last, samples.images[2])
+  first = call(f"--prompt={STAR}", "--stages=:base", outdir="first")
+  small = read(first / "a_red_star-s0-0.png")
+  expected = to_uint8(samples.stages["base"][0])
+  np.testing.assert_array_equal(small, expected)
+  args = ("--stages=larger:", f"--image={first}/a_red_star-s0-0.png")
+  second = call(f"--prompt={STAR}", *args, outdir="second")
+  large = read(second / "a_red_star-s0-0.png").astype(int)
+  # From 8 bits of the small image, not from its floats.
+  assert np.abs(large - samples.images[0]).mean() < 8
+  with pytest.raises(ValueError, match="^--stages is 'base', expected FIRST:L"):
+    call(f"--prompt={STAR}", "--stages=base")
 
 
 def test_a_file_of_prompts(call, tmp_path):
