@@ -75,8 +75,17 @@ def load(
     ValueError: for a config, key or path that cannot be used.
   """
   config = _read(config, overrides)
-  _set_weights(config, weights)
+  if isinstance(weights, str | os.PathLike):
+    _move_weights(config, os.fspath(weights))
+    weights = None
   cascade = build.cascade(config)
+  for name, path in (weights or {}).items():
+    parts = (*cascade.names, TEXT)
+    if name not in parts:
+      raise ValueError(
+        f"weights names {name!r}, expected one of {', '.join(parts)}"
+      )
+    config[name].weights = os.fspath(path)
   for name in cascade.names:  # fetched, if they are on the Hub
     published.packaged(config[name].weights)
   devices = build.sampling_devices(config) if mesh is None else mesh
@@ -149,21 +158,10 @@ def _read(config: Any, overrides: Mapping[str, Any] | None) -> Any:
   return config
 
 
-def _set_weights(config: Any, weights: Mapping[str, str] | str | None) -> None:
-  """Changes a cascade config's paths of weights as load() is asked to."""
-  if isinstance(weights, str | os.PathLike):
-    if not build.move_weights(config, os.fspath(weights)):
-      raise ValueError(
-        f"weights is {weights}, but the config has no hf:// paths"
-      )
-    return
-  for name, path in (weights or {}).items():
-    parts = (*build.cascade(config).names, TEXT)
-    if name not in parts:
-      raise ValueError(
-        f"weights names {name!r}, expected one of {', '.join(parts)}"
-      )
-    config[name].weights = os.fspath(path)
+def _move_weights(config: Any, to: str) -> None:
+  """Moves a config's hf:// paths, of nets' settings too; there must be some."""
+  if not build.move_weights(config, to):
+    raise ValueError(f"weights is {to}, but the config has no hf:// paths")
 
 
 class Imagen:
@@ -345,7 +343,7 @@ class Imagen:
       ValueError: at once, for an argument that cannot be used; and if a stage's
         images are not finite.
     """
-    return self._stream(self.request(prompts, rows, **options))
+    return self.run(self.request(prompts, rows, **options))
 
   def request(
     self,
@@ -355,12 +353,12 @@ class Imagen:
     batch_size: int | None = None,
     **options: Any,
   ) -> Request:
-    """Returns what stream() would do; see there."""
+    """Returns what stream() is asked, checked; run() does it."""
     size = self.batch_size if batch_size is None else batch_size
     return make_request(self.cascade, prompts, rows, batch_size=size, **options)
 
-  def _stream(self, request: Request) -> Iterator[Samples]:
-    """Runs the stages of a request, batch by batch."""
+  def run(self, request: Request) -> Iterator[Samples]:
+    """Runs the stages of a request; yields each batch when it is finished."""
     text = self._text(request)
     rows, size = request.rows, request.batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -434,7 +432,7 @@ class Imagen:
     """One stage's images of a batch, the first `count` rows of it."""
     name, stage = self.names[number], self.cascade.stages[number]
     sampling, size = request.samplings[number], inputs.keys.shape[0]
-    steps = sampling.num_steps
+    steps, settings = sampling.num_steps, sampling.args()
     rows = meshes.rows_sharding(self._devices, size)
     carry = meshes.put_rows(stage.blank(size), rows)
     quiet = not request.progress or jax.process_index() > 0
@@ -443,7 +441,7 @@ class Imagen:
       for last in stops(request, steps):
         with jax.set_mesh(self._devices):
           carry = run_stage(
-            stage, net, carry, first, last, inputs, sampling.args(), rows=rows
+            stage, net, carry, first, last, inputs, settings, rows=rows
           )
         if request.callback and is_observed(request, last - 1, steps):
           x_hat = meshes.to_host(carry.x_hat)[:count]

@@ -315,6 +315,8 @@ def _lowres(
       f"stage {name} upsamples, expected image, what it is to upsample"
     )
   kinds = (Image.Image, np.ndarray, str, os.PathLike)
+  if isinstance(image, kinds):  # one for all is read once
+    return np.stack([_at_size(image, stage.lowres_size)] * count)
   given = _one_each("image", image, kinds, count)
   return np.stack([_at_size(each, stage.lowres_size) for each in given])
 

@@ -13,6 +13,7 @@ import time
 STARTED = time.monotonic()  # before the imports, which take seconds
 
 # ruff: noqa: E402
+import dataclasses
 import pathlib
 
 import jax
@@ -122,7 +123,7 @@ def main(args: flags.FlagValues) -> None:
     image=args.image,
     batch_size=args.batch_size,
   )
-  cascade.request(prompts, rows, **options)  # checks all before the work begins
+  request = cascade.request(prompts, rows, **options)
   if first_host:
     program.check_writable("outdir", outdir)
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
@@ -134,7 +135,7 @@ def main(args: flags.FlagValues) -> None:
     cascade.release("text")
   done, count = [], 0
   progress.start(0)
-  for samples in cascade.stream(prompts, rows, text=text, **options):
+  for samples in cascade.run(dataclasses.replace(request, text=text)):
     count += len(samples)
     progress.show(count)
     if first_host:

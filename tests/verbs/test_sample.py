@@ -161,6 +161,20 @@ def test_the_interface_gives_the_verbs_images(call, config):
     call(f"--prompt={STAR}", "--stages=base")
 
 
+def test_weights_of_a_part_can_be_others(config):
+  """Here those that the config itself names, moved away from it."""
+  names = ("text", "base", "larger")
+  files = {n: config.parent / f"{n}.safetensors" for n in names}
+  away = {f"{n}.weights": "nowhere.safetensors" for n in names}
+  draw = lambda **how: (
+    imagen_jax.load(str(config), **how).sample(STAR, progress=False).arrays
+  )
+  moved = draw(weights=files, overrides=away)
+  np.testing.assert_array_equal(moved, draw())
+  with pytest.raises(ValueError, match="^weights names 'x', expected one of b"):
+    imagen_jax.load(str(config), weights={"x": "y"})
+
+
 def test_a_file_of_prompts(call, tmp_path):
   path = tmp_path / "prompts.txt"
   text = f"\ufeff{STAR}\n\n  \nein grüner Kreis\n{CIRCLE}"
