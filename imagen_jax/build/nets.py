@@ -23,6 +23,7 @@ NETS = {
 NET_NAMES = {
   "dtype": {"float32": jnp.float32, "bfloat16": jnp.bfloat16},
   "activation": diffusers.ACTIVATIONS,
+  "precision": dict(zip(layers.PRECISIONS, layers.PRECISIONS, strict=True)),
   "text_norm": {"layer": layers.layer_norm, "group": layers.text_group_norm},
 }
 

@@ -26,9 +26,20 @@ class Schedule(Protocol):
   def inverse(self, logsnr: jax.Array) -> jax.Array:
     """logsnr -> t in [0, 1], any shape."""
 
+  def from_uniform(self, u: jax.Array) -> jax.Array:
+    """Returns the time t [...] that a uniform draw u [...] in [0, 1) means."""
+
+
+class Continuous:
+  """Draws t itself uniformly; a base of schedules of all t in [0, 1]."""
+
+  def from_uniform(self, u: jax.Array) -> jax.Array:
+    """Returns u."""
+    return jnp.asarray(u, jnp.float32)
+
 
 @dataclasses.dataclass(frozen=True)
-class CosineSchedule:
+class CosineSchedule(Continuous):
   """logsnr(t) = -2 log tan(pi t / 2): alpha = cos(pi t / 2). Stages 1 and 2.
 
   The clip to [-20, 20] is our default.
@@ -60,7 +71,7 @@ class CosineSchedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearSchedule:
+class LinearSchedule(Continuous):
   """logsnr(t) = -log expm1(B(t)), B(t) = integral of beta from 0 to t. Stage 3.
 
   beta rises linearly from beta_min to beta_max. The defaults are the limit in
@@ -138,6 +149,15 @@ class DiscreteCosineSchedule:
     borders = -(table[1:] + table[:-1]) / 2
     step = jnp.searchsorted(borders, -jnp.asarray(logsnr, jnp.float32))
     return step.astype(jnp.float32) / STEPS
+
+  def from_uniform(self, u: jax.Array) -> jax.Array:
+    """Returns floor(1000 u) / 1000, so that all 1000 steps are equally likely.
+
+    To round instead would draw step 0 half as often as the others, and step
+    999 one and a half times as often.
+    """
+    step = jnp.floor(STEPS * jnp.asarray(u, jnp.float32))
+    return jnp.minimum(step, STEPS - 1) / STEPS
 
 
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:

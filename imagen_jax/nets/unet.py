@@ -17,6 +17,7 @@ from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
   adaptive_norm,
+  at_own_precision,
   downsample,
   group_norm,
   layer_norm,
@@ -65,8 +66,9 @@ class UNet(nn.Module):
   image_size is the size at which `attn_resolutions` are counted; the net
   itself takes any size divisible by 2^(levels - 1). num_res_blocks is of each
   level, or one number for all. text_width is the width the text is projected
-  to before the attention layers; that there is a projection is ours. As a
-  super-resolution net it takes cond.lowres and cond.aug_level. remat says what
+  to before the attention layers; that there is a projection is ours. With
+  pool_projected, pooling reads that projection too, and not the encoder's full
+  width. As a super-resolution net it takes cond.lowres and cond.aug_level. remat says what
   the blocks of each level keep for the backward pass, scan that equal blocks
   are compiled as one loop (nets/blocks.py). emb_width is that of the embedding
   of time, None for four times embed_dim. What follows it is not the paper's
@@ -82,6 +84,7 @@ class UNet(nn.Module):
   per_head_channels: int = 64
   feature_pooling_type: str = "attention"
   text_width: int = 2048
+  pool_projected: bool = False
   norm_groups: int = 32
   out_channels: int = 3
   emb_width: int | None = None
@@ -92,6 +95,7 @@ class UNet(nn.Module):
   remat: tuple[str, ...] = ()
   scan: bool = False
   dtype: Any = jnp.float32
+  precision: str = "highest"
 
   @property
   def stride(self) -> int:
@@ -198,11 +202,14 @@ class UNet(nn.Module):
     return in_turn(block, units, h, skips, remat=remat, scan=self.scan)
 
   @nn.compact
+  @at_own_precision
   def __call__(
     self, z: jax.Array, time: jax.Array, cond: Conditioning
   ) -> jax.Array:
     """z [B, H, W, C], time [B] in [0, 1000] -> [B, H, W, out] float32."""
     self.check_levels()
+    text = ProjectText(self.text_width, self.dtype, name="text")(cond.text)
+    pooled = cond.replace(text=text) if self.pool_projected else cond
     emb = CombineEmbs(
       self.embed_dim,
       self.emb_width or 4 * self.embed_dim,
@@ -211,8 +218,7 @@ class UNet(nn.Module):
       self.activation,
       dtype=self.dtype,
       name="combine_embs",
-    )(time, cond)
-    text = ProjectText(self.text_width, self.dtype, name="text")(cond.text)
+    )(time, pooled)
     widths = [self.embed_dim * m for m in self.channel_mult]
     last = len(widths) - 1
 
@@ -246,6 +252,10 @@ class UNet(nn.Module):
 
     h = self.activation(group_norm(self.norm_groups, "norm_out")(h))
     head = nn.Conv(
-      self.out_channels, (3, 3), kernel_init=zeros, name="conv_out"
+      self.out_channels,
+      (3, 3),
+      precision=jax.lax.Precision.HIGHEST,
+      kernel_init=zeros,
+      name="conv_out",
     )
     return head(h.astype(jnp.float32))
