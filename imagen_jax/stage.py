@@ -177,7 +177,7 @@ class Stage:
     return self.net.init(key, z, jnp.zeros(1), cond)["params"]
 
   def time(self, logsnr: jax.Array) -> jax.Array:
-    """Returns the net's noise input in [0, 1000], the schedule's time of logsnr.
+    """Returns the net's noise input in [0, 1000]: the time of logsnr.
 
     It is rounded to 1/1024. That hides the error of inverting a schedule in
     float32, which is smaller, so that a table's steps are whole numbers.

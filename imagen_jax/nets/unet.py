@@ -63,39 +63,36 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
   """ADM U-Net that attends to pixels and text (App. F.1).
 
-  image_size is the size at which `attn_resolutions` are counted; the net
-  itself takes any size divisible by 2^(levels - 1). num_res_blocks is of each
-  level, or one number for all. text_width is the width the text is projected
-  to before the attention layers; that there is a projection is ours. With
-  pool_projected, pooling reads that projection too, and not the encoder's full
-  width. As a super-resolution net it takes cond.lowres and cond.aug_level. remat says what
-  the blocks of each level keep for the backward pass, scan that equal blocks
-  are compiled as one loop (nets/blocks.py). emb_width is that of the embedding
-  of time, None for four times embed_dim. What follows it is not the paper's
-  to choose: DeepFloyd IF has other values.
+  It takes images of any size divisible by 2^(levels - 1). As a super-resolution
+  net it takes cond.lowres and cond.aug_level. The settings from norm_groups to
+  text_norm are not in the paper; DeepFloyd IF has other values.
   """
 
-  image_size: int = 64
-  embed_dim: int = 512
-  channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-  num_res_blocks: int | tuple[int, ...] = 3
-  attn_resolutions: tuple[int, ...] = (32, 16, 8)
-  text_cross_attn_res: tuple[int, ...] = (32, 16, 8)
-  per_head_channels: int = 64
-  feature_pooling_type: str = "attention"
+  image_size: int = 64  # pixels; the size at which resolutions are counted
+  embed_dim: int = 512  # the width of level 0, in channels
+  channel_mult: tuple[int, ...] = (1, 2, 3, 4)  # each level's width / embed_dim
+  num_res_blocks: int | tuple[int, ...] = 3  # of each level; one for all
+  attn_resolutions: tuple[int, ...] = (32, 16, 8)  # of self-attention, pixels
+  text_cross_attn_res: tuple[int, ...] = (32, 16, 8)  # of text, in pixels
+  per_head_channels: int = 64  # of attention
+  feature_pooling_type: str = "attention"  # or "mean"
+  # Not in the paper: the width that text is projected to for attention.
   text_width: int = 2048
+  # Not in the paper: whether pooling reads that projection, not the encoder's
+  # full width.
   pool_projected: bool = False
   norm_groups: int = 32
-  out_channels: int = 3
-  emb_width: int | None = None
+  out_channels: int = 3  # 6 with a learned variance
+  emb_width: int | None = None  # of the time embedding; None is 4 embed_dim
   pool_head_channels: int = 64
-  residual_scale: float = 1.0
+  residual_scale: float = 1.0  # multiplies a residual block's sum
   activation: Callable[[jax.Array], jax.Array] = nn.swish
   text_norm: Callable[[str], nn.Module] = layer_norm
+  # What each level's blocks keep for the backward pass (nets/blocks.py).
   remat: tuple[str, ...] = ()
-  scan: bool = False
-  dtype: Any = jnp.float32
-  precision: str = "highest"
+  scan: bool = False  # whether equal blocks are compiled as one loop
+  dtype: Any = jnp.float32  # of products and convolutions
+  precision: str = "highest"  # of products of float32, one of PRECISIONS
 
   @property
   def stride(self) -> int:
