@@ -67,7 +67,7 @@ def stage(config: Mapping[str, Any], where: str = "stage") -> Stage:
     if key in config:
       resolved[key] = settings(config[key], f"{where}.{key}", options)
   for key, options in STAGE_NAMES.items():
-    if config.get(key) is not None:
+    if key in config and (key != "enlarge" or config[key] is not None):
       resolved[key] = pick(config[key], f"config {where}.{key}", options)
   return fill(Stage, config, where, fields(Stage), **resolved)
 

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 
 # A net counts time in steps of 1 / STEPS, whatever its schedule.
 STEPS = 1000
+# The largest |log-SNR|: beyond it float32 has no alpha^2 or sigma^2, whose
+# ratios are then infinite or no numbers.
+MOST_LOGSNR = 80.0
 
 
 class Schedule(Protocol):
@@ -54,6 +57,13 @@ class CosineSchedule(Continuous):
         f"logsnr_min={self.logsnr_min} of the cosine schedule must be less "
         f"than logsnr_max={self.logsnr_max}."
       )
+    for name in ("logsnr_min", "logsnr_max"):
+      value = getattr(self, name)
+      if not -MOST_LOGSNR <= value <= MOST_LOGSNR:
+        raise ValueError(
+          f"{name} is {value}, expected -{MOST_LOGSNR:g} to {MOST_LOGSNR:g},"
+          " the log-SNR that float32 can compute with"
+        )
 
   def __call__(self, t: jax.Array) -> jax.Array:
     """2 log(alpha / sigma), clipped; t in [0, 1]."""
@@ -96,6 +106,13 @@ class LinearSchedule(Continuous):
     if not 0 < self.t_min < 1:
       raise ValueError(
         f"t_min={self.t_min} of the linear schedule must lie between 0 and 1."
+      )
+    # At t_min, logsnr = -log B(t_min), with B nearly beta_min t_min.
+    if -math.log(self.beta_min) - math.log(self.t_min) > MOST_LOGSNR:
+      raise ValueError(
+        f"t_min is {self.t_min}, expected at least"
+        f" {math.exp(-MOST_LOGSNR) / self.beta_min:.0e}: the log-SNR there is"
+        f" to be at most {MOST_LOGSNR:g}"
       )
 
   def __call__(self, t: jax.Array) -> jax.Array:
