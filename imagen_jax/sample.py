@@ -68,8 +68,11 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("outdir", "samples", "Where the PNGs go.", **on)
 
 
-def read_prompts(args: flags.FlagValues) -> list[str]:
-  """The prompts of --prompt and --prompts_file, in this order."""
+def read_prompts(args: flags.FlagValues) -> list[str] | None:
+  """Returns the prompts of --prompt and --prompts_file, in this order.
+
+  None is for a cascade without text.
+  """
   prompts, name = list(args.prompt), args.prompts_file
   if name:
     try:
@@ -83,14 +86,15 @@ def read_prompts(args: flags.FlagValues) -> list[str]:
         f"prompts_file {name} cannot be read: {error.strerror}"
       ) from error
     prompts += [line for line in text.splitlines() if line.strip()]
-  if not prompts:
+  if name and not prompts:
     raise ValueError(
       f"prompts_file {name} has no prompt in it, expected one per line"
-      if name
-      else "there is no prompt, give --prompt or --prompts_file"
     )
-  check_prompts(prompts)
-  return prompts
+  if not prompts and args.config.get("text"):
+    raise ValueError("there is no prompt, give --prompt or --prompts_file")
+  if prompts:
+    check_prompts(prompts)
+  return prompts or None
 
 
 def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
@@ -107,7 +111,10 @@ def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
 def main(args: flags.FlagValues) -> None:
   prompts = read_prompts(args)
   rows = image_rows(
-    len(prompts), num_images=args.num_images, seed=args.seed, index=args.index
+    len(prompts or [None]),
+    num_images=args.num_images,
+    seed=args.seed,
+    index=args.index,
   )
   outdir = epath.Path(args.outdir).expanduser()
   command_line.join_others(args)

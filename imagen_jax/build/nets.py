@@ -12,7 +12,7 @@ from imagen_jax.nets import layers
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder, int8_dense
 from imagen_jax.nets.unet import UNet
-from imagen_jax.text.settings import Text
+from imagen_jax.text.settings import NoText, Text
 
 NETS = {
   "UNet": UNet,
@@ -39,8 +39,13 @@ def net(config: Mapping[str, Any], where: str = "stage.net") -> nn.Module:
   return module(rest, where, cls)
 
 
-def text(config: Mapping[str, Any]) -> Text:
-  """Returns the settings of the text encoder that config.text describes."""
+def text(config: Mapping[str, Any] | None) -> Text | NoText:
+  """Returns the settings of the text encoder that config.text describes.
+
+  None is for unconditional nets.
+  """
+  if config is None:
+    return NoText()
   encoder = section(config, "text").get("encoder")
   encoder = module(encoder, "text.encoder", T5Encoder)
   if config.get("int8") is True:

@@ -12,7 +12,7 @@ from imagen_jax.data.png import write_png
 from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.mesh import row_ways
 from imagen_jax.stage import Stage
-from imagen_jax.text.encoder import Embedder
+from imagen_jax.text.encoder import Embedder, Unconditional
 from imagen_jax.training.grids import batch_grid
 from imagen_jax.training.job import STOPPED, open_job
 from imagen_jax.training.setup import Run
@@ -72,7 +72,7 @@ def memory_table(state: TrainState, text_params: Any) -> str:
 
 def model_flops(
   stage: Stage,
-  embedder: Embedder,
+  embedder: Embedder | Unconditional,
   params: Any,
   text_params: Any,
   batch: Batch,
@@ -89,7 +89,7 @@ def model_flops(
     return batch_loss(stage, embedder, params, text_params, draws, batch)
 
   def encode(text_params, batch):
-    return embedder(text_params, batch["tokens"], batch["mask"])
+    return embedder(text_params, batch.get("tokens"), batch.get("mask"))
 
   both = count_flops(forward, params, text_params, batch)
   encoding = count_flops(encode, text_params, batch)
