@@ -1,6 +1,7 @@
 """What is offered as T5's weights and is not: one sentence, nothing run."""
 
 import json
+import math
 import pathlib
 import pickle
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from imagen_jax.interop import t5
+from imagen_jax.interop import t5, weights
 
 BLOCK = "encoder.block.0.layer.0.SelfAttention."
 
@@ -132,24 +133,92 @@ def test_a_shard_is_missing_or_lacks_a_tensor(
   assert refused(tmp_path) == said
 
 
+NAMES = "expected the names of safetensors files beside it"
+
+
 @pytest.mark.parametrize(
-  "index",
+  ("index", "said"),
   [
-    "{",
-    "[]",
-    "{}",
-    '{"weight_map": ["a"]}',
-    '{"weight_map": {"a": 1}}',
-    '{"weight_map": {"a": "../a.safetensors"}}',
+    ("{", "is not JSON: Expecting property name"),
+    ("[" * 200_000, "is nested too deeply, expected at most 100 levels"),
+    ('{"a": ' * 101 + "1" + "}" * 101, "is nested too deeply, expected at"),
+    ("[]", "has no weight_map, expected one from tensors to the safetensors"),
+    ("{}", "has no weight_map, expected"),
+    ('{"weight_map": ["a"]}', "has no weight_map, expected"),
+    ('{"weight_map": {"a": 1}}', f"names the file '1', {NAMES}"),
+    ('{"weight_map": {"a": null}}', f"names the file 'None', {NAMES}"),
+    (
+      json.dumps({"weight_map": {"a": "\x1b[2J\n" * 10**6}}),
+      "names the file '\\x1b[2J\\n",
+    ),
   ],
 )
-def test_no_index(tmp_path, refused, index):
+def test_no_index(tmp_path, refused, index, said):
   path = tmp_path / "model.safetensors.index.json"
   path.write_text(index)
-  assert refused(tmp_path) == (
-    f"weights {path} are no index, expected JSON with a weight_map from "
-    "tensors to files beside it"
-  )
+  assert refused(tmp_path).startswith(f"index of weights {path} {said}")
+
+
+# Patterns, and paths out of the repository.
+STRAYS = (
+  "*", "*.safetensors", "?.safetensors", "[a].safetensors", "a/b.safetensors",
+  "../a.safetensors", "/a.safetensors", "..\\a.safetensors", ".safetensors",
+  "..", "", ".a.safetensors", "a.py", "a.safetensors.py", "a\n.safetensors",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_an_index_names_files_beside_it_alone(tmp_path, refused, name):
+  path = tmp_path / "model.safetensors.index.json"
+  path.write_text(json.dumps({"weight_map": {"a": name}}))
+  said = f"index of weights {path} names the file {name!r}, {NAMES}"
+  assert refused(tmp_path) == said
+
+
+BAD_NAMES = ("\x1b]0;you\x07", "a\nb", "n" * 10**6, " a", "")
+
+
+@pytest.mark.parametrize("bad", BAD_NAMES)
+def test_names_of_tensors_are_escaped_and_cut(tmp_path, state, refused, bad):
+  path = tmp_path / "model.safetensors"
+  safetensors.numpy.save_file(state | {bad: np.ones(2, np.float32)}, path)
+  assert f"have the unknown {bad!r}"[:60] in refused(path)
+  assert refused(path).isprintable()
+
+
+# --- What holds no weights.
+
+DTYPES = {
+  "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8,
+  "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "C64": 8,
+}  # fmt: skip
+
+
+def write_dtype(path, dtype, shapes):
+  """Writes a safetensors file by hand, all of one dtype, its bytes 1."""
+  header, end = {}, 0
+  for name, shape in shapes.items():
+    size = DTYPES[dtype] * math.prod(shape)
+    about = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+    header, end = header | {name: about}, end + size
+  data = json.dumps(header).encode()
+  path.write_bytes(len(data).to_bytes(8, "little") + data + b"\1" * end)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["ours", "t5", "hub"])
+def test_what_holds_no_floats_is_refused(tmp_path, like, state, dtype, kind):
+  path = tmp_path / "model.safetensors"
+  flat = flax.traverse_util.flatten_dict(like, sep="/")
+  named = state if kind == "hub" else flat
+  write_dtype(path, dtype, {n: list(x.shape) for n, x in named.items()})
+  load = weights.load if kind == "ours" else t5.load
+  with pytest.raises(ValueError) as caught:
+    load(path, like)
+  said = str(caught.value)
+  assert said.startswith(f"weights {path} are not those of the config's net")
+  assert f" as {dtype}[" in said and "floats of 16 bits or more" in said
+  assert len(said) < 1000
 
 
 # --- Those of another net.
@@ -172,7 +241,8 @@ def test_misfits_are_named_as_the_file_names_them(tmp_path, state, refused):
     f"{wi.format(0, '_0')}, {wi.format(0, '_1')}, {wo.format(0)}, "
     f"{wi.format(1, '_0')} and 5 more; they have the unknown "
     f"{wi.format(0, '')}; they have encoder.final_layer_norm.weight as "
-    f"I8[40] (expected 40), {BLOCK}q.weight as float64[40,48] (expected 48,40)"
+    "I8[40] (expected floats of 16 bits or more, 40), "
+    f"{BLOCK}q.weight as float64[40,48] (expected 48,40)"
   )
 
 

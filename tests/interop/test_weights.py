@@ -113,6 +113,27 @@ def test_a_damaged_file_is_named(path, how):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  "data",
+  [
+    b"",
+    b"abc",
+    b"\xff" * 8,
+    (2**62).to_bytes(8, "little") + b"{}",
+    (9).to_bytes(8, "little") + b"{}",
+    (2).to_bytes(8, "little") + b"[]",
+    (2).to_bytes(8, "little") + b"{,",
+    (20).to_bytes(8, "little") + b'{"__metadata__": [ ]}',
+    (200_000).to_bytes(8, "little") + b"[" * 200_000,
+  ],
+)
+def test_metadata_of_a_damaged_file(tmp_path, data):
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=f"weights {path} (are damaged|is )"):
+    weights.read_metadata(path)
+
+
 def test_no_file(tmp_path):
   path = tmp_path / "net.safetensors"
   with pytest.raises(ValueError, match=f"^weights {path} cannot be read: No s"):
@@ -124,11 +145,11 @@ def test_no_file(tmp_path):
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    ({"b_0/w": None}, "have no parameter b_0/w$"),
-    ({"c": jnp.ones(2)}, "have an unknown parameter c$"),
+    ({"b_0/w": None}, "lack b_0/w$"),
+    ({"c": jnp.ones(2)}, "have the unknown c$"),
     (
       {"a/bias": jnp.ones((4, 1))},
-      r"have a/bias of shape \(4, 1\), expected \(4,\)$",
+      r"have a/bias as float32\[4,1\] \(expected 4\)$",
     ),
   ],
   ids=["fewer", "more", "shape"],
@@ -137,7 +158,8 @@ def test_weights_of_another_net_are_refused(path, change, said):
   flat = safetensors.flax.load_file(path) | change
   flat = {name: v for name, v in flat.items() if v is not None}
   path.write_bytes(safetensors.flax.save(flat))
-  with pytest.raises(ValueError, match=f"^weights {path} {said}"):
+  net = "are not those of the config's net: they"
+  with pytest.raises(ValueError, match=f"^weights {path} {net} {said}"):
     weights.load_weights(path, LIKE)
 
 
