@@ -69,8 +69,8 @@ def tensors(path: str | os.PathLike, like: Any) -> dict[str, Tensor]:
     for name, leaf in wanted.items()
     if not name.endswith("/kernel_scale")
   }
-  if t5x.is_checkpoint(path):
-    found = t5x.encoder(path)
+  if folder := t5x.find(path):
+    found = t5x.encoder(folder, shapes)
   else:
     found = hub.tensors(path)
   if all("/" not in name for name in found):

@@ -16,6 +16,7 @@ from imagen_jax.parallel.sharding import Placement
 Index = tuple[slice, ...]
 _NAMED = 4  # of one kind of mistake, so many names are told
 _NAME = 120  # characters of a name that is told as it is
+_WORDS = 200  # characters of what a library says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,13 @@ def shown(name: str) -> str:
   """
   plain = len(name) <= _NAME and name.isprintable() and name.strip() == name
   return name if plain and name else files.quote(name)
+
+
+def clipped(said: str) -> str:
+  """Returns a library's words in one line; they may quote a whole file."""
+  line = " ".join(said.split())
+  fine = line.isprintable() and len(line) <= _WORDS
+  return line if fine else files.quote(line, _WORDS)
 
 
 def place(

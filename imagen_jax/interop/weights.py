@@ -16,7 +16,7 @@ from etils import epath
 
 from imagen_jax import files
 from imagen_jax.checkpoints.manager import restore_ema
-from imagen_jax.interop.tensors import Tensor, check, place
+from imagen_jax.interop.tensors import Tensor, check, clipped, place
 
 # By their endings; opening one runs what its author wrote.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -161,12 +161,5 @@ def reading(path: Any, shown: Any = None) -> Iterator[None]:
     ) from error
   except safetensors.SafetensorError as error:
     raise ValueError(
-      f"weights {shown} are damaged or not safetensors: {_cut(str(error))}"
+      f"weights {shown} are damaged or not safetensors: {clipped(str(error))}"
     ) from error
-
-
-def _cut(said: str) -> str:
-  """Returns a library's words in one line; they may quote the whole file."""
-  line = " ".join(said.split())
-  fine = line.isprintable() and len(line) <= 200
-  return line if fine else files.quote(line, 200)

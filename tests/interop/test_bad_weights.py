@@ -280,7 +280,7 @@ def test_a_t5x_checkpoint_of_another_version(
     ({"version": 3}, "have no parameters as t5x stores them"),
     ({"version": 3, "optimizer": {"target": {}}}, "have no parameters as t5x"),
     (
-      {"version": 3, "optimizer": {"target": {"a": "PLACEHOLDER://a"}}},
+      {"version": 3, "optimizer": {"target": {"a": "elsewhere://a"}}},
       "have no parameters as t5x stores them",
     ),
     (
@@ -290,10 +290,33 @@ def test_a_t5x_checkpoint_of_another_version(
           "target": {"a": {"driver": "zarr", "kvstore": "x", "metadata": {}}}
         },
       },
-      "describe arrays in another way than t5x",
+      "have no parameters as t5x stores them",
     ),
+    ({"target": {"a": "PLACEHOLDER://.."}}, "have no parameters as t5x stores"),
+    ({"target": {"a": "PLACEHOLDER://"}}, "have no parameters as t5x stores"),
+    (b"\x91" * 100_000 + b"\xc0", "are damaged or not of t5x"),
+    (
+      b"\x82\xa7version\x03\xa9optimizer\x81\xa6target"
+      + b"\x81\xa1a" * 900
+      + b"\xc0",
+      "have no parameters as t5x stores them",
+    ),
+    ({"version": "\x1b" * 10**6}, "are of t5x's version '\\x1b"),
   ],
-  ids=["empty", "tensorflow", "flax", "bare", "hollow", "orbax", "spec"],
+  ids=[
+    "empty",
+    "tensorflow",
+    "flax",
+    "bare",
+    "hollow",
+    "scheme",
+    "spec",
+    "out of the folder",
+    "the folder",
+    "nested",
+    "nested less",
+    "long",
+  ],
 )
 def test_a_file_named_checkpoint_of_another_kind(tmp_path, refused, data, said):
   path = tmp_path / "checkpoint"
@@ -301,6 +324,64 @@ def test_a_file_named_checkpoint_of_another_kind(tmp_path, refused, data, said):
     data = flax.serialization.msgpack_serialize(data)
   path.write_bytes(data)
   assert refused(tmp_path).startswith(f"weights {path} {said}")
+
+
+# --- Sizes that nobody has: no memory is taken, and no time.
+
+LAYERS_KERNEL = "encoder/encoder/mlp/wo/kernel"
+
+
+def change_zarray(folder, **change):
+  """Changes what an array's folder says of it."""
+  path = folder / f"target.{LAYERS_KERNEL.replace('/', '.')}" / ".zarray"
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.fixture
+def scanned(tmp_path, flat, write_t5x):
+  """A checkpoint with one array for the wo kernels of all layers."""
+  names = [f"encoder/layers_{i}/mlp/wo/kernel" for i in range(3)]
+  rest = {n: x for n, x in flat.items() if n not in names}
+  kernels = np.stack([flat[name] for name in names], axis=1)
+  return write_t5x(tmp_path, rest | {LAYERS_KERNEL: kernels}, set(rest))
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"shape": [56, 5_000_000, 40]}, f"have {LAYERS_KERNEL} of 5000000 layers"),
+    ({"shape": [56, 2, 40]}, f"have {LAYERS_KERNEL} of 2 layers, expected 3"),
+    ({"shape": [2**62, 3, 40]}, "have encoder/layers_0/mlp/wo/kernel as float"),
+    ({"shape": [2**70, 3, 40]}, f"have {LAYERS_KERNEL} damaged: "),
+    ({"shape": [56, 3]}, f"have {LAYERS_KERNEL} damaged: "),
+    ({"chunks": [2**11, 2**10, 2**11]}, f"have {LAYERS_KERNEL} damaged: its c"),
+    ({"chunks": [2**40] * 3}, f"have {LAYERS_KERNEL} damaged: "),
+    ({"chunks": [0, 3, 40]}, f"have {LAYERS_KERNEL} damaged: "),
+    ({"shape": "[" * 10**6}, f"have {LAYERS_KERNEL} damaged: "),
+    ({"dtype": "<i8"}, "have encoder/layers_0/mlp/wo/kernel as int64[56,40]"),
+  ],
+)
+def test_sizes_of_an_array_in_its_folder(scanned, refused, change, said):
+  change_zarray(scanned, **change)
+  found = refused(scanned).removeprefix(f"weights {scanned} ")
+  net = "are not those of the config's net: they "
+  assert found.removeprefix(net).startswith(said)
+
+
+@pytest.mark.parametrize("size", [2**62, 2**70, -1, 0, None, "a", 1.5, []])
+@pytest.mark.parametrize("key", ["shape", "chunks"])
+def test_sizes_of_an_array_in_the_file(scanned, like, flat, key, size):
+  """They are not used, whatever they are."""
+  file = scanned / "checkpoint"
+  contents = flax.serialization.msgpack_restore(file.read_bytes())
+  leaf = contents["optimizer"]["target"]["encoder"]["encoder"]["mlp"]["wo"]
+  if size != 2**70:  # which msgpack has not
+    leaf["kernel"]["metadata"][key] = [size] * 3
+  else:
+    leaf["kernel"]["metadata"] = float(size)
+  file.write_bytes(flax.serialization.msgpack_serialize(contents))
+  found = t5.load(scanned, like)["encoder"]["layers_1"]["mlp"]["wo"]["kernel"]
+  np.testing.assert_array_equal(found, flat["encoder/layers_1/mlp/wo/kernel"])
 
 
 def test_no_cut_of_a_checkpoint_ends_in_a_traceback(
