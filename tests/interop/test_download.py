@@ -3,6 +3,7 @@
 From a server on this machine that answers as the Hub does.
 """
 
+import json
 import pathlib
 import runpy
 
@@ -109,6 +110,33 @@ def test_with_an_index_come_the_shards(server, text, state, path, write_shards):
   assert len(server.requests) == 4
 
 
+@pytest.mark.parametrize("at", ["", "@refs/pr/1", "@v1", "@refs/pr/1/"])
+def test_a_whole_repository(server, text, state, at, write_shards):
+  """As google/t5-v1_1-base has its safetensors at the root of a revision."""
+  server.revisions |= {"refs/pr/1", "v1"}
+  root = write_shards(server.root / "google/t5", state)
+  write(root, ["config.json", "pytorch_model.bin", "a.py", "onnx/a.json"])
+  (root / "config.json").write_text("{}")
+  params = build.load_text(text(f"hf://google/t5{at}"))
+  table = params["token_embedder"]["embedding"]
+  np.testing.assert_array_equal(table, state["shared.weight"])
+  assert len(server.requests) == 5  # three shards, index and config
+  moved = download.moved(f"hf://google/t5{at}", "else")
+  assert moved == f"hf://else/t5{at.rstrip('/')}"
+
+
+@pytest.mark.parametrize("name", ["*", "*.safetensors", "../b.safetensors"])
+def test_an_index_cannot_ask_for_more(server, name):
+  """Of {"a": "*"} came pickles, .py files and all else."""
+  repo = server.root / "someone/all"
+  write(repo, ["a.bin", "a.pkl", "a.py", "a.safetensors"])
+  index = repo / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": {"a": name}}))
+  said = refused(f"hf://someone/all/{index.name}")
+  assert f" names the file {name!r}, expected the names of safe" in said
+  assert server.requests == [f"someone/all/{index.name}"]
+
+
 def test_what_was_fetched_needs_no_connection(server, tmp_path, monkeypatch):
   path = published.packaged(f"hf://{IF}/unet")
   point_at("http://localhost:9", tmp_path, monkeypatch)
@@ -136,8 +164,9 @@ def test_the_licence_is_told_of_once(server, monkeypatch):
 def test_paths_of_no_repository(server):
   form = "hf://OWNER/REPO/PATH or hf://OWNER/REPO@REVISION/PATH"
   for path in (
-    "a", "a/b", "a/b/", "a/b/../c", "a/b/./c", "a/b//c", "a/b@/c", "/b/c",
-    "a/b@v1", "a/b@refs/pr/1", "../b/c", "datasets/a/b/c", "a/b@..%2F..%2Fc/d",
+    "a", "a/b/../c", "a/b/./c", "a/b//c", "a/b@/c", "/b/c", "../b/c", "a//b",
+    "datasets/a/b/c", "datasets/a/b", "a/b@..%2F..%2Fc/d", "a/b@../c", "a/b/*",
+    "a/b/unet/*", "a/b/?.json", "a/b/[a-z]", "a/b@v*/c", "a/b/c\\d",
   ):  # fmt: skip
     said = f"hf://{path} names no part of a repository, expected {form}"
     assert refused(f"hf://{path}") == said
