@@ -88,12 +88,17 @@ def load(
     config[name].weights = os.fspath(path)
   for name in cascade.names:  # fetched, if they are on the Hub
     published.packaged(config[name].weights)
+  # A config's other stages may be without weights, if they are not run.
+  for name in {*cascade.names} & {*(weights or {})}:
+    build.check_net(config, cascade, name)
+  published.check_text(build.text(config.text))
   devices = build.sampling_devices(config) if mesh is None else mesh
   placement = Placement(devices)
   return Imagen(
     cascade,
     load_net=lambda name: build.load_net(config, cascade, name, placement),
     load_encoder=lambda: build.load_encoder(config, placement),
+    check_net=lambda name: build.check_net(config, cascade, name),
     devices=devices,
     batch_size=config.batch_size,
     offload=offload,
@@ -177,6 +182,7 @@ class Imagen:
     *,
     load_net: Callable[[str], Any],
     load_encoder: Callable[[], TextEncoder] | None = None,
+    check_net: Callable[[str], None] = lambda name: None,
     devices: Mesh,
     batch_size: int,
     offload: bool = False,
@@ -188,6 +194,7 @@ class Imagen:
       cascade: the stages.
       load_net: returns the placed weights of the stage of a name.
       load_encoder: returns the text encoder with its weights.
+      check_net: raises ValueError if load_net could not read a stage's weights.
       devices: the mesh that batches are spread over.
       batch_size: images at a time; rounded up to a multiple of the devices
         that rows are spread over.
@@ -200,6 +207,7 @@ class Imagen:
     self.batch_size = math.ceil(batch_size / ways) * ways
     self._load_net = load_net
     self._load_encoder = load_encoder
+    self._check_net = check_net
     self._devices = devices
     self._offload = offload
     self._settings = dict(settings or {})
@@ -353,9 +361,19 @@ class Imagen:
     batch_size: int | None = None,
     **options: Any,
   ) -> Request:
-    """Returns what stream() is asked, checked; run() does it."""
+    """Returns what stream() is asked, checked; run() does it.
+
+    The weights of the stages that will run are checked too: before the text
+    encoder is read, which may take minutes.
+    """
     size = self.batch_size if batch_size is None else batch_size
-    return make_request(self.cascade, prompts, rows, batch_size=size, **options)
+    asked = make_request(
+      self.cascade, prompts, rows, batch_size=size, **options
+    )
+    for number in asked.stages:
+      if self.names[number] not in self._loaded:
+        self._check_net(self.names[number])
+    return asked
 
   def run(self, request: Request) -> Iterator[Samples]:
     """Runs the stages of a request; yields each batch when it is finished."""

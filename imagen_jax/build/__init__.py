@@ -23,8 +23,18 @@ from imagen_jax.build.runs import (
   run,
   training,
 )
-from imagen_jax.build.weights import load_encoder, load_net, move_weights
-from imagen_jax.interop.published import load_text, text_encoder, tokenizer
+from imagen_jax.build.weights import (
+  check_net,
+  load_encoder,
+  load_net,
+  move_weights,
+)
+from imagen_jax.interop.published import (
+  check_text,
+  load_text,
+  text_encoder,
+  tokenizer,
+)
 from imagen_jax.training.setup import init_net
 
 __all__ = [
@@ -34,6 +44,8 @@ __all__ = [
   "as_json",
   "cascade",
   "check_keys",
+  "check_net",
+  "check_text",
   "data",
   "init_net",
   "load_encoder",

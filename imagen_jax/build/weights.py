@@ -36,10 +36,23 @@ def load_encoder(
   return published.text_encoder(words, published.load_text(words, placement))
 
 
+def check_net(config: Mapping[str, Any], built: Cascade, name: str) -> None:
+  """Checks the weights of one of a cascade config's stages; reads none.
+
+  Raises:
+    ValueError: there are none, or they are those of another net.
+  """
+  published.check_net(config[name]["weights"], _shapes(config, built, name))
+
+
 def load_net(
   config: Mapping[str, Any], built: Cascade, name: str, placement: Placement
 ) -> Any:
   """Returns the weights of one of a cascade config's stages, placed."""
-  member = built.stages[built.names.index(name)]
-  like = net_shapes(member, text(config["text"]))
+  like = _shapes(config, built, name)
   return published.load_net(config[name]["weights"], like, placement)
+
+
+def _shapes(config: Mapping[str, Any], built: Cascade, name: str) -> Any:
+  member = built.stages[built.names.index(name)]
+  return net_shapes(member, text(config["text"]))

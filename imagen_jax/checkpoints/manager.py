@@ -251,6 +251,25 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
   return max(steps), ema, config
 
 
+def has_checkpoint(workdir: str) -> bool:
+  """Returns whether a folder is a training run's with a complete checkpoint."""
+  path = directory(workdir)
+  return path.is_dir() and any(True for _ in NAMES.find_all(path))
+
+
+def check_run(workdir: str) -> None:
+  """Checks that a training run has a checkpoint; reads none.
+
+  Raises:
+    ValueError: the folder is no run's, or has no complete checkpoint.
+  """
+  path = directory(workdir)
+  if not path.is_dir():
+    raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
+  if not has_checkpoint(workdir):
+    raise ValueError(f"{path} holds no complete checkpoint")
+
+
 class _Undated(ocp.path.step.Metadata):
   """A checkpoint whose file with its date is not read."""
 

@@ -63,6 +63,17 @@ def shown(uri: HfUri) -> str:
   return uri.to_uri().replace(f"{SCHEME}models/", SCHEME, 1)
 
 
+def beside(url: str, name: str) -> str:
+  """Returns the hf:// path of a file in a folder, or beside a file, of weights.
+
+  ValueError as parse.
+  """
+  uri = parse(url)
+  path = pathlib.PurePosixPath(uri.path_in_repo)
+  folder = path.parent if path.suffix in (".safetensors", ".json") else path
+  return shown(dataclasses.replace(uri, path_in_repo=str(folder / name)))
+
+
 def moved(url: str, to: str) -> str:
   """An hf:// path where it lies in a folder of repositories, or by an owner.
 

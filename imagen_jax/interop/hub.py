@@ -18,6 +18,7 @@ from imagen_jax.interop.weights import (
   PICKLES,
   check_no_pickle,
   open_file,
+  read_metadata,
   save_weights,
 )
 
@@ -42,6 +43,20 @@ def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
 
   ValueError, naming the file, if one is missing, damaged or of another kind.
   """
+  path = _found(path, stem)
+  return _sharded(path) if path.suffix == ".json" else open_file(path)
+
+
+def metadata(path: epath.Path, stem: str = STEM) -> dict[str, str]:
+  """Reads the metadata of what tensors would read: of shards, the first's."""
+  path = _found(path, stem)
+  if path.suffix == ".json":
+    path = path.parent / min(weight_map(path).values())
+  return read_metadata(path)
+
+
+def _found(path: epath.Path, stem: str) -> epath.Path:
+  """Returns the file, or the index of the files, that holds tensors."""
   if str(path).startswith("gs://"):
     raise ValueError(
       f"weights {path} cannot be read in parts, expected a copy of them on a "
@@ -50,7 +65,7 @@ def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
   if path.is_dir():
     path = _within(path, stem)
   check_no_pickle(path)
-  return _sharded(path) if path.suffix == ".json" else open_file(path)
+  return path
 
 
 def save(
@@ -58,10 +73,19 @@ def save(
   state: Mapping[str, np.ndarray],
   config: Mapping[str, Any],
   stem: str = STEM,
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes stem.safetensors, numbers as they are, and config.json.
 
-  ValueError if they cannot be written.
+  Args:
+    folder: where to; it is made if it lacks.
+    state: the tensors by their names in diffusers or transformers.
+    config: what config.json says.
+    stem: the file's name.
+    metadata: goes into the file.
+
+  Raises:
+    ValueError: they cannot be written.
   """
   folder = epath.Path(folder)
   # None keeps every number; "pt" is what transformers asks for.
@@ -69,7 +93,7 @@ def save(
     folder / f"{stem}.safetensors",
     state,
     dtype=None,
-    metadata={"format": "pt"},
+    metadata={"format": "pt"} | dict(metadata or {}),
   )
   files.write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 

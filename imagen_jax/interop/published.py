@@ -1,6 +1,7 @@
 """Nets, text encoders and weights by the paths that configs have of them."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -15,18 +16,50 @@ from imagen_jax.text.settings import Text
 from imagen_jax.text.tokenizer import Tokenizer
 
 PACKAGE = pathlib.Path(__file__).parents[1]
+SCHEME = "package://"
+# What the package ships, as configs of 0.1 name it.
+_OLD_FOLDER = "weights/"
 
 
 def packaged(path: str) -> epath.Path:
-  """Where a path is: "weights/" within the package, hf:// fetched first."""
-  if path.startswith("weights/"):
-    return epath.Path(PACKAGE / path)
+  """Finds what a config's path names, and fetches it if it is on the Hub.
+
+  Args:
+    path: a path of the file system, which may begin with ~; of a store, such
+      as gs://; hf:// for the Hub; package://weights/FILE for a file of this
+      package. Without a file of that name, weights/FILE is the package's too:
+      older configs have it.
+
+  Raises:
+    ValueError: the package has no such file, or the Hub gives none.
+  """
+  if path.startswith(SCHEME):
+    return _in_package(path)
   if path.startswith("hf://"):
     # Of the Hub's client the import alone takes a third of a second.
     from imagen_jax.interop import download
 
     return download.fetch(path)
-  return epath.Path(path).expanduser()  # pathlib would break gs://
+  found = epath.Path(path).expanduser()  # pathlib would break gs://
+  if path.startswith(_OLD_FOLDER) and not found.exists():
+    shipped = PACKAGE / path
+    return epath.Path(shipped) if _is_shipped(shipped) else found
+  return found
+
+
+def _in_package(path: str) -> epath.Path:
+  found = PACKAGE / path.removeprefix(SCHEME)
+  if not _is_shipped(found):
+    names = sorted(file.name for file in (PACKAGE / _OLD_FOLDER).iterdir())
+    raise ValueError(
+      f"{path} is no file of the package, expected {SCHEME}{_OLD_FOLDER} and "
+      f"one of {', '.join(names)}"
+    )
+  return epath.Path(found)
+
+
+def _is_shipped(path: pathlib.Path) -> bool:
+  return path.parent == PACKAGE / _OLD_FOLDER and path.is_file()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +81,29 @@ class UNetFolder:
   dtype: Any = jnp.float32
 
   def unet(self) -> UNet:
-    """Reads the folder's config.json; ValueError if it cannot be read."""
+    """Reads the folder's config.json; ValueError if it cannot be used."""
     config = diffusers.read_config(packaged(self.folder))
     net = diffusers.unet(config, dtype=self.dtype)
     outputs = self.out_channels or net.out_channels
     return net.clone(out_channels=outputs, remat=self.remat, scan=self.scan)
+
+
+def check_net(path: str, like: Any) -> None:
+  """Checks a net's weights as far as that takes no time.
+
+  Args:
+    path: as for load_net.
+    like: the shapes of the net's parameters.
+
+  Raises:
+    ValueError: there are no weights, or their names, shapes or dtypes are not
+      those of the net. A run's checkpoint is only looked for.
+  """
+  where = packaged(path)
+  if (where / diffusers.CONFIG).exists():
+    diffusers.tensors(where, like)
+  else:
+    weights.check_file(where, like)
 
 
 def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
@@ -67,6 +118,22 @@ def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
   return found if placement is None else placement.put(found)
 
 
+def check_text(text: Text) -> Tokenizer:
+  """Checks the files of config.text as far as that takes no time.
+
+  Returns:
+    The tokenizer of its vocabulary.
+
+  Raises:
+    ValueError: a file is missing or damaged, the weights are those of another
+      encoder, or the vocabulary is not the one that they were trained with.
+  """
+  found, where = tokenizer(text), packaged(text.weights)
+  t5.check_weights(where, text.encoder, _shapes(text))
+  t5.check_vocabulary(where, text, found)
+  return found
+
+
 def tokenizer(text: Text) -> Tokenizer:
   """Returns the tokenizer whose vocabulary config.text names."""
   path = packaged(text.vocabulary)
@@ -75,9 +142,35 @@ def tokenizer(text: Text) -> Tokenizer:
 
 def load_text(text: Text, placement: Placement | None = None) -> Any:
   """Loads the weights of config.text's encoder, ours or published ones."""
-  return t5.load(packaged(text.weights), text.shapes(), placement)
+  return t5.load(packaged(text.weights), _shapes(text), placement)
 
 
 def text_encoder(text: Text, params: Any) -> TextEncoder:
   """Returns the encoder of prompts of config.text, with the given weights."""
   return TextEncoder(text.embedder, params, tokenizer(text), text.batch_size)
+
+
+def encoder_sizes(path: str) -> dict[str, int]:
+  """Reads the sizes of T5 from the config.json beside its weights.
+
+  Args:
+    path: of the weights, as in a config. From the Hub only config.json is
+      fetched.
+
+  Returns:
+    Fields of T5Encoder; none if there is no config.json.
+
+  Raises:
+    ValueError: the file cannot be read, or describes no encoder of T5 v1.1.
+  """
+  if path.startswith("hf://"):
+    from imagen_jax.interop import download
+
+    path = str(download.fetch(download.beside(path, t5.CONFIG)).parent)
+  return t5.read_sizes(packaged(path)) or {}
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(text: Text) -> Any:
+  """Returns text.shapes(), which takes T5-XXL a quarter of a second."""
+  return text.shapes()

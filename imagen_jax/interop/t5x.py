@@ -13,6 +13,7 @@ version, and names a folder as PLACEHOLDER://target.encoder.(...).
 No size in these files is believed: memory is taken for what the net wants.
 """
 
+import json
 import math
 import os
 import re
@@ -30,6 +31,7 @@ from imagen_jax import files
 from imagen_jax.interop.tensors import Index, Tensor, clipped, few, shown
 
 FILE, VERSION = "checkpoint", 3
+NOTES = "imagen_jax.json"
 STATE, PLACEHOLDER = "state", "PLACEHOLDER://"
 _CHUNK = 2**26  # bytes: as large as t5x makes them
 _LAYER = re.compile(r"encoder/layers_\d+/")
@@ -104,10 +106,20 @@ def _size(
   return sum(wanted) if wanted else None
 
 
-def save(path: epath.Path, tree: Any) -> None:
+def save(
+  path: epath.Path, tree: Any, notes: Mapping[str, str] | None = None
+) -> None:
   """Writes parameters as a new checkpoint of step 0; numbers stay as they are.
 
-  Last the file that makes it one. ValueError if there is one, or on failure.
+  Last the file that makes it one.
+
+  Args:
+    path: the folder.
+    tree: the parameters.
+    notes: go into a file of ours, for t5x's has no place for them.
+
+  Raises:
+    ValueError: there is a checkpoint, or it cannot be written.
   """
   if find(path) is not None:
     raise ValueError(f"{path} has a checkpoint, expected a new folder")
@@ -123,7 +135,18 @@ def save(path: epath.Path, tree: Any) -> None:
   except Exception as error:  # stores raise many kinds
     why = files.reason(error)
     raise ValueError(f"{path} cannot be written: {why}") from error
+  if notes:
+    files.write(path / NOTES, json.dumps(dict(notes), indent=2) + "\n")
   files.write(path / FILE, data)
+
+
+def read_notes(path: epath.Path) -> dict[str, str]:
+  """Returns the notes that save was given; none of others' checkpoints."""
+  file = path / NOTES
+  notes = files.read_json(file, "notes") if file.exists() else {}
+  if not isinstance(notes, dict):
+    raise ValueError(f"notes {file} are no mapping")
+  return {key: value for key, value in notes.items() if isinstance(value, str)}
 
 
 def _target(path: epath.Path) -> dict[str, np.ndarray | str]:

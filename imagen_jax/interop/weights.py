@@ -15,7 +15,7 @@ import safetensors.numpy
 from etils import epath
 
 from imagen_jax import files
-from imagen_jax.checkpoints.manager import restore_ema
+from imagen_jax.checkpoints.manager import check_run, restore_ema
 from imagen_jax.interop.tensors import Tensor, check, clipped, place
 
 # By their endings; opening one runs what its author wrote.
@@ -84,6 +84,23 @@ def load_weights(path: str | os.PathLike, like: Any) -> Any:
     return place(found, like)
 
 
+def check_file(path: str | os.PathLike, like: Any) -> None:
+  """Checks what load would read, as far as that takes no time.
+
+  Raises:
+    ValueError: as load, but for damage within tensors and checkpoints.
+  """
+  check_no_pickle(path)
+  path = epath.Path(path)
+  if path.suffix != ".safetensors":
+    check_run(str(path))
+    return
+  wanted = flax.traverse_util.flatten_dict(like, sep="/")
+  is_local = "://" not in os.fspath(path)
+  found = open_file(path) if is_local else _described(path)
+  check(path, found, {name: leaf.shape for name, leaf in wanted.items()})
+
+
 def open_file(path: Any, shown: Any = None) -> dict[str, Tensor]:
   """Opens a safetensors file.
 
@@ -109,17 +126,40 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   Raises:
     ValueError: the file cannot be read, or has no header of safetensors.
   """
-  path = epath.Path(path)
+  found = _header(epath.Path(path)).get("__metadata__", {})
+  found = found if isinstance(found, dict) else {}
+  return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
+def _header(path: epath.Path) -> dict[str, Any]:
+  """Reads what a file says of its tensors; on gs:// nothing else is read."""
   with reading(path), path.open("rb") as file:
     size = int.from_bytes(file.read(8), "little")
     data = file.read(min(size, _MOST_HEADER + 1))
     if not len(data) == size <= _MOST_HEADER:
       raise safetensors.SafetensorError("the header is cut or too large")
     header = files.parse_json(data, f"the header of weights {path}")
-    found = header.get("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(found, dict):
+    if not isinstance(header, dict):
       raise safetensors.SafetensorError("the header has no tensors")
-  return {key: value for key, value in found.items() if isinstance(value, str)}
+  return header
+
+
+def _described(path: epath.Path) -> dict[str, Tensor]:
+  """Returns a file's tensors, of which nothing can be read."""
+  with reading(path):
+    try:
+      return {
+        name: Tensor(
+          tuple(about["shape"]),
+          _DTYPES.get(about["dtype"], about["dtype"]),
+          None,
+        )
+        for name, about in _header(path).items()
+        if name != "__metadata__"
+      }
+    except (KeyError, TypeError) as error:
+      said = f"the header has no tensors: {error}"
+      raise safetensors.SafetensorError(said) from error
 
 
 def _tensor(file: Any, name: str) -> Tensor:

@@ -16,6 +16,7 @@ import tensorstore as ts
 from ml_collections import ConfigDict
 
 from imagen_jax import build
+from imagen_jax.interop import t5
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "oracles" / "make_t5_fixture.py"
 # What t5x's own files have of it; the path is a name, wherever it is.
@@ -153,3 +154,17 @@ def write_t5x():
     return folder
 
   return write
+
+
+@pytest.fixture
+def refused(like):
+  """refused(path) -> the one sentence that load says of it."""
+
+  def refused(path):
+    with pytest.raises(ValueError) as caught:
+      t5.load(path, like)
+    print(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    return str(caught.value)
+
+  return refused
