@@ -134,6 +134,26 @@ def check_text(text: Text) -> Tokenizer:
   return found
 
 
+def vocabulary_of(text: Text) -> str | None:
+  """Returns the fingerprint of the vocabulary that an encoder belongs to.
+
+  The one that its weights record, else that of config.text.vocabulary; None if
+  that is not there.
+
+  Raises:
+    ValueError: the weights cannot be read, or the vocabulary is not theirs.
+  """
+  where = packaged(text.weights)
+  t5.check_weights(where, text.encoder, _shapes(text))
+  recorded = t5.recorded_vocabulary(where)
+  try:
+    found = tokenizer(text)
+  except ValueError:
+    return recorded
+  t5.check_vocabulary(where, text, found)
+  return found.fingerprint
+
+
 def tokenizer(text: Text) -> Tokenizer:
   """Returns the tokenizer whose vocabulary config.text names."""
   path = packaged(text.vocabulary)

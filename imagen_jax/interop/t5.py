@@ -307,6 +307,11 @@ def save_t5x(
   t5x.save(epath.Path(folder), params, vocabulary_note(vocabulary))
 
 
+def check_new(folder: str | os.PathLike) -> None:
+  """Raises ValueError if save_t5x would find a checkpoint in a folder."""
+  t5x.check_new(epath.Path(folder))
+
+
 def _from_hugging_face(
   path: epath.Path, found: dict[str, Tensor], shapes: dict[str, tuple]
 ) -> dict[str, Tensor]:

@@ -121,8 +121,7 @@ def save(
   Raises:
     ValueError: there is a checkpoint, or it cannot be written.
   """
-  if find(path) is not None:
-    raise ValueError(f"{path} has a checkpoint, expected a new folder")
+  check_new(path)
   flat = flax.traverse_util.flatten_dict(tree, sep="/")
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -138,6 +137,12 @@ def save(
   if notes:
     files.write(path / NOTES, json.dumps(dict(notes), indent=2) + "\n")
   files.write(path / FILE, data)
+
+
+def check_new(path: epath.Path) -> None:
+  """Raises ValueError if a folder has a checkpoint."""
+  if find(path) is not None:
+    raise ValueError(f"{path} has a checkpoint, expected a new folder")
 
 
 def read_notes(path: epath.Path) -> dict[str, str]:
