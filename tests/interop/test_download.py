@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from absl import logging
 from huggingface_hub import constants
+from ml_collections import ConfigDict
 
 from imagen_jax import build
-from imagen_jax.interop import download, published
+from imagen_jax.interop import download, published, t5
 
 SERVER = runpy.run_path(str(pathlib.Path(__file__).with_name("hub_server.py")))
 IF = "DeepFloyd/IF-I-XL-v1.0"
@@ -123,6 +124,19 @@ def test_a_whole_repository(server, text, state, at, write_shards):
   assert len(server.requests) == 5  # three shards, index and config
   moved = download.moved(f"hf://google/t5{at}", "else")
   assert moved == f"hf://else/t5{at.rstrip('/')}"
+
+
+@pytest.mark.parametrize(
+  "path", ["t5@refs/pr/1", "t5@refs/pr/1/model.safetensors", "t5@v1/in/"]
+)
+def test_sizes_come_from_the_hub_alone(server, params, path):
+  """Of the weights nothing is fetched before they are read."""
+  server.revisions |= {"refs/pr/1", "v1"}
+  for folder in ("google/t5", "google/t5/in"):
+    t5.save_hugging_face(server.root / folder, params)
+  config = {"vocabulary": "", "weights": f"hf://google/{path}"}
+  assert build.text(ConfigDict(config)).encoder.emb_dim == 40
+  assert server.requests == [f"google/t5/{'in/' * ('in' in path)}config.json"]
 
 
 @pytest.mark.parametrize("name", ["*", "*.safetensors", "../b.safetensors"])

@@ -104,13 +104,13 @@ def spoil(data: bytes) -> dict[str, bytes]:
 @pytest.mark.parametrize("how", list(spoil(b"")))
 def test_a_damaged_file_is_named(path, how):
   path.write_bytes(spoil(path.read_bytes())[how])
-  with pytest.raises(ValueError) as caught:
-    weights.load_weights(path, LIKE)
-  print(caught.value)
-  assert str(caught.value).startswith(
-    f"weights {path} are damaged or not safetensors"
-  )
-  assert "\n" not in str(caught.value)
+  for read in (weights.load_weights, weights.check_file):
+    with pytest.raises(ValueError) as caught:
+      read(path, LIKE)
+    assert str(caught.value).startswith(
+      f"weights {path} are damaged or not safetensors"
+    )
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,29 @@ def test_metadata_of_a_damaged_file(tmp_path, data):
 
 def test_no_file(tmp_path):
   path = tmp_path / "net.safetensors"
-  with pytest.raises(ValueError, match=f"^weights {path} cannot be read: No s"):
-    weights.load(path, LIKE)
-  with pytest.raises(ValueError, match=f"^{tmp_path} is no training run: it"):
-    weights.load(tmp_path, LIKE)
+  for read in (weights.load, weights.check_file):
+    with pytest.raises(ValueError, match=f"^weights {path} cannot be read: No"):
+      read(path, LIKE)
+    with pytest.raises(ValueError, match=f"^{tmp_path} is no training run: it"):
+      read(tmp_path, LIKE)
+    with pytest.raises(ValueError, match="a.pt are a pickle"):
+      read(tmp_path / "a.pt", LIKE)
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(ValueError, match="holds no complete checkpoint"):
+    weights.check_file(tmp_path, LIKE)
+
+
+def test_a_check_reads_the_header_alone(path):
+  """As on gs://, where a part cannot be read."""
+  weights.check_file(path, LIKE)
+  found = weights._described(path)
+  assert {n: str(t) for n, t in found.items()} == {
+    n: str(t) for n, t in weights.open_file(path).items()
+  }
+  header = json.dumps({"a": {"dtype": [], "shape": 3}}).encode()
+  path.write_bytes(len(header).to_bytes(8, "little") + header)
+  with pytest.raises(ValueError, match="are damaged or not safetensors: the h"):
+    weights._described(path)
 
 
 @pytest.mark.parametrize(
