@@ -144,6 +144,7 @@ def main(args: flags.FlagValues) -> None:
   outdir = epath.Path(args.outdir).expanduser()
   program.check_writable("outdir", outdir)
   cascade = imagen.load(config)
+  cascade.check()  # before the data set is drawn
   source = load_source(args.dataset, args.split, args.data_dir)
   if "scene" not in source[0]:
     raise ValueError(

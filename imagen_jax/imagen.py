@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from imagen_jax import build
 from imagen_jax.build import configs
 from imagen_jax.cascade import Cascade, image_keys
-from imagen_jax.interop import published
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
 from imagen_jax.progress import Progress, Stopwatch
@@ -86,12 +85,7 @@ def load(
         f"weights names {name!r}, expected one of {', '.join(parts)}"
       )
     config[name].weights = os.fspath(path)
-  for name in cascade.names:  # fetched, if they are on the Hub
-    published.packaged(config[name].weights)
-  # A config's other stages may be without weights, if they are not run.
-  for name in {*cascade.names} & {*(weights or {})}:
-    build.check_net(config, cascade, name)
-  published.check_text(build.text(config.text))
+  build.check_files(config, cascade, weights or ())
   devices = build.sampling_devices(config) if mesh is None else mesh
   placement = Placement(devices)
   return Imagen(
@@ -370,10 +364,18 @@ class Imagen:
     asked = make_request(
       self.cascade, prompts, rows, batch_size=size, **options
     )
-    for number in asked.stages:
-      if self.names[number] not in self._loaded:
-        self._check_net(self.names[number])
+    self.check([self.names[number] for number in asked.stages])
     return asked
+
+  def check(self, stages: Sequence[str] | None = None) -> None:
+    """Checks the weights of stages, by default of all; reads none.
+
+    Raises:
+      ValueError: a stage has none, or those of another net.
+    """
+    for name in self.names if stages is None else stages:
+      if name not in self._loaded:
+        self._check_net(name)
 
   def run(self, request: Request) -> Iterator[Samples]:
     """Runs the stages of a request; yields each batch when it is finished."""

@@ -24,6 +24,7 @@ from imagen_jax.build.runs import (
   training,
 )
 from imagen_jax.build.weights import (
+  check_files,
   check_net,
   load_encoder,
   load_net,
@@ -43,6 +44,7 @@ __all__ = [
   "THRESHOLDS",
   "as_json",
   "cascade",
+  "check_files",
   "check_keys",
   "check_net",
   "check_text",

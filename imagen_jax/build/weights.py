@@ -1,6 +1,6 @@
 """The weights that a cascade's config names: moved, loaded and placed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imagen_jax.build.nets import text
@@ -34,6 +34,29 @@ def load_encoder(
   """A cascade config's text encoder with its weights, placed."""
   words = text(config["text"])
   return published.text_encoder(words, published.load_text(words, placement))
+
+
+def check_files(
+  config: Mapping[str, Any], built: Cascade, given: Iterable[str]
+) -> None:
+  """Checks the files of a cascade config before any is read into memory.
+
+  The Hub's are fetched. The config's stages may be without weights, for perhaps
+  they do not run; those that the caller gave may not.
+
+  Args:
+    config: the config.
+    built: its cascade.
+    given: the stages whose weights the caller named, and perhaps "text".
+
+  Raises:
+    ValueError: a file cannot be used.
+  """
+  for name in built.names:
+    published.packaged(config[name]["weights"])
+  for name in {*built.names} & {*given}:
+    check_net(config, built, name)
+  published.check_text(text(config["text"]))
 
 
 def check_net(config: Mapping[str, Any], built: Cascade, name: str) -> None:

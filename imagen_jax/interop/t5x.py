@@ -242,7 +242,7 @@ def _tensors(
     except ValueError as error:
       if not str(error).startswith("NOT_FOUND"):
         raise _unreadable(path, name, error) from error
-      missing.append(leaf)
+      missing.append(shown(leaf))
   if missing:
     raise ValueError(f"weights {path} lack the folders {few(missing)}")
   return found

@@ -1,6 +1,7 @@
 """Weights as one safetensors file: parameters named by path, as stored."""
 
 import contextlib
+import operator
 import os
 import pathlib
 import tempfile
@@ -16,7 +17,7 @@ from etils import epath
 
 from imagen_jax import files
 from imagen_jax.checkpoints.manager import check_run, restore_ema
-from imagen_jax.interop.tensors import Tensor, check, clipped, place
+from imagen_jax.interop.tensors import Tensor, check, clipped, place, shown
 
 # By their endings; opening one runs what its author wrote.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -101,12 +102,12 @@ def check_file(path: str | os.PathLike, like: Any) -> None:
   check(path, found, {name: leaf.shape for name, leaf in wanted.items()})
 
 
-def open_file(path: Any, shown: Any = None) -> dict[str, Tensor]:
+def open_file(path: Any, name: Any = None) -> dict[str, Tensor]:
   """Opens a safetensors file.
 
   Args:
     path: the file, on a local disk.
-    shown: the path in messages, by default the file's.
+    name: the path in messages, by default the file's.
 
   Returns:
     Its tensors by name. Of the file only what is read comes into memory.
@@ -114,7 +115,7 @@ def open_file(path: Any, shown: Any = None) -> dict[str, Tensor]:
   Raises:
     ValueError: the file is missing, damaged or of another kind.
   """
-  with reading(path, shown):
+  with reading(path, name):
     file = safetensors.safe_open(path, "numpy")
     names = file.keys()  # it cannot be iterated over itself
     return {name: _tensor(file, name) for name in names}
@@ -146,20 +147,22 @@ def _header(path: epath.Path) -> dict[str, Any]:
 
 def _described(path: epath.Path) -> dict[str, Tensor]:
   """Returns a file's tensors, of which nothing can be read."""
+  found = {}
   with reading(path):
-    try:
-      return {
-        name: Tensor(
-          tuple(about["shape"]),
-          _DTYPES.get(about["dtype"], about["dtype"]),
-          None,
+    for name, about in _header(path).items():
+      if name == "__metadata__":
+        continue
+      try:
+        dtype, shape = (
+          about["dtype"],
+          tuple(map(operator.index, about["shape"])),
         )
-        for name, about in _header(path).items()
-        if name != "__metadata__"
-      }
-    except (KeyError, TypeError) as error:
-      said = f"the header has no tensors: {error}"
-      raise safetensors.SafetensorError(said) from error
+        dtype = _DTYPES.get(dtype, shown(str(dtype)))
+      except (KeyError, TypeError) as error:
+        said = f"the header has no tensors: {error}"
+        raise safetensors.SafetensorError(said) from error
+      found[name] = Tensor(shape, dtype, None)
+  return found
 
 
 def _tensor(file: Any, name: str) -> Tensor:
@@ -183,23 +186,23 @@ def _local(path: epath.Path) -> Iterator[os.PathLike]:
 
 
 @contextlib.contextmanager
-def reading(path: Any, shown: Any = None) -> Iterator[None]:
+def reading(path: Any, name: Any = None) -> Iterator[None]:
   """Raises ValueError, naming the file, if the block cannot read it.
 
   Args:
     path: the file.
-    shown: the path in messages, by default the file's.
+    name: the path in messages, by default the file's.
   """
-  shown = path if shown is None else shown
+  name = path if name is None else name
   try:
     with path.open("rb"):
       pass
     yield
   except OSError as error:
     raise ValueError(
-      f"weights {shown} cannot be read: {files.reason(error)}"
+      f"weights {name} cannot be read: {files.reason(error)}"
     ) from error
   except safetensors.SafetensorError as error:
     raise ValueError(
-      f"weights {shown} are damaged or not safetensors: {clipped(str(error))}"
+      f"weights {name} are damaged or not safetensors: {clipped(str(error))}"
     ) from error

@@ -5,7 +5,9 @@ From a server on this machine that answers as the Hub does.
 
 import json
 import pathlib
+import re
 import runpy
+import shlex
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from absl import logging
 from huggingface_hub import constants
 from ml_collections import ConfigDict
 
-from imagen_jax import build
+from imagen_jax import build, export
+from imagen_jax.cli import command_line
 from imagen_jax.interop import download, published, t5
 
 SERVER = runpy.run_path(str(pathlib.Path(__file__).with_name("hub_server.py")))
@@ -170,6 +173,20 @@ def test_the_licence_is_told_of_once(server, monkeypatch):
   write(server.root / "someone/IF-II-L-v1.0/unet", UNET)
   published.packaged("hf://someone/IF-II-L-v1.0/unet")
   assert len(told) == 2
+
+
+def test_the_commands_of_readme_can_be_parsed():
+  readme = pathlib.Path(__file__).parents[2] / "README.md"
+  text = readme.read_text("utf-8")
+  found = re.findall(r"hf://[a-z][^\s`]*", text)
+  assert len(found) == 2
+  for path in found:
+    assert download.shown(download.parse(path)) == path
+  command = re.findall(r"imagen_jax.export ((?:.*\\\n)+.*)", text)[0]
+  args = shlex.split(command.replace("\\\n", ""))
+  config = command_line.parse(export.define_flags, args).config
+  assert build.text(config.text).weights == found[0]
+  assert config.text.vocabulary == found[1]
 
 
 # --- What goes wrong.
