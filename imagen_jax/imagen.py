@@ -20,7 +20,6 @@ from imagen_jax import __version__, build
 from imagen_jax.build import configs
 from imagen_jax.cascade import Cascade, stage_inputs
 from imagen_jax.image_ids import image_ids
-from imagen_jax.interop import published
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
 from imagen_jax.parts import Parts
@@ -79,8 +78,9 @@ def load(
   config = configs.resolve(config, overrides)
   cascade = build.cascade(config)
   build.replace_weights(config, (*cascade.names, TEXT), weights)
-  for name in cascade.names:  # fetched, if they are on the Hub
-    published.packaged(config[name].weights)
+  build.check_files(
+    config, cascade, weights if isinstance(weights, Mapping) else ()
+  )
   devices = build.sampling_devices(config) if mesh is None else mesh
   placement = Placement(devices)
   return Imagen(
@@ -89,6 +89,7 @@ def load(
     load_encoder=(
       (lambda: build.load_encoder(config, placement)) if config.text else None
     ),
+    check_net=lambda name: build.check_net(config, cascade, name),
     identify=lambda name: build.identity(config, name),
     devices=devices,
     batch_size=config.batch_size,
@@ -159,6 +160,7 @@ class Imagen:
     *,
     load_net: Callable[[str], Any],
     load_encoder: Callable[[], TextEncoder] | None = None,
+    check_net: Callable[[str], None] = lambda name: None,
     identify: Callable[[str], str] = lambda name: "",
     devices: Mesh,
     batch_size: int,
@@ -172,6 +174,7 @@ class Imagen:
       load_net: returns the placed weights of the stage of a name.
       load_encoder: returns the text encoder with its weights; None for a
         cascade without text.
+      check_net: raises ValueError if load_net could not read a stage's weights.
       identify: returns a text that changes with the weights of the part of a
         name, a stage or "text".
       devices: the mesh that batches are spread over.
@@ -184,6 +187,7 @@ class Imagen:
     self.cascade = cascade
     self.names = cascade.names
     self.batch_size = math.ceil(batch_size / ways) * ways
+    self._check_net = check_net
     self._devices = devices
     self._offload = offload
     self._settings = dict(settings or {})
@@ -349,14 +353,32 @@ class Imagen:
     batch_size: int | None = None,
     **options: Any,
   ) -> Request:
-    """Returns what stream() is asked, checked; run() does it."""
+    """Returns what stream() is asked, checked; run() does it.
+
+    The weights of the stages that will run are checked too: before the text
+    encoder is read, which may take minutes.
+    """
     size = self.batch_size if batch_size is None else batch_size
     if prompts is not None and not self.reads_text:
       raise ValueError(
         "prompts are given, but the cascade has no text encoder (text=None):"
         " expected None in their place"
       )
-    return make_request(self.cascade, prompts, rows, batch_size=size, **options)
+    asked = make_request(
+      self.cascade, prompts, rows, batch_size=size, **options
+    )
+    self.check([self.names[number] for number in asked.stages])
+    return asked
+
+  def check(self, stages: Sequence[str] | None = None) -> None:
+    """Checks the weights of stages, by default of all; reads none.
+
+    Raises:
+      ValueError: a stage has none, or those of another net.
+    """
+    for name in self.names if stages is None else stages:
+      if name not in self._parts:
+        self._check_net(name)
 
   def run(
     self, request: Request, *, keep_text: bool = True

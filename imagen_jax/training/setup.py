@@ -1,6 +1,7 @@
 """A training run: what its config describes, and where its arrays lie."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,7 @@ def init_net(stage: Stage, text: Text | NoText, key: jax.Array) -> Any:
   return stage.init(key, text_length=text.length, text_dim=text.dim)
 
 
+@functools.lru_cache(maxsize=8)  # tracing the paper's nets takes a second
 def net_shapes(stage: Stage, text: Text | NoText) -> Any:
   """Returns the shapes of a stage's net, for the embeddings of text."""
   return jax.eval_shape(lambda: init_net(stage, text, jax.random.key(0)))

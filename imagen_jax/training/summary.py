@@ -14,7 +14,7 @@ from imagen_jax.parallel.mesh import row_ways
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Embedder, Unconditional
 from imagen_jax.training.grids import batch_grid
-from imagen_jax.training.job import STOPPED, open_job
+from imagen_jax.training.job import STOPPED, check_files, open_job
 from imagen_jax.training.setup import Run
 from imagen_jax.training.step import Batch, TrainState, batch_loss
 
@@ -24,6 +24,7 @@ def dry_run(run: Run, workdir: str) -> bool:
 
   Trains nothing. Returns False if it was asked to end before it was done.
   """
+  check_files(run, workdir)
   with open_job(run, workdir) as job:
     data, training, setup = run.data, run.training, job.setup
     rows = range(min(training.num_samples, data.batch_size))
