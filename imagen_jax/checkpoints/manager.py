@@ -56,11 +56,11 @@ class Checkpoints:
     make = lambda: self._directory.mkdir(parents=True, exist_ok=True)
     try:
       together(make)
+      together(self._try_folder)
     except Failed as error:
       raise ValueError(
         f"workdir {workdir} cannot be written: {error}"
       ) from error
-    self._clean()
     keepers = [policies.LatestN(keep)]
     if keep_every is not None:
       keepers.append(policies.EveryNSteps(keep_every))
@@ -86,10 +86,13 @@ class Checkpoints:
   ) -> Any | None:
     """The newest state, with the shardings of `like`; None if there is none.
 
-    A damaged checkpoint is told of and moved aside, and the one before it
-    taken. ValueError if none can be read, if the newest is of other arrays
-    than `like`, or if its config, after `complete` has filled in what it
-    lacks, would not compute what config does.
+    A damaged checkpoint is logged and moved aside, and the one before it is
+    taken. What interrupted saves left is removed, once the config is accepted.
+
+    Raises:
+      ValueError: no checkpoint can be read; or the newest has other arrays than
+        `like`; or its config would not compute what config does, after
+        `complete` has filled in what it lacks.
     """
     self._settle()
     damaged = {}
@@ -107,12 +110,14 @@ class Checkpoints:
         damaged[step] = error
         continue
       self._set_aside(damaged, step)
+      self._clean()
       return state
     if damaged:
       raise ValueError(
         f"no checkpoint in {self._directory} can be read, the newest, "
         f"{max(damaged)}, because: {damaged[max(damaged)]}"
       )
+    self._clean()
     return None
 
   def save(self, step: int, state: Any, config: Mapping[str, Any]) -> None:

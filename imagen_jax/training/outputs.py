@@ -13,6 +13,7 @@ from imagen_jax.data.png import write_png
 from imagen_jax.interop import published
 from imagen_jax.training.grids import sample_grid
 from imagen_jax.training.job import Job
+from imagen_jax.training.lock import Writer
 from imagen_jax.training.log import Log
 from imagen_jax.training.step import TrainState
 from imagen_jax.types import TextEmbedding
@@ -78,6 +79,7 @@ class Outputs:
 
   Attributes:
     job: the run.
+    writer: the right to write there.
     log: the metrics, every train.log_every steps.
     trace: the trace of --profile_steps.
     saved: the checkpoints, every train.checkpoint_every steps.
@@ -86,6 +88,7 @@ class Outputs:
   """
 
   job: Job
+  writer: Writer
   log: Log
   trace: Trace
   saved: Checkpoints
@@ -104,6 +107,7 @@ class Outputs:
       jax.block_until_ready(state)  # this step is work, what follows is not
     progress.pause()
     if save:
+      self.writer.check(step)
       with self.log.clock.part("checkpoint"):
         self.saved.save(step, state, self.config)
     if draw:

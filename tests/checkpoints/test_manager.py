@@ -160,6 +160,19 @@ def test_another_config_is_refused(saved):
   assert restore(saved, config=CONFIG | {"train": {}})[1] == []
 
 
+def test_nothing_is_removed_before_the_config_is_accepted(tmp_path):
+  save(tmp_path, 4)
+  half = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"
+  half.mkdir()
+  with pytest.raises(ValueError, match="data.seed was 0, is 1"):
+    restore(tmp_path, config={"data": {"seed": 1}})
+  with pytest.raises(ValueError, match="has no array"):
+    restore(tmp_path, make_state(0, make_params(text={"a": jnp.ones(3)})))
+  assert kept(tmp_path) == ["4", half.name]
+  restore(tmp_path)
+  assert kept(tmp_path) == ["4"]
+
+
 KERNEL, BIAS = jnp.ones((40, 300)), jnp.ones(300)
 
 
@@ -193,6 +206,20 @@ def test_a_workdir_that_cannot_be(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(ValueError, match="file/run cannot be written: Not a dir"):
     Checkpoints(str(tmp_path / "file" / "run"), keep=1)
+
+
+def test_a_folder_that_takes_no_file_is_found_at_the_start(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "checkpoints").mkdir()
+
+  def refuse(path, data):
+    raise PermissionError(13, "Permission denied", path)
+
+  monkeypatch.setattr(type(manager.directory("/")), "write_bytes", refuse)
+  said = f"^workdir {tmp_path} cannot be written: Permission denied$"
+  with pytest.raises(ValueError, match=said):
+    Checkpoints(str(tmp_path), keep=1)
 
 
 def test_where_checkpoints_lie(monkeypatch, tmp_path):
