@@ -23,6 +23,8 @@ from imagen_jax.parallel.processes import Failed, Meeting, reason, together
 
 # The first process looks which there are.
 NAMES = ocp.path.step.standard_name_format(single_host_load_and_broadcast=True)
+# How many checkpoints may be removed while they are read, one after another.
+REPLACED = 30
 
 
 def directory(workdir: str) -> epath.Path:
@@ -227,33 +229,61 @@ class Checkpoints:
 
 
 def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
-  """(step, ema, config) of the newest checkpoint.
+  """Reads the newest checkpoint's average, also while a run writes there.
 
-  `like` is the ema's tree of shapes, config what save was given. ValueError,
-  naming the checkpoint, if it is damaged or its arrays are not those of `like`,
-  and if there is no checkpoint.
+  A run that keeps few checkpoints removes one while it is read. Then the one
+  that has replaced it is read.
+
+  Args:
+    workdir: the run's folder.
+    like: the average's tree of shapes.
+
+  Returns:
+    (step, ema, config), with the config that save was given.
+
+  Raises:
+    ValueError: there is no checkpoint, or the newest is damaged or has other
+      arrays than `like`; it is named.
   """
-  path = directory(workdir)
-  if not path.is_dir():
+  folder = directory(workdir)
+  if not folder.is_dir():
     raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
-  steps = [found.step for found in NAMES.find_all(path)]
+  for _ in range(REPLACED):
+    step = _newest(folder)
+    try:
+      return step, *_read_ema(folder / str(step), like)
+    except (Failed, ValueError) as error:
+      if _newest(folder) != step:
+        continue
+      if not isinstance(error, Failed):
+        raise
+      raise ValueError(
+        f"checkpoint {folder / str(step)} cannot be read; if it is damaged, "
+        f"remove it to use the one before it ({error})"
+      ) from error
+  raise ValueError(
+    f"{folder}: {REPLACED} checkpoints in a row were replaced while they were "
+    "read, expected one that stays; raise train.keep_checkpoints"
+  )
+
+
+def _newest(folder: epath.Path) -> int:
+  """Returns the step of the newest checkpoint; ValueError if there is none."""
+  steps = [found.step for found in NAMES.find_all(folder)]
   if not steps:
-    raise ValueError(f"{path} holds no complete checkpoint")
-  path /= str(max(steps))
+    raise ValueError(f"{folder} holds no complete checkpoint")
+  return max(steps)
+
+
+def _read_ema(path: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]:
+  """Returns a checkpoint's average, on one device, and its config."""
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
   )
-  try:
-    with quiet_orbax():
-      config = together(lambda: read_config(path))
-      ema = load(path, {"ema": like}, "ema/")["ema"]
-  except Failed as error:
-    raise ValueError(
-      f"checkpoint {path} cannot be read; if it is damaged, remove it to use "
-      f"the one before it ({error})"
-    ) from error
-  return max(steps), ema, config
+  with quiet_orbax():
+    config = together(lambda: read_config(path))
+    return load(path, {"ema": like}, "ema/")["ema"], config
 
 
 class _Undated(ocp.path.step.Metadata):

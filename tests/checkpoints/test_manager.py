@@ -1,6 +1,7 @@
 """Checkpoints: round trips, which are kept, and which are refused."""
 
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from imagen_jax.checkpoints import manager
+from imagen_jax.checkpoints import manager, verify
 from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.training.step import TrainState, init_state
 
@@ -128,6 +129,51 @@ def test_the_average_alone(saved):
   step, ema, config = manager.restore_ema(str(saved), params)
   assert (step, config) == (9, CONFIG)
   assert_same(ema, make_state(9).ema)
+
+
+def replace_while_read(monkeypatch, owner, name: str, times: int) -> None:
+  """Has a newer checkpoint take the place of the one that is being read.
+
+  It happens just before owner.name is called, the first `times` times.
+  """
+  read, left = getattr(owner, name), iter(range(times))
+
+  def replaced(path, *args):
+    if next(left, None) is not None:
+      path = path.parent if path.name in ("state", "checksums") else path
+      shutil.move(path, path.with_name(str(int(path.name) + 1)))
+    return read(path, *args)
+
+  monkeypatch.setattr(owner, name, replaced)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(
+  ("owner", "name"),
+  [
+    (manager, "read_config"),
+    (manager, "load"),
+    (verify, "_read_notes"),
+    (verify, "_read_tree"),
+  ],
+)
+def test_the_average_of_a_run_that_goes_on(
+  tmp_path, monkeypatch, owner, name, times
+):
+  save(tmp_path, 9)
+  replace_while_read(monkeypatch, owner, name, times)
+  step, ema, config = manager.restore_ema(str(tmp_path), make_params())
+  assert (step, config) == (9 + times, CONFIG)
+  assert_same(ema, make_state(9).ema)
+
+
+def test_the_average_of_a_run_that_saves_too_fast(tmp_path, monkeypatch):
+  save(tmp_path, 9)
+  replace_while_read(monkeypatch, verify, "_read_tree", 1000)
+  with pytest.raises(
+    ValueError, match="in a row were replaced .* raise train."
+  ):
+    manager.restore_ema(str(tmp_path), make_params())
 
 
 def test_the_average_while_a_mesh_is_set(saved):
