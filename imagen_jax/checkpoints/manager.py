@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from imagen_jax.parallel.processes import Failed, Meeting, reason, together
 NAMES = ocp.path.step.standard_name_format(single_host_load_and_broadcast=True)
 # How many checkpoints may be removed while they are read, one after another.
 REPLACED = 30
+TRIAL = ".imagen-trial"  # how the names of files end that only try a folder
 
 
 def directory(workdir: str) -> epath.Path:
@@ -198,7 +200,8 @@ class Checkpoints:
   def _try_folder(self) -> None:
     """Raises if it takes no checkpoint; Orbax would wait minutes for one."""
     if jax.process_index() == 0:
-      path = self._directory / "try.orbax-checkpoint-tmp"
+      # Of a name that nobody can guess, so that no link waits there.
+      path = self._directory / f"{secrets.token_hex(8)}{TRIAL}"
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_bytes(bytes(4096))  # a folder would cost a bucket nothing
       path.unlink()
@@ -208,9 +211,11 @@ class Checkpoints:
     # In a bucket, a folder without files is none.
     if jax.process_index() == 0 and self._directory.exists():
       for path in self._directory.iterdir():
-        if ocp.path.step.is_path_temporary(path):
-          with contextlib.suppress(Exception):  # stores raise many kinds
+        with contextlib.suppress(Exception):  # stores raise many kinds
+          if ocp.path.step.is_path_temporary(path):
             path.rmtree()
+          elif path.name.endswith(TRIAL):
+            path.unlink()
 
   def _set_aside(self, damaged: Mapping[int, Exception], used: int) -> None:
     """Moves damaged checkpoints out of Orbax's sight.
