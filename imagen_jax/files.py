@@ -11,6 +11,23 @@ from etils import epath
 _STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
 
 
+def expand(path: str | os.PathLike) -> str:
+  """Returns a path whose leading ~ is the home folder; gs:// paths stay.
+
+  Raises:
+    ValueError: no home folder is known, as without HOME in a container.
+  """
+  given = os.fspath(path)
+  found = os.path.expanduser(given)
+  mine = given.split("/")[0] == "~"
+  if found.startswith("~") or (mine and os.environ.get("HOME") == ""):
+    raise ValueError(
+      f"path {given} begins with a home folder that is not known, expected "
+      "HOME to be set, or ./ before a name that begins with ~"
+    )
+  return found
+
+
 def write(
   path: str | os.PathLike, data: bytes | str, *, parents: bool = False
 ) -> None:
@@ -27,7 +44,7 @@ def write(
   Raises:
     ValueError: "PATH cannot be written: REASON".
   """
-  path = epath.Path(path)
+  path = epath.Path(expand(path))
   data = data.encode() if isinstance(data, str) else data
   try:
     if parents:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from imagen_jax import build
 from imagen_jax.build import configs
 from imagen_jax.cascade import Cascade, image_keys
+from imagen_jax.files import expand
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
@@ -140,7 +141,7 @@ def train(
   config = _read(config, overrides)
   return loop.train(
     build.run(config),
-    os.path.expanduser(os.fspath(workdir)),
+    expand(workdir),
     build.as_json(config),
     complete=build.as_json,
     callback=callback,

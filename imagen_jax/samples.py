@@ -14,6 +14,7 @@ from PIL import Image
 
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import encode_png, grid, write_png
+from imagen_jax.files import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Samples:
     Folders that lack are made; gs:// paths too. ValueError if a file cannot be
     written.
     """
-    folder, paths = epath.Path(folder).expanduser(), []
+    folder, paths = epath.Path(expand(folder)), []
     for i, image in enumerate(to_uint8(self.arrays)):
       prompt, seed, index = self.prompts[i], self.seeds[i], self.indices[i]
       name = file_stem("" if prompt is None else prompt)
@@ -81,7 +82,7 @@ class Samples:
     """Writes grid() as a PNG, the prompts in its metadata; returns its path."""
     prompts = json.dumps(list(dict.fromkeys(self.prompts)))
     name = f"{with_hash('grid', prompts)}-{self._suffix(self.seeds[0])}.png"
-    path = epath.Path(folder).expanduser() / name
+    path = epath.Path(expand(folder)) / name
     text = {"prompt": prompts, "seed": str(self.seeds[0]), **self.settings}
     write_png(path, np.asarray(self.grid()), text)
     return path

@@ -31,6 +31,47 @@ def test_bytes_and_text_replace_what_was_there(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+  ("path", "found"),
+  [
+    ("~/a", "/home/me/a"),
+    ("~", "/home/me"),
+    ("~root", "/root"),
+    ("a/~", "a/~"),
+    ("./~a", "./~a"),
+    ("gs://bucket/~/a", "gs://bucket/~/a"),
+    (pathlib.Path("~/a"), "/home/me/a"),
+  ],
+)
+def test_a_home_folder_is_expanded(monkeypatch, path, found):
+  monkeypatch.setenv("HOME", "/home/me")
+  assert files.expand(path) == found
+
+
+@pytest.mark.parametrize("path", ["~/a", "~", "~no-such-user/a"])
+@pytest.mark.parametrize("home", [None, ""])
+def test_without_a_home_no_folder_is_named_for_it(
+  monkeypatch, tmp_path, path, home
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv("HOME")
+  if home is not None:
+    monkeypatch.setenv("HOME", home)
+  monkeypatch.setattr(os, "getuid", lambda: 987654)  # of no user
+  with pytest.raises(ValueError, match=f"^path {path} begins with a home fold"):
+    files.write(path, "data", parents=True)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_one_place_expands_a_home_folder():
+  found = [
+    str(path.relative_to(PACKAGE))
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "expanduser" in path.read_text("utf-8")
+  ]
+  assert found == ["files.py"]
+
+
 def test_others_may_read_it_as_the_umask_says(tmp_path):
   before = os.umask(0o027)
   try:

@@ -20,6 +20,7 @@ from imagen_jax.checkpoints.verify import (
   load,
   read_config,
 )
+from imagen_jax.files import expand
 from imagen_jax.parallel.processes import Failed, Meeting, reason, together
 
 # The first process looks which there are.
@@ -31,7 +32,7 @@ TRIAL = ".imagen-trial"  # how the names of files end that only try a folder
 
 def directory(workdir: str) -> epath.Path:
   """Where a run's checkpoints lie; workdir may be a gs:// path."""
-  path = epath.Path(workdir).expanduser()
+  path = epath.Path(expand(workdir))
   if "://" not in workdir:
     path = path.absolute()
   return path / "checkpoints"

@@ -19,6 +19,7 @@ from absl import logging
 from etils import epath
 from huggingface_hub import HfUri, errors
 
+from imagen_jax.files import expand
 from imagen_jax.interop import hub, weights
 from imagen_jax.interop.tensors import few
 
@@ -62,7 +63,7 @@ def moved(url: str, to: str) -> str:
 
   ValueError if `to` is neither, or the folder lacks the repository.
   """
-  uri, folder = parse(url), pathlib.Path(to).expanduser()
+  uri, folder = parse(url), pathlib.Path(expand(to))
   _, _, name = uri.id.partition("/")
   if folder.is_dir():
     if not (folder / name).is_dir():

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
+from imagen_jax.files import expand
 from imagen_jax.interop import diffusers, t5, weights
 from imagen_jax.nets.unet import UNet
 from imagen_jax.parallel.sharding import Placement
@@ -26,7 +27,7 @@ def packaged(path: str) -> epath.Path:
     from imagen_jax.interop import download
 
     return download.fetch(path)
-  return epath.Path(path).expanduser()  # pathlib would break gs://
+  return epath.Path(expand(path))  # pathlib would break gs://
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 
 from absl import app, flags, logging
 
+from imagen_jax.files import expand
 from imagen_jax.text import vocabulary
 
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")
   try:
-    text = pathlib.Path(args.captions).read_text(encoding="utf-8")
+    text = pathlib.Path(expand(args.captions)).read_text(encoding="utf-8")
     pieces = vocabulary.train_vocabulary(
       text.split("\n"), args.output, vocab_size=args.vocab_size
     )

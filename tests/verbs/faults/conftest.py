@@ -63,7 +63,8 @@ ADVICE = "consider checkpointing less frequently"  # of Orbax
 
 def heed_interruptions() -> None:
   """As a terminal's programs do; tests in the background begin without."""
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 
 
 class Run:
