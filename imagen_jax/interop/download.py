@@ -117,6 +117,7 @@ def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
   One thread at a time.
   """
   path = uri.path_in_repo
+  expand(huggingface_hub.constants.HF_HUB_CACHE)  # a home folder is known
   try:
     with _quiet_hub():
       root = huggingface_hub.snapshot_download(
@@ -129,6 +130,12 @@ def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
   except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
     reason = _reason(uri, error)
     raise ValueError(f"{shown(uri)} cannot be fetched: {reason}") from error
+  except ImportError as error:  # the Hub's client lacks what a proxy asks for
+    raise ValueError(
+      f"{shown(uri)} cannot be fetched through a SOCKS proxy (ALL_PROXY or "
+      "HTTPS_PROXY) without the package socksio, expected pip install socksio "
+      "or an HTTP proxy"
+    ) from error
   return epath.Path(root) / path
 
 

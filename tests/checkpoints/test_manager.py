@@ -1,12 +1,16 @@
 """Checkpoints: round trips, which are kept, and which are refused."""
 
+import logging
 import os
 import shutil
+import sys
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -129,6 +133,25 @@ def test_the_average_alone(saved):
   step, ema, config = manager.restore_ema(str(saved), params)
   assert (step, config) == (9, CONFIG)
   assert_same(ema, make_state(9).ema)
+
+
+def test_orbax_logs_no_advice(tmp_path, monkeypatch):
+  """Such as to save less often, when a save had to wait for another."""
+  module = sys.modules[ocp.CheckpointManager.__module__]
+  name = "_WAIT_FOR_PREV_SAVE_WARNING_THRESHOLD_SECS"
+  assert getattr(module, name) > 0
+  monkeypatch.setattr(module, name, -1.0)
+  seen = []
+  handler = logging.Handler()
+  handler.emit = lambda record: seen.append(record.getMessage())
+  log = absl.logging.get_absl_logger()
+  log.addHandler(handler)
+  try:
+    save(tmp_path, 1, 2)
+    absl.logging.warning("another's")
+  finally:
+    log.removeHandler(handler)
+  assert seen == ["another's"]
 
 
 def replace_while_read(monkeypatch, owner, name: str, times: int) -> None:
