@@ -77,6 +77,7 @@ def train(
         log = open_log(job, step, callback, stack)
         if step:
           job.progress.say(f"resumed from step {step}")
+        trace = stack.enter_context(Trace(job, profile_steps))
         if step < run.training.steps:
           feed = open_feed(job, step, log, stack)
 
@@ -84,7 +85,6 @@ def train(
           step_fn, batch = compile_step(job, state, feed, log)
 
           # 4. Train.
-          trace = stack.enter_context(Trace(job, profile_steps))
           outputs = Outputs(job, writer, log, trace, saved, config, samples)
           state, interrupted = train_steps(
             job, state, step_fn, batch, feed, outputs
