@@ -29,6 +29,7 @@ from imagen_jax.aot.report import keep, line, report, rows_of
 from imagen_jax.aot.search import searched
 from imagen_jax.cli import command_line, program
 from imagen_jax.parallel import mesh
+from imagen_jax.progress import say
 
 NOT_FITTING = 3
 
@@ -46,7 +47,9 @@ def define_flags(values: flags.FlagValues) -> None:
     "What to compile; by default what the config is of: a stage, a cascade, "
     "T5.", **on
   )  # fmt: skip
-  flags.DEFINE_string("json", None, "A JSON file to put the rows into.", **on)
+  command_line.define_path(
+    values, "json", None, "A JSON file to put the rows into."
+  )
   flags.DEFINE_boolean(
     "search", False,
     "Try less and less memory until a training step fits.", **on
@@ -74,8 +77,8 @@ def main(args: flags.FlagValues) -> None:
   if args.search and mode != "train":
     raise ValueError(f"--search is for training steps, this is --mode={mode}")
   if args.json:
-    program.check_output("json", os.path.expanduser(args.json))
-    rows_of(pathlib.Path(args.json).expanduser())
+    program.check_output("json", args.json)
+    rows_of(pathlib.Path(args.json))
   tpus = tpu_slice(args.topology, args.num_slices)
   if mode == "sample":
     devices = build.sampling_devices(config, tpus.devices)
@@ -86,15 +89,13 @@ def main(args: flags.FlagValues) -> None:
   for tried in searched(config, ways) if args.search else [{}]:
     found = []
     for it in programs.of(config, mode, devices):
-      print(
-        f"compiling {it.name} for {tpus.name} ... {tried or ''}", flush=True
-      )
+      say(f"compiling {it.name} for {tpus.name} ... {tried or ''}")
       row = report(it, devices, tpus) | tried
-      print(line(row), flush=True)
+      say(line(row))
       found.append(row)
       rows.append({"command": the_command(command_line.given(args)), **row})
       if args.json:  # each is hours of work
-        keep(pathlib.Path(args.json).expanduser(), rows)
+        keep(pathlib.Path(args.json), rows)
     fits = all(row["fits"] for row in found)
     if args.search and fits:
       break

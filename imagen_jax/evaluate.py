@@ -27,7 +27,7 @@ from imagen_jax.data.png import grid, write_png
 from imagen_jax.evals.text_use import caption_losses
 from imagen_jax.imagen import Imagen
 from imagen_jax.interop import published, weights
-from imagen_jax.progress import Progress
+from imagen_jax.progress import Progress, say
 from imagen_jax.request import Row
 from imagen_jax.shapes.judge import judge, share, tally
 from imagen_jax.shapes.scenes import Scene, from_json
@@ -53,7 +53,7 @@ def define_flags(values: flags.FlagValues) -> None:
     "guidance", None, "Guidance weight of every stage; 1 is none.", **on
   )
   flags.DEFINE_integer("steps", None, "Sampling steps of every stage.", **on)
-  flags.DEFINE_string("outdir", "evaluation", "Where results go.", **on)
+  command_line.define_path(values, "outdir", "evaluation", "Where results go.")
 
 
 def draw(
@@ -152,10 +152,10 @@ def main(args: flags.FlagValues) -> None:
   command_line.check_at_least(args, "num_images", 2)
   command_line.check_at_least(args, "batch_size", 1)
   command_line.check_seed(args)
-  outdir = epath.Path(args.outdir).expanduser()
+  outdir = epath.Path(args.outdir)
   program.check_writable("outdir", outdir)
   cascade = imagen.load(config)
-  cascade.check()  # before the data set is drawn
+  cascade.check(cascade.names)  # before the data set is drawn
   source = load_source(args.dataset, args.split, args.data_dir)
   if "scene" not in source[0]:
     raise ValueError(
@@ -197,7 +197,7 @@ def main(args: flags.FlagValues) -> None:
   note = {"captions": json.dumps(captions[:shown])}
   sheet = grid([picture[::2, ::2] for picture in pictures[:shown]], columns=8)
   write_png(outdir / f"{args.split}.png", sheet, note)
-  print(text)
+  say(text)
 
 
 if __name__ == "__main__":

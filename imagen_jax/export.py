@@ -15,7 +15,6 @@ config.text.weights, into a folder as transformers or t5x read it:
 """
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from imagen_jax import build
 from imagen_jax.checkpoints import manager
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop import diffusers, published, t5, weights
+from imagen_jax.progress import say
 from imagen_jax.text.settings import Text
 from imagen_jax.training.setup import net_shapes
 
@@ -36,11 +36,10 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the verb's flags."""
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes16.py")
-  flags.DEFINE_string("workdir", None, "The training run.", **on)
-  flags.DEFINE_string(
-    "output", None,
+  command_line.define_path(values, "workdir", None, "The training run.")
+  command_line.define_path(
+    values, "output", None,
     "The .safetensors file to write; with --text or --diffusers, the folder.",
-    **on,
   )  # fmt: skip
   flags.DEFINE_boolean(
     "diffusers", False, "Writes the net as diffusers' UNet2DConditionModel.",
@@ -95,7 +94,7 @@ def main(args: flags.FlagValues) -> None:
     raise ValueError(
       "--output and one of --workdir and --text are needed, see --help"
     )
-  output = os.path.expanduser(args.output)
+  output = args.output
   if layout or args.diffusers:
     program.check_folder("output", output)
   else:
@@ -103,9 +102,9 @@ def main(args: flags.FlagValues) -> None:
   if layout == "t5x":
     t5.check_new(output)
   if layout:
-    print(export_text(build.required_text(config), layout, output))
+    say(export_text(build.required_text(config), layout, output))
   else:
-    print(export_net(config, workdir, output, as_diffusers=args.diffusers))
+    say(export_net(config, workdir, output, as_diffusers=args.diffusers))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,23 @@ _MOST_JSON = 2**24  # bytes: the largest index or config has 1 % of it
 _MOST_NESTED = 100  # levels of JSON: the deepest config has ten
 
 
+def expand(path: str | os.PathLike) -> str:
+  """Returns a path whose leading ~ is the home folder; gs:// paths stay.
+
+  Raises:
+    ValueError: no home folder is known, as without HOME in a container.
+  """
+  given = os.fspath(path)
+  found = os.path.expanduser(given)
+  mine = given.split("/")[0] == "~"
+  if found.startswith("~") or (mine and os.environ.get("HOME") == ""):
+    raise ValueError(
+      f"path {given} begins with a home folder that is not known, expected "
+      "HOME to be set, or ./ before a name that begins with ~"
+    )
+  return found
+
+
 def write(
   path: str | os.PathLike, data: bytes | str, *, parents: bool = False
 ) -> None:
@@ -31,7 +48,7 @@ def write(
   Raises:
     ValueError: "PATH cannot be written: REASON".
   """
-  path = epath.Path(path)
+  path = epath.Path(expand(path))
   data = data.encode() if isinstance(data, str) else data
   try:
     if parents:
@@ -136,7 +153,7 @@ def read_lines(
     ValueError: the file cannot be read, or is not UTF-8 text.
   """
   try:
-    data = epath.Path(path).expanduser().read_bytes()
+    data = epath.Path(expand(path)).read_bytes()
     text = data.decode("utf-8-sig")
   except OSError as error:
     raise ValueError(

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from imagen_jax import __version__, build
 from imagen_jax.build import configs
 from imagen_jax.cascade import Cascade, stage_inputs
+from imagen_jax.files import expand
 from imagen_jax.image_ids import image_ids
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
   from imagen_jax.training.loop import Trained
 
 TEXT = "text"  # the part of a cascade that is no stage
+NO_TEXT = "the cascade has no text encoder (text=None), expected prompts=None"
 
 
 def load(
@@ -137,7 +139,7 @@ def train(
   config = configs.resolve(config, overrides)
   return loop.train(
     build.run(config),
-    os.path.expanduser(os.fspath(workdir)),
+    expand(workdir),
     build.as_json(config),
     complete=build.as_json,
     callback=callback,
@@ -212,9 +214,7 @@ class Imagen:
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     check_prompts(prompts)
     if not self.reads_text:
-      raise ValueError(
-        "the cascade has no text encoder (text=None), expected no prompts"
-      )
+      raise ValueError(NO_TEXT)
     with jax.set_mesh(self._devices):
       text = self.part(TEXT)(prompts)
     self._leave(TEXT)
@@ -360,23 +360,20 @@ class Imagen:
     """
     size = self.batch_size if batch_size is None else batch_size
     if prompts is not None and not self.reads_text:
-      raise ValueError(
-        "prompts are given, but the cascade has no text encoder (text=None):"
-        " expected None in their place"
-      )
-    asked = make_request(
+      raise ValueError(NO_TEXT)
+    found = make_request(
       self.cascade, prompts, rows, batch_size=size, **options
     )
-    self.check([self.names[number] for number in asked.stages])
-    return asked
+    self.check([self.names[number] for number in found.stages])
+    return found
 
-  def check(self, stages: Sequence[str] | None = None) -> None:
-    """Checks the weights of stages, by default of all; reads none.
+  def check(self, stages: Sequence[str]) -> None:
+    """Checks the weights of stages; reads none.
 
     Raises:
       ValueError: a stage has none, or those of another net.
     """
-    for name in self.names if stages is None else stages:
+    for name in stages:
       if name not in self._parts:
         self._check_net(name)
 

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from imagen_jax.files import expand
 from imagen_jax.imagen import Imagen
 from imagen_jax.parallel.processes import from_first
 from imagen_jax.request import Request, Row
@@ -106,7 +107,7 @@ def plan(
       not there.
   """
   request = cascade.request(prompts, rows, **options)
-  ids, folder = cascade.ids(request), epath.Path(folder).expanduser()
+  ids, folder = cascade.ids(request), epath.Path(expand(folder))
   paths = tuple(
     folder
     / image_name(

@@ -8,8 +8,6 @@ captions holds a picture's description and one or more captions of it, separated
 by tabs. text/describe.py says what is learnt.
 """
 
-import os
-
 import jax
 import numpy as np
 import optax
@@ -28,11 +26,13 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the verb's flags."""
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes16.py")
-  flags.DEFINE_string(
-    "captions", None,
-    "UTF-8 text: description, tab, captions of a picture.", **on
+  command_line.define_path(
+    values, "captions", None,
+    "UTF-8 text: description, tab, captions of an image.",
   )  # fmt: skip
-  flags.DEFINE_string("output", None, "The .safetensors file to write.", **on)
+  command_line.define_path(
+    values, "output", None, "The .safetensors file to write."
+  )
   flags.DEFINE_integer("steps", 4000, "Steps to train.", **on)
   flags.DEFINE_integer("batch_size", 128, "Pictures per step.", **on)
   flags.DEFINE_float("learning_rate", 1e-3, "Adam's, at its peak.", **on)
@@ -73,9 +73,9 @@ def main(args: flags.FlagValues) -> None:
     decay_steps=args.steps,
     clip_norm=1.0,
   )
-  output = os.path.expanduser(args.output)
+  output = args.output
   program.check_output("output", output, ".safetensors")
-  text = build.text(args.config.text)
+  text = build.required_text(args.config)
   if text.int8:
     raise ValueError("config text.int8 is True, expected False for training")
   tokenizer = build.tokenizer(text)

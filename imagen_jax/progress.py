@@ -16,6 +16,9 @@ import jax
 # The bar, then the step, the speed, the time left and a note.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
 
+# Failures to print that may pass: no room on a disk, a reader that is slow.
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
+
 
 def clock(seconds: float) -> str:
   """Formats seconds: 3723 -> "1:02:03"."""
@@ -24,13 +27,41 @@ def clock(seconds: float) -> str:
   return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+def say(line: str, out: TextIO | None = None) -> bool:
+  """Prints a line, by default on sys.stdout; work goes on if it cannot.
+
+  Returns False if nobody will read lines any more: the stream is closed, its
+  reader has ended, or its terminal is gone. On a full disk the line is kept for
+  when there is room. Letters that the stream's encoding lacks are escaped.
+  """
+  out = sys.stdout if out is None else out
+  if out is None:  # as Python has it where it was started with stdout closed
+    return False
+  try:
+    out.write(_encodable(line, out) + "\n")
+    out.flush()
+  except OSError as error:
+    return error.errno in _PASSING
+  except ValueError:  # it is closed
+    return False
+  return True
+
+
+def _encodable(text: str, out: TextIO) -> str:
+  """Escapes the letters that a stream's encoding lacks."""
+  encoding = getattr(out, "encoding", None) or "utf-8"
+  return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 class Progress:
   """Shows the step, the speed and the time left of one piece of work.
 
   A bar of tqdm's on a terminal and in a notebook, plain lines elsewhere. Speeds
   leave out what precedes start(), such as compilation, and what lies between
-  pause() and resume(), such as checkpoints. The bar ends with the last step, or
-  with close() or the with-block of work that ends early.
+  pause() and resume(), such as checkpoints. Without start(), the first steps
+  shown count as the compiler's. The bar ends with the last step, or with
+  close() or the with-block of work that ends early. Work goes on where nobody
+  reads what is shown.
   """
 
   def __init__(
@@ -53,15 +84,20 @@ class Progress:
     """
     self._name, self._total, self._unit = name, total, unit
     self._out = sys.stdout if out is None else out
-    self._quiet = quiet
+    # Without a stream, or one that was closed, nobody reads.
+    self._quiet = (
+      quiet or self._out is None or getattr(self._out, "closed", False)
+    )
     self._in_notebook = out is None and _in_notebook()
-    self.live = self._in_notebook or self._out.isatty()
+    self.live = self._in_notebook or (not self._quiet and self._out.isatty())
     self._bar: Any = None  # tqdm's, from the first step shown to the last
     self.start(0)
+    self._timed = False  # until somebody calls start(), or steps are shown
 
   def start(self, step: int) -> None:
     """Counts time from now on, with `step` steps already done."""
     self._first, self._busy, self._since = step, 0.0, time.monotonic()
+    self._timed = True
 
   def pause(self) -> None:
     """Stops the clock."""
@@ -79,6 +115,8 @@ class Progress:
   def show(self, step: int, note: str = "") -> None:
     """Shows that `step` steps are done, and a note such as the loss."""
     parts = []
+    if not self._timed and step > 0:
+      self.start(step)
     if step > self._first:
       pace = self.seconds_per_step(step)
       left = clock(pace * (self._total - step))
@@ -94,22 +132,29 @@ class Progress:
     """Prints a line, above the bar if there is one."""
     if self._quiet:
       return
-    if (bar := self._bar) is not None:  # another thread may end it
-      bar.write(line, file=self._out)
-      return
-    try:
-      self._out.write(line + "\n")
-      self._out.flush()
-    except OSError as error:
-      # Of a file on a full disk, it is kept for when there is room.
-      if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        raise
+    if (bar := self._bar) is None:  # another thread may end it
+      self._quiet = not say(line, self._out)
+    else:
+      with self._drawing():
+        bar.write(_encodable(line, self._out), file=self._out)
 
   def close(self) -> None:
     """Leaves the bar as it is; what is shown later begins another."""
     bar, self._bar = self._bar, None
     if bar is not None:
-      bar.close()
+      with self._drawing():
+        bar.close()
+
+  @contextlib.contextmanager
+  def _drawing(self) -> Iterator[None]:
+    """Ends the bar, and not the work, where the block cannot draw it."""
+    try:
+      yield
+    except (OSError, ValueError) as error:  # its terminal is gone, or closed
+      if getattr(error, "errno", None) not in _PASSING:
+        self._quiet = True
+        if self._bar is not None:
+          self._bar.disable = True  # else it would draw when it is collected
 
   def __enter__(self) -> "Progress":
     return self
@@ -118,18 +163,19 @@ class Progress:
     self.close()
 
   def _draw(self, step: int, text: str) -> None:
-    if self._bar is None:
-      self._bar = _bar_type(self._in_notebook)(
-        desc=self._name,
-        total=self._total,
-        file=self._out,
-        bar_format=_BAR,
-        dynamic_ncols=True,
-        delay=1e-9,  # does not draw before it is told the step
-      )
-    self._bar.n = step
-    self._bar.set_postfix_str(text, refresh=False)
-    self._bar.refresh()
+    with self._drawing():
+      if self._bar is None:
+        self._bar = _bar_type(self._in_notebook)(
+          desc=self._name,
+          total=self._total,
+          file=self._out,
+          bar_format=_BAR,
+          dynamic_ncols=True,
+          delay=1e-9,  # does not draw before it is given the step
+        )
+      self._bar.n = step
+      self._bar.set_postfix_str(text, refresh=False)
+      self._bar.refresh()
     if step >= self._total:
       self.close()
 

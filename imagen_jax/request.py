@@ -14,6 +14,7 @@ from PIL import Image
 
 from imagen_jax.cascade import Cascade
 from imagen_jax.data import images
+from imagen_jax.files import expand
 from imagen_jax.stage import Sampling
 from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
@@ -344,7 +345,7 @@ def _at_size(image: Picture, size: int) -> np.ndarray:
   """An image's central square at a size, float32 [size, size, 3], [-1, 1]."""
   if isinstance(image, str | os.PathLike):
     try:
-      with open(image, "rb") as file:
+      with open(expand(image), "rb") as file:
         pixels = images.decode(file.read())
     except OSError as error:
       raise ValueError(f"image {image} cannot be read: {error.strerror}") from (

@@ -32,8 +32,8 @@ def define_flags(values: flags.FlagValues) -> None:
   command_line.define_config(values, "configs/shapes.py")
   command_line.define_distributed(values)
   flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.", **on)
-  flags.DEFINE_string(
-    "prompts_file", None, "A UTF-8 text file with one prompt per line.", **on
+  command_line.define_path(
+    values, "prompts_file", None, "A UTF-8 text file with one prompt per line."
   )
   flags.DEFINE_integer("num_images", 1, "Images per prompt.", **on)
   flags.DEFINE_integer("seed", 0, "Same seed, same images.", **on)
@@ -52,19 +52,19 @@ def define_flags(values: flags.FlagValues) -> None:
     "stages", None, "FIRST:LAST, the stages to run, either end may be left "
     "out: ':base64' stops at 64x64, 'sr256:' upsamples --image.", **on
   )  # fmt: skip
-  flags.DEFINE_string("image", None, "An image file to upsample.", **on)
+  command_line.define_path(values, "image", None, "An image file to upsample.")
   flags.DEFINE_integer(
     "batch_size", None, "Images at a time, by default the config's.", **on
   )
   flags.DEFINE_boolean(
     "offload", False, "Keep only the part that runs in memory.", **on
   )
-  flags.DEFINE_string(
-    "weights", None,
+  command_line.define_path(
+    values, "weights", None,
     "Where a config's hf:// weights are instead: a folder that holds their "
-    "repositories by name, or another owner on the Hub.", **on
+    "repositories by name, or another owner on the Hub.",
   )  # fmt: skip
-  flags.DEFINE_string("outdir", "samples", "Where the PNGs go.", **on)
+  command_line.define_path(values, "outdir", "samples", "Where the PNGs go.")
 
 
 def read_prompts(args: flags.FlagValues) -> list[str] | None:
@@ -108,7 +108,7 @@ def main(args: flags.FlagValues) -> None:
     seed=args.seed,
     index=args.index,
   )
-  outdir = epath.Path(args.outdir).expanduser()
+  outdir = epath.Path(args.outdir)
   command_line.join_others(args)
   first_host = jax.process_index() == 0
   cascade = imagen.load(args.config, weights=args.weights, offload=args.offload)
@@ -133,7 +133,6 @@ def main(args: flags.FlagValues) -> None:
     progress.say(f"{len(rows) - total} of {len(rows)} image(s) are finished")
 
   count = 0
-  progress.start(0)
   for paths in job.run():
     count += len(paths)
     progress.show(count)

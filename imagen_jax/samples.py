@@ -15,6 +15,7 @@ from PIL import Image
 
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import encode_png, grid, write_png
+from imagen_jax.files import expand
 
 SHEET_PIXELS = 2**25  # of a grid, at most, unless one row has more
 
@@ -70,7 +71,7 @@ class Samples:
     Folders that lack are made; gs:// paths too. Images that were made from
     anything else have other names. ValueError if a file cannot be written.
     """
-    folder, paths = epath.Path(folder).expanduser(), []
+    folder, paths = epath.Path(expand(folder)), []
     for i, image in enumerate(to_uint8(self.arrays)):
       prompt, seed, index = self.prompts[i], self.seeds[i], self.indices[i]
       name = image_name(prompt, seed, index, self.settings, self.ids[i])
@@ -147,7 +148,7 @@ def write_sheets(
   Raises:
     ValueError: a file cannot be written.
   """
-  images, folder = iter(images), epath.Path(folder).expanduser()
+  images, folder = iter(images), epath.Path(expand(folder))
   first = next(images)
   images = itertools.chain([first], images)
   rows = max(1, SHEET_PIXELS // (columns * first[..., 0].size))

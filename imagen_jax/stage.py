@@ -304,8 +304,10 @@ class Stage:
 
   def blank(self, batch: int) -> Carry:
     """Returns what to start `run` with at step 0: zeros, to be drawn there."""
-    z = np.zeros((batch, self.size, self.size, CHANNELS), np.float32)
-    return Carry(z, z, np.zeros(batch, np.float32))
+    # A batch of jax.export's may be a symbol, of which numpy knows nothing.
+    zeros = np.zeros if isinstance(batch, int) else jnp.zeros
+    z = zeros((batch, self.size, self.size, CHANNELS), np.float32)
+    return Carry(z, z, zeros(batch, np.float32))
 
   def run(
     self,

@@ -7,7 +7,6 @@ SIGTERM or Ctrl-C it saves and ends with exit code 75. --dry_run shows a batch
 and what the run will take, and ends before the first step.
 """
 
-import os
 import sys
 import types
 
@@ -24,8 +23,8 @@ def define_flags(values: flags.FlagValues) -> None:
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes16.py")
   command_line.define_distributed(values)
-  flags.DEFINE_string(
-    "workdir", None, "Where checkpoints, metrics and sample grids go.", **on
+  command_line.define_path(
+    values, "workdir", None, "Where checkpoints, metrics and sample grids go."
   )
   flags.DEFINE_boolean(
     "allow_config_change", False,
@@ -58,7 +57,7 @@ def main(args: flags.FlagValues) -> None:
   config, workdir = args.config, args.workdir
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
-  workdir, steps = os.path.expanduser(workdir), profiled(args.profile_steps)
+  steps = profiled(args.profile_steps)
   program.check_bucket("workdir", workdir)
   # A mistake in the config ends each process before it waits for the others.
   run = build.run(config)

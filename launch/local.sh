@@ -8,8 +8,8 @@
 #     python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
 #
 # Each runs COMMAND in this folder, with .venv's python, and finds the others by
-# JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Their lines are
-# shown behind their numbers. When one fails the others are ended, and its exit
+# JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The coordinator
+# listens on localhost only. Their lines are shown behind their numbers. When one fails the others are ended, and its exit
 # code is this script's; Ctrl-C ends all (twice: at once).
 #
 #   --restarts=3   starts all again when one fails, so often at most; not one
@@ -51,7 +51,9 @@ with socket.socket() as s:
 }
 
 variables() { # NUMBER
+  # It asks nobody who they are: only this machine may reach it.
   printf '%s\n' "JAX_COORDINATOR_ADDRESS=localhost:$port" \
+    "JAX_COORDINATOR_BIND_ADDRESS=localhost:$port" \
     "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$1"
 }
 

@@ -13,7 +13,8 @@ PAGE = (ROOT / "FAULTS.md").read_text("utf-8")
 def named_in_rows(page: str) -> list[list[str]]:
   """What stands in the last column of a table's rows, below its head."""
   rows = [line for line in page.splitlines() if line.startswith("|")]
-  return [row.split("|")[3].strip().split(", ") for row in rows[2:]]
+  cells = [row.replace("\\|", "").split("|") for row in rows[2:]]
+  return [row[3].strip().split(", ") for row in cells]
 
 
 def is_test(name: str) -> bool:

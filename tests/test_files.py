@@ -2,7 +2,6 @@
 
 import ast
 import errno
-import json
 import os
 import pathlib
 import re
@@ -30,6 +29,47 @@ def test_bytes_and_text_replace_what_was_there(tmp_path):
     files.write(path, data)
     assert path.read_bytes() == wanted
   assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+  ("path", "found"),
+  [
+    ("~/a", "/home/me/a"),
+    ("~", "/home/me"),
+    ("~root", "/root"),
+    ("a/~", "a/~"),
+    ("./~a", "./~a"),
+    ("gs://bucket/~/a", "gs://bucket/~/a"),
+    (pathlib.Path("~/a"), "/home/me/a"),
+  ],
+)
+def test_a_home_folder_is_expanded(monkeypatch, path, found):
+  monkeypatch.setenv("HOME", "/home/me")
+  assert files.expand(path) == found
+
+
+@pytest.mark.parametrize("path", ["~/a", "~", "~no-such-user/a"])
+@pytest.mark.parametrize("home", [None, ""])
+def test_without_a_home_no_folder_is_named_for_it(
+  monkeypatch, tmp_path, path, home
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv("HOME")
+  if home is not None:
+    monkeypatch.setenv("HOME", home)
+  monkeypatch.setattr(os, "getuid", lambda: 987654)  # of no user
+  with pytest.raises(ValueError, match=f"^path {path} begins with a home fold"):
+    files.write(path, "data", parents=True)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_one_place_expands_a_home_folder():
+  found = [
+    str(path.relative_to(PACKAGE))
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "expanduser" in path.read_text("utf-8")
+  ]
+  assert found == ["files.py"]
 
 
 def test_others_may_read_it_as_the_umask_says(tmp_path):
@@ -216,103 +256,3 @@ def test_an_object_store(storage):
   (name,) = storage.names("bucket", "new/a")
   assert storage.buckets["bucket"][name].data == b"new"
   assert not storage.names("bucket", "new/.")
-
-
-@pytest.mark.parametrize(
-  ("text", "shown"),
-  [
-    ("a red star", "'a red star'"),
-    ("été 紅い星", "'été 紅い星'"),
-    ("it's", '"it\'s"'),
-    ("\x1b[31m\r\nerror: \u2028\u202e\x85\0\ud83d",
-     r"'\x1b[31m\r\nerror: \u2028\u202e\x85\x00\ud83d'"),
-    (b"\xff", "\"b'\\\\xff'\""),
-    (["a", 1], "\"['a', 1]\""),
-    ("", "''"),
-    ("x" * 78, "'" + "x" * 78 + "'"),
-    ("x" * 79, "'" + "x" * 75 + "'..."),
-    ("x" * 5_000_000, "'" + "x" * 75 + "'..."),
-    ("\x1b" * 99, "'" + r"\x1b" * 18 + "'..."),
-  ],
-)  # fmt: skip
-def test_a_quoted_text_is_printable_and_short(text, shown):
-  assert files.quote(text) == shown
-  assert len(shown) <= 80 and shown.isprintable()
-  assert len(files.quote(text, 16)) <= 16
-
-
-SEPARATORS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029\r"
-
-
-@pytest.mark.parametrize("separator", SEPARATORS)
-def test_only_a_line_feed_ends_a_line(tmp_path, separator):
-  """As an editor counts lines, and as other programs read them."""
-  path = tmp_path / "a"
-  path.write_bytes(f"a{separator}b\n{separator}\n \tc\r\n".encode())
-  assert files.read_lines(path, "a") == [f"a{separator}b", "", "c"]
-
-
-@pytest.mark.parametrize(
-  ("data", "lines"),
-  [
-    (b"", []),
-    (b"\n", [""]),
-    (b"\n\n", ["", ""]),
-    (b"\xef\xbb\xbfa", ["a"]),  # Windows' mark
-    (b"a\n b ", ["a", "b"]),
-    (b"a\n  ", ["a"]),
-  ],
-)
-def test_the_lines_of_a_file(tmp_path, data, lines):
-  path = tmp_path / "a"
-  path.write_bytes(data)
-  assert files.read_lines(path, "a") == lines
-
-
-def test_lines_that_cannot_be_read(tmp_path):
-  path = tmp_path / "a"
-  for data in (b"\xff", b"a\0"):
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=f"^captions {path} is not UTF-8 text"):
-      files.read_lines(path, "captions")
-  with pytest.raises(ValueError, match="^captions .* cannot be read: Is a dir"):
-    files.read_lines(tmp_path, "captions")
-
-
-def test_nothing_else_splits_lines():
-  """str.splitlines also cuts at U+2028 and five others, inside a caption."""
-  calls = {
-    str(path.relative_to(PACKAGE))
-    for path in PACKAGE.rglob("*.py")
-    if ".splitlines(" in path.read_text("utf-8")
-  }
-  assert calls == {"training/metric_files.py"}  # of bytes, at \n and \r
-
-
-@pytest.mark.parametrize(
-  ("data", "said"),
-  [
-    (b"", "is not JSON: Expecting value"),
-    (b"\xff", "is not JSON: 'utf-8' codec can't decode"),
-    (b"[" * 100_000, "is nested too deeply, expected at most 100 levels"),
-    (b'{"a":' * 100_000, "is nested too deeply"),
-    (b"[" * 101 + b"]" * 101, "is nested too deeply"),
-    (b"9" * 5000, "is not JSON: Exceeds the limit"),
-    (b" " * 2**24 + b"1", "is no such file: it has over 16 MiB"),
-  ],
-)
-def test_json_of_anyone(tmp_path, data, said):
-  path = tmp_path / "a.json"
-  path.write_bytes(data)
-  with pytest.raises(ValueError) as caught:
-    files.read_json(path, "index")
-  assert str(caught.value).startswith(f"index {path} {said}")
-
-
-def test_json_that_is_sound(tmp_path):
-  path = tmp_path / "a.json"
-  for value in ({"a": [1, {"b": None}]}, [], "ä", 1.5, [[[[]]]]):
-    path.write_text(json.dumps(value))
-    assert files.read_json(path, "index") == value
-  with pytest.raises(ValueError, match="index .*/b cannot be read: No such f"):
-    files.read_json(tmp_path / "b", "index")

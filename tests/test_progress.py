@@ -1,5 +1,6 @@
 """Progress: its arithmetic, on a clock of the test's own, and its lines."""
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -7,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import termios
 import types
 import warnings
 
@@ -106,6 +108,7 @@ def test_a_file_gets_whole_lines(time):
   out = io.StringIO()
   progress = Progress("train", 2, out=out)
   progress.say("compiling")
+  progress.start(0)
   for step in (1, 2):
     time.wait(1)
     progress.show(step)
@@ -127,6 +130,83 @@ def test_a_line_waits_until_a_full_disk_has_room(tmp_path):
     os.close(there)
     work.say("two")
   assert path.read_text() == "one\ntwo\n"
+
+
+def test_the_first_steps_shown_are_the_compilers_without_a_start(time):
+  """As of batches of images: the first compiles each stage."""
+  out = io.StringIO()
+  progress = Progress("sample", 12, out=out)
+  time.wait(10)  # text
+  progress.show(0)
+  time.wait(600)
+  progress.show(4)
+  time.wait(8)
+  progress.show(8)
+  assert out.getvalue().splitlines() == [
+    "sample 0/12",
+    "sample 4/12",
+    "sample 8/12  2 s/step  ETA 0:00:08",
+  ]
+
+
+def without_a_reader(kind: str):
+  """A stream that was read, and is not any more."""
+  if kind == "closed":
+    out = io.StringIO()
+    out.close()
+    return out
+  there, here = os.pipe() if kind == "pipe" else os.openpty()
+  os.close(there)
+  return os.fdopen(here, "w")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "closed"])
+def test_work_goes_on_where_nobody_reads(time, kind):
+  out = without_a_reader(kind)
+  with Progress("work", 3, out=out) as work:
+    for step in (1, 2, 3):
+      work.say("a line")
+      work.show(step)
+  assert not progress_lib.say("a line", out)
+  with contextlib.suppress(OSError):  # what it still holds
+    out.close()
+
+
+def test_a_terminal_that_closes_ends_the_bar_alone(time):
+  there, here = os.openpty()
+  termios.tcsetwinsize(here, (24, 80))
+  os.set_blocking(there, False)
+  out = os.fdopen(here, "w")
+  with Progress("work", 3, out=out) as work:
+    work.start(0)
+    work.show(1)
+    assert b"work:  33%" in os.read(there, 9999)
+    os.close(there)
+    work.show(2)
+    work.say("a line")
+    work.show(3)
+  with contextlib.suppress(OSError):
+    out.close()
+
+
+def test_without_any_stream(monkeypatch):
+  """As Python has it that was started with its output closed."""
+  monkeypatch.setattr(sys, "stdout", None)
+  with Progress("work", 1) as work:
+    work.say("a line")
+    work.show(1)
+  assert not progress_lib.say("a line")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_letters_that_an_encoding_lacks_are_escaped(time, terminal):
+  data = io.BytesIO()
+  out = io.TextIOWrapper(data, "ascii", write_through=True)
+  out.isatty = lambda: terminal
+  with Progress("work", 2, out=out) as work:
+    work.show(1)
+    work.say("saved: /tmp/star-\u2605-\udcff")
+  assert b"saved: /tmp/star-\\u2605-\\udcff\n" in data.getvalue()
 
 
 def shown(out: io.StringIO) -> list[str]:
@@ -187,6 +267,7 @@ def test_a_notebook_is_known_by_its_shell(time, monkeypatch, capsys, kernel):
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     with Progress("draw", 2) as progress:
+      progress.start(0)
       progress.show(1)
   progress_lib._bar_type.cache_clear()
   out = capsys.readouterr().out

@@ -20,6 +20,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
+from imagen_jax.files import expand
+
 PACKAGE = pathlib.Path(__file__).parents[1]
 EXAMPLE = "configs/shapes.py"
 MODULE = "imagen_jax_config"  # the name of a config's module
@@ -50,7 +52,7 @@ def find_config(name: str) -> tuple[pathlib.Path, str | None]:
     ValueError: there is no such file and no such shipped config.
   """
   given, colon, argument = name.partition(":")
-  path = pathlib.Path(os.path.expanduser(given))
+  path = pathlib.Path(expand(given))
   shipped = path
   if path.suffix != ".py":
     shipped = pathlib.Path("configs", f"{given}.py")

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,15 +21,19 @@ from imagen_jax.checkpoints.verify import (
   load,
   read_config,
 )
+from imagen_jax.files import expand
 from imagen_jax.parallel.processes import Failed, Meeting, reason, together
 
 # The first process looks which there are.
 NAMES = ocp.path.step.standard_name_format(single_host_load_and_broadcast=True)
+# How many checkpoints may be removed while they are read, one after another.
+REPLACED = 30
+TRIAL = ".imagen-trial"  # how the names of files end that only try a folder
 
 
 def directory(workdir: str) -> epath.Path:
   """Where a run's checkpoints lie; workdir may be a gs:// path."""
-  path = epath.Path(workdir).expanduser()
+  path = epath.Path(expand(workdir))
   if "://" not in workdir:
     path = path.absolute()
   return path / "checkpoints"
@@ -57,11 +62,11 @@ class Checkpoints:
     make = lambda: self._directory.mkdir(parents=True, exist_ok=True)
     try:
       together(make)
+      together(self._try_folder)
     except Failed as error:
       raise ValueError(
         f"workdir {workdir} cannot be written: {error}"
       ) from error
-    self._clean()
     keepers = [policies.LatestN(keep)]
     if keep_every is not None:
       keepers.append(policies.EveryNSteps(keep_every))
@@ -87,10 +92,13 @@ class Checkpoints:
   ) -> Any | None:
     """The newest state, with the shardings of `like`; None if there is none.
 
-    A damaged checkpoint is told of and moved aside, and the one before it
-    taken. ValueError if none can be read, if the newest is of other arrays
-    than `like`, or if its config, after `complete` has filled in what it
-    lacks, would not compute what config does.
+    A damaged checkpoint is logged and moved aside, and the one before it is
+    taken. What interrupted saves left is removed, once the config is accepted.
+
+    Raises:
+      ValueError: no checkpoint can be read; or the newest has other arrays than
+        `like`; or its config would not compute what config does, after
+        `complete` has filled in what it lacks.
     """
     self._settle()
     damaged = {}
@@ -109,12 +117,14 @@ class Checkpoints:
         damaged[step] = error
         continue
       self._set_aside(damaged, step)
+      self._clean()
       return state
     if damaged:
       raise ValueError(
         f"no checkpoint in {self._directory} can be read, the newest, "
         f"{max(damaged)}, because: {damaged[max(damaged)]}"
       )
+    self._clean()
     return None
 
   def save(self, step: int, state: Any, config: Mapping[str, Any]) -> None:
@@ -193,7 +203,8 @@ class Checkpoints:
   def _try_folder(self) -> None:
     """Raises if it takes no checkpoint; Orbax would wait minutes for one."""
     if jax.process_index() == 0:
-      path = self._directory / "try.orbax-checkpoint-tmp"
+      # Of a name that nobody can guess, so that no link waits there.
+      path = self._directory / f"{secrets.token_hex(8)}{TRIAL}"
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_bytes(bytes(4096))  # a folder would cost a bucket nothing
       path.unlink()
@@ -203,9 +214,11 @@ class Checkpoints:
     # In a bucket, a folder without files is none.
     if jax.process_index() == 0 and self._directory.exists():
       for path in self._directory.iterdir():
-        if ocp.path.step.is_path_temporary(path):
-          with contextlib.suppress(Exception):  # stores raise many kinds
+        with contextlib.suppress(Exception):  # stores raise many kinds
+          if ocp.path.step.is_path_temporary(path):
             path.rmtree()
+          elif path.name.endswith(TRIAL):
+            path.unlink()
 
   def _set_aside(self, damaged: Mapping[int, Exception], used: int) -> None:
     """Moves damaged checkpoints out of Orbax's sight.
@@ -224,35 +237,48 @@ class Checkpoints:
 
 
 def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
-  """(step, ema, config) of the newest checkpoint.
+  """Reads the newest checkpoint's average, also while a run writes there.
 
-  `like` is the ema's tree of shapes, config what save was given. ValueError,
-  naming the checkpoint, if it is damaged or its arrays are not those of `like`,
-  and if there is no checkpoint.
+  A run that keeps few checkpoints removes one while it is read. Then the one
+  that has replaced it is read.
+
+  Args:
+    workdir: the run's folder.
+    like: the average's tree of shapes.
+
+  Returns:
+    (step, ema, config), with the config that save was given.
+
+  Raises:
+    ValueError: there is no checkpoint, or the newest is damaged or has other
+      arrays than `like`; it is named.
   """
-  step, path = newest(workdir)
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
+  for _ in range(REPLACED):
+    step, path = newest(workdir)
+    try:
+      return step, *_read_ema(path, like)
+    except (Failed, ValueError) as error:
+      if newest(workdir)[0] != step:
+        continue
+      if not isinstance(error, Failed):
+        raise
+      check_allowed(path)
+      raise ValueError(
+        f"checkpoint {path} cannot be read; if it is damaged, remove it to use "
+        f"the one before it ({error})"
+      ) from error
+  raise ValueError(
+    f"{directory(workdir)}: {REPLACED} checkpoints in a row were replaced "
+    "while they were read, expected one that stays; raise "
+    "train.keep_checkpoints"
   )
-  try:
-    with quiet_orbax():
-      config = together(lambda: read_config(path))
-      ema = load(path, {"ema": like}, "ema/")["ema"]
-  except Failed as error:
-    check_allowed(path)
-    raise ValueError(
-      f"checkpoint {path} cannot be read; if it is damaged, remove it to use "
-      f"the one before it ({error})"
-    ) from error
-  return step, ema, config
 
 
 def newest(workdir: str) -> tuple[int, epath.Path]:
   """Returns the step and the folder of a run's newest checkpoint.
 
   Raises:
-    ValueError: the workdir has no complete checkpoint.
+    ValueError: the folder is no run's, or has no complete checkpoint.
   """
   path = directory(workdir)
   if not path.is_dir():
@@ -275,15 +301,21 @@ def check_run(workdir: str) -> None:
   Raises:
     ValueError: the folder is no run's, or has no complete checkpoint.
   """
-  path = directory(workdir)
-  if not path.is_dir():
-    raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
   try:
-    found = has_checkpoint(workdir)
+    newest(workdir)
   except OSError as error:
     raise ValueError(f"{workdir} cannot be read: {reason(error)}") from error
-  if not found:
-    raise ValueError(f"{path} holds no complete checkpoint")
+
+
+def _read_ema(path: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]:
+  """Returns a checkpoint's average, on one device, and its config."""
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
+  )
+  with quiet_orbax():
+    config = together(lambda: read_config(path))
+    return load(path, {"ema": like}, "ema/")["ema"], config
 
 
 class _Undated(ocp.path.step.Metadata):

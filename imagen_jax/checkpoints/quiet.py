@@ -1,4 +1,4 @@
-"""Orbax without its tracebacks of what is raised or logged in a sentence."""
+"""Orbax without its tracebacks and warnings: ours are sentences."""
 
 import asyncio
 import contextlib
@@ -22,12 +22,12 @@ _undo = contextlib.ExitStack()  # what the last of them does
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-  """Keeps Orbax from printing tracebacks in the block.
+  """Keeps Orbax from printing tracebacks and warnings in the block.
 
-  Its errors are not logged, and what runs beside a read or write that fails is
-  ended first. Orbax is as it was after the block, or after the last of blocks
-  that overlap. The event loops of others are left alone, also one that runs
-  where Orbax is called, as in a notebook.
+  It logs no errors and no advice, such as to save less often. What runs beside
+  a read or write that fails is ended first. Orbax is as it was after the block,
+  or after the last of blocks that overlap. The event loops of others are left
+  alone, also one that runs where Orbax is called, as in a notebook.
   """
   global _blocks
   with _lock:
@@ -45,16 +45,17 @@ def quiet_orbax() -> Iterator[None]:
 
 def _begin() -> None:
   logger = absl.logging.get_absl_logger()
-  logger.addFilter(_is_no_error_of_orbax)
-  _undo.callback(logger.removeFilter, _is_no_error_of_orbax)
+  logger.addFilter(_is_not_of_orbax)
+  _undo.callback(logger.removeFilter, _is_not_of_orbax)
   runner = sys.modules.get(_RUNNER)
   if hasattr(runner, "run_sync"):
     _undo.callback(setattr, runner, "run_sync", runner.run_sync)
     runner.run_sync = _run_sync
 
 
-def _is_no_error_of_orbax(record: logging.LogRecord) -> bool:
-  return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  # Of a warning too, all that a user needs is raised or said by us.
+  return record.levelno < logging.WARNING or "/orbax/" not in record.pathname
 
 
 def _run_sync(coro: Coroutine) -> Any:

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from imagen_jax.build import configs
+from imagen_jax.files import expand
 from imagen_jax.parallel import distributed
 
 flags.disclaim_key_flags()  # --config is the verb's, in --help
@@ -44,6 +45,26 @@ class _ConfigParser(flags.ArgumentParser):
 
   def flag_type(self) -> str:
     return "config"
+
+
+class _PathParser(flags.ArgumentParser):
+  """Expands a leading ~, which shells leave in --FLAG=~/path."""
+
+  def parse(self, path: str) -> str:
+    return expand(path)
+
+  def flag_type(self) -> str:
+    return "path"
+
+
+def define_path(
+  values: flags.FlagValues, name: str, default: str | None, help_text: str
+) -> None:
+  """Defines a flag for the path of a file or folder."""
+  flags.DEFINE(
+    _PathParser(), name, default, help_text, flag_values=values,
+    serializer=flags.ArgumentSerializer(),
+  )  # fmt: skip
 
 
 def define_config(values: flags.FlagValues, example: str) -> None:

@@ -20,6 +20,7 @@ from etils import epath
 
 from imagen_jax.cli import command_line
 from imagen_jax.files import reason
+from imagen_jax.progress import say
 
 # What brings a package that the core does without.
 EXTRAS = {
@@ -76,7 +77,7 @@ def run(main: Verb) -> None:
     with as_exit_codes():
       main.act(args)
 
-  with quiet_libraries(), stores_by_gcsfs():
+  with quiet_libraries(), stores_by_gcsfs(), lasting_output():
     app.run(act, flags_parser=parse)
 
 
@@ -95,6 +96,33 @@ def quiet_libraries() -> Iterator[None]:
       yield
   finally:
     logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+  """Lets the block print, of a whole program, whatever becomes of its output.
+
+  Letters that an encoding lacks are escaped. What could not be printed, because
+  nobody reads it any more, is dropped, so that Python does not fail of it.
+  """
+  streams = [stream for stream in (sys.stdout, sys.stderr) if stream]
+  before = [getattr(stream, "errors", None) for stream in streams]
+  for stream in streams:
+    if hasattr(stream, "reconfigure"):
+      stream.reconfigure(errors="backslashreplace")
+  try:
+    yield
+  finally:
+    for stream, errors in zip(streams, before, strict=True):
+      try:
+        stream.flush()
+      except OSError:
+        with contextlib.suppress(OSError, ValueError):
+          os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+      except ValueError:  # it is closed
+        continue
+      if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors=errors)
 
 
 @contextlib.contextmanager
@@ -284,13 +312,14 @@ def _is_of_a_store(error: BaseException) -> bool:
 
 def fail(message: str, code: int) -> None:
   """Says why on standard error, in one line, and exits."""
-  print("error: " + " ".join(message.split()), file=sys.stderr)
+  if sys.stderr is not None:
+    say("error: " + " ".join(message.split()), sys.stderr)
   sys.exit(code)
 
 
 def leave(code: int) -> NoReturn:
   """Ends the process at once, even if a thread of it hangs."""
-  for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(OSError):  # as of a full disk
+  for stream in filter(None, (sys.stdout, sys.stderr)):
+    with contextlib.suppress(OSError, ValueError):  # of a full disk, or closed
       stream.flush()
   os._exit(code)

@@ -7,9 +7,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 # Imported so that TFDS knows the dataset by name.
+from imagen_jax.files import expand
 from imagen_jax.shapes import captioned_shapes_dataset_builder  # noqa: F401
 from imagen_jax.shapes.examples import Endless
 
+DATA_DIR = "~/tensorflow_datasets"  # where TFDS prepares sets by default
 ENDLESS = "captioned_shapes/endless"
 
 
@@ -28,7 +30,9 @@ def load_source(
   """
   if name == ENDLESS:
     return Endless(split)
-  data_dir = os.path.expanduser(data_dir)
+  if os.fspath(data_dir) == DATA_DIR:
+    data_dir = os.environ.get("TFDS_DATA_DIR") or data_dir  # as for TFDS itself
+  data_dir = expand(data_dir)
   builder = _builder(name, data_dir)
   if not builder.is_prepared():
     logging.info("preparing %s in %s, once", name, builder.data_dir)

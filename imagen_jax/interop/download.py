@@ -21,6 +21,7 @@ from absl import logging
 from etils import epath
 from huggingface_hub import HfUri, errors
 
+from imagen_jax.files import expand
 from imagen_jax.interop import hub, tensors, weights
 from imagen_jax.interop.tensors import few
 
@@ -79,7 +80,7 @@ def moved(url: str, to: str) -> str:
 
   ValueError if `to` is neither, or the folder lacks the repository.
   """
-  uri, folder = parse(url), pathlib.Path(to).expanduser()
+  uri, folder = parse(url), pathlib.Path(expand(to))
   _, _, name = uri.id.partition("/")
   if folder.is_dir():
     if not (folder / name).is_dir():
@@ -138,6 +139,7 @@ def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
   One thread at a time.
   """
   below = _below(uri)
+  expand(huggingface_hub.constants.HF_HUB_CACHE)  # a home folder is known
   try:
     with _quiet_hub():
       root = huggingface_hub.snapshot_download(
@@ -150,6 +152,12 @@ def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
   except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
     reason = _reason(uri, error)
     raise ValueError(f"{shown(uri)} cannot be fetched: {reason}") from error
+  except ImportError as error:  # the Hub's client lacks what a proxy asks for
+    raise ValueError(
+      f"{shown(uri)} cannot be fetched through a SOCKS proxy (ALL_PROXY or "
+      "HTTPS_PROXY) without the package socksio, expected pip install socksio "
+      "or an HTTP proxy"
+    ) from error
   return epath.Path(root) / uri.path_in_repo
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
+from imagen_jax.files import expand
 from imagen_jax.interop import diffusers, t5, weights
 from imagen_jax.nets.unet import UNet
 from imagen_jax.parallel.sharding import Placement
@@ -40,7 +41,7 @@ def packaged(path: str) -> epath.Path:
     from imagen_jax.interop import download
 
     return download.fetch(path)
-  found = epath.Path(path).expanduser()  # pathlib would break gs://
+  found = epath.Path(expand(path))  # pathlib would break gs://
   if path.startswith(_OLD_FOLDER) and not found.exists():
     shipped = PACKAGE / path
     return epath.Path(shipped) if _is_shipped(shipped) else found

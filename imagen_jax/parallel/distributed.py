@@ -40,7 +40,10 @@ def start(mode: str = "auto", *, heartbeat: int = 100) -> str:
     return "one process"
   if any(name in os.environ for name in EXPLICIT):
     address, count, index = explicit()
-    jax.distributed.initialize(address, count, index, **alive)
+    jax.distributed.initialize(
+      address, count, index,
+      coordinator_bind_address=bind_address(address), **alive,
+    )  # fmt: skip
     return f"process {index} of {count} at {address}"
   if all(name in os.environ for name in SRUN):
     jax.distributed.initialize(cluster_detection_method="slurm", **alive)
@@ -81,6 +84,18 @@ def explicit() -> tuple[str, int, int]:
       f"{EXPLICIT[2]} is {index}, expected less than {EXPLICIT[1]} {count}"
     )
   return address, count, index
+
+
+def bind_address(coordinator: str) -> str | None:
+  """Returns where the coordinator listens; None leaves it to JAX.
+
+  JAX has it listen on all interfaces, and it asks nobody who they are. A job of
+  one machine listens there only. JAX_COORDINATOR_BIND_ADDRESS comes first.
+  """
+  host = coordinator.rpartition(":")[0]
+  alone = host in ("localhost", "127.0.0.1", "[::1]")
+  given = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS")
+  return given or (coordinator if alone else None)
 
 
 def is_only_host() -> bool:

@@ -143,7 +143,7 @@ class Tokenizer:
 def _read(path: str | os.PathLike) -> bytes:
   """Returns the bytes of a file, which may be on gs://."""
   try:
-    return epath.Path(path).expanduser().read_bytes()
+    return epath.Path(files.expand(path)).read_bytes()
   except Exception as error:  # object stores raise many kinds
     raise ValueError(
       f"vocabulary {path} cannot be read: {files.reason(error)}"

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")
   try:
-    captions = files.read_lines(args.captions, "captions")
+    captions = files.read_lines(files.expand(args.captions), "captions")
     pieces = vocabulary.train_vocabulary(
       captions, args.output, vocab_size=args.vocab_size
     )

@@ -12,7 +12,9 @@ from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
+from imagen_jax.progress import Progress
 from imagen_jax.training.job import STOPPED, Job, check_files, open_job
+from imagen_jax.training.lock import Writer, one_writer
 from imagen_jax.training.log import Callback, Log
 from imagen_jax.training.metrics import Metrics
 from imagen_jax.training.outputs import Config, Outputs, Trace, read_samples
@@ -54,10 +56,11 @@ def train(
 
   config is what checkpoints keep of the run; complete(config) fills in what an
   older one lacks. The other arguments are imagen.train's. ValueError for what
-  is wrong with data, weights or checkpoints, and if the end cannot be saved.
+  is wrong with data, weights or checkpoints, if another run writes into the
+  workdir, and if the end cannot be saved.
   """
   check_files(run, workdir)
-  with open_job(run, workdir) as job:
+  with hold_workdir(workdir) as writer, open_job(run, workdir) as job:
     step, interrupted = 0, False
     try:
       with contextlib.ExitStack() as stack:
@@ -75,6 +78,7 @@ def train(
         log = open_log(job, step, callback, stack)
         if step:
           job.progress.say(f"resumed from step {step}")
+        trace = stack.enter_context(Trace(job, profile_steps))
         if step < run.training.steps:
           feed = open_feed(job, step, log, stack)
 
@@ -82,8 +86,7 @@ def train(
           step_fn, batch = compile_step(job, state, feed, log)
 
           # 4. Train.
-          trace = stack.enter_context(Trace(job, profile_steps))
-          outputs = Outputs(job, log, trace, saved, config, samples)
+          outputs = Outputs(job, writer, log, trace, saved, config, samples)
           state, interrupted = train_steps(
             job, state, step_fn, batch, feed, outputs
           )
@@ -100,6 +103,12 @@ def train(
       else f"trained to step {step}: {workdir}"
     )
     return Trained(step, workdir, interrupted)
+
+
+def hold_workdir(workdir: str) -> contextlib.AbstractContextManager[Writer]:
+  """Keeps other runs out of the workdir, before anything is read or made."""
+  progress = Progress("train", 0, quiet=jax.process_index() > 0)
+  return one_writer(workdir, progress.say)
 
 
 def open_checkpoints(job: Job) -> Checkpoints:

@@ -8,9 +8,11 @@ import io
 import itertools
 import json
 import os
+import secrets
 import socket
+import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from etils import epath
@@ -23,6 +25,9 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from imagen_jax import files
+from imagen_jax.files import reason
 
 _COUNT = itertools.count()  # keeps the names of a process's event files apart
 # An event file of this size is followed by another: on object stores each
@@ -53,32 +58,97 @@ class AppendFile:
       self._held += record
       self.size = len(self._held)
       return
-    end = self.size
-    try:
-      with self.path.open("ab") as file:
-        end = min(end, file.tell())  # if somebody cut the file
-        file.truncate(end)  # what of a record that failed is left
-        file.write(record)
-    except OSError:
-      with contextlib.suppress(OSError):
-        os.truncate(self.path, end)
-      raise
+    # Without a buffer: one would be written late, after what failed is cut.
+    with open(self.path, "ab", buffering=0, opener=_open_no_link) as file:
+      end = min(self.size, file.tell())  # if somebody cut the file
+      file.truncate(end)  # what of a record that failed is left
+      rest = memoryview(record)
+      try:
+        while rest:
+          rest = rest[file.write(rest) :]
+      except OSError:
+        with contextlib.suppress(OSError):
+          file.truncate(end)
+        raise
     self.size = end + len(record)
 
 
-def open_lines(path: epath.Path, last: int) -> AppendFile:
-  """Opens JSON lines, and drops those after step `last` and a torn one."""
-  content = path.read_bytes() if path.exists() else b""
-  lines = content.splitlines(keepends=True)
-  while lines and not _is_up_to(lines[-1], last):
-    lines.pop()
-  kept = b"".join(lines)
-  if kept != content:
+def _open_no_link(path: str, flags: int) -> int:
+  """Opens a file, but no link, and no pipe that nobody reads."""
+  return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def open_lines(
+  path: epath.Path, last: int, *, say: Callable[[str], None] = print
+) -> AppendFile:
+  """Opens JSON lines, and drops those after step `last` and a torn one.
+
+  A file that has other lines too is renamed, which is logged, and goes on
+  without them.
+
+  Args:
+    path: of the file, which need not be there.
+    last: the step at which a run is resumed.
+    say: logs a line.
+
+  Raises:
+    ValueError: the path is a link or no file, or it cannot be read or written.
+  """
+  try:
+    content = _read(path)
+    *lines, torn = content.split(b"\n")  # the last is empty, or was not ended
+    steps = [_step(line) for line in lines]
+    kept = b"".join(
+      line + b"\n"
+      for line, step in zip(lines, steps, strict=True)
+      if step is not None and step <= last
+    )
+    ours = b'{"step": '
+    strange = steps.count(None) + (torn[: len(ours)] != ours[: len(torn)])
+    if strange:
+      name = _move_aside(path)
+      say(
+        f"{path} has {strange} line(s) that are no metrics; it is renamed "
+        f"{name}, and {kept.count(10)} sound one(s) are kept"
+      )
     if _is_remote(path):
-      path.write_bytes(kept)
-    else:
-      os.truncate(path, len(kept))
+      if kept != content:
+        path.write_bytes(kept)
+    elif kept != content or _has_other_names(path):
+      files.write(path, kept)
+  except OSError as error:
+    raise ValueError(f"{path} cannot be used: {reason(error)}") from error
   return AppendFile(path, kept)
+
+
+def _read(path: epath.Path) -> bytes:
+  """Reads a file, b"" if there is none; ValueError for a link or no file."""
+  if _is_remote(path):
+    return path.read_bytes() if path.exists() else b""
+  if not os.path.lexists(path):
+    return b""
+  if not stat.S_ISREG(os.lstat(path).st_mode):
+    raise ValueError(
+      f"{path} is a link, folder or device, expected a file of the run's own; "
+      "remove it"
+    )
+  with open(path, "rb", opener=_open_no_link) as file:
+    return file.read()
+
+
+def _has_other_names(path: epath.Path) -> bool:
+  """Returns whether a file is another's too, by a hard link."""
+  return os.path.lexists(path) and os.lstat(path).st_nlink > 1
+
+
+def _move_aside(path: epath.Path) -> str:
+  """Renames a file to metrics.jsonl.damaged or the like; returns the name."""
+  name, count = f"{path.name}.damaged", 1
+  while path.with_name(name).exists():
+    count += 1
+    name = f"{path.name}.damaged-{count}"
+  path.rename(path.with_name(name))
+  return name
 
 
 class EventFiles:
@@ -113,7 +183,9 @@ class EventFiles:
   def _append(self, event: Event) -> None:
     records = [event]
     if self._file is None or self._file.size > _MAX_BYTES:
+      # With what nobody can guess, so that no link waits there.
       where = f"{socket.gethostname()}.{os.getpid()}.{next(_COUNT):04}"
+      where += f".{secrets.token_hex(8)}"
       name = f"events.out.tfevents.{int(time.time()):010}.{where}"
       self._file = AppendFile(self._folder / name)
     if not self._file.size:
@@ -129,9 +201,10 @@ def _is_remote(path: epath.Path) -> bool:
   return "://" in os.fspath(path)
 
 
-def _is_up_to(line: bytes, step: int) -> bool:
-  """Returns True for a whole line of a step that is not after this one."""
+def _step(line: bytes) -> int | None:
+  """Returns the step of a line of metrics, or None if it is no such line."""
   try:
-    return json.loads(line)["step"] <= step and line.endswith(b"\n")
-  except (ValueError, KeyError, TypeError):
-    return False  # of a run that was killed while it wrote
+    step = json.loads(line)["step"]
+  except (ValueError, LookupError, TypeError, RecursionError):
+    return None
+  return step if type(step) is int else None

@@ -47,7 +47,7 @@ class Metrics:
     self._events = EventFiles(workdir)
     self._pool = ThreadPoolExecutor(1, "metrics")
     path = epath.Path(workdir) / FILE
-    self._lines = None if quiet else open_lines(path, first)
+    self._lines = None if quiet else open_lines(path, first, say=say)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Numbers of a step; those that are not finite become null in the JSON."""

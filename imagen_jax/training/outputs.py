@@ -10,9 +10,11 @@ from etils import epath
 
 from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.data.png import write_png
+from imagen_jax.files import reason
 from imagen_jax.interop import published
 from imagen_jax.training.grids import sample_grid
 from imagen_jax.training.job import Job
+from imagen_jax.training.lock import Writer
 from imagen_jax.training.log import Log
 from imagen_jax.training.step import TrainState
 from imagen_jax.types import TextEmbedding
@@ -42,34 +44,63 @@ def read_samples(job: Job) -> Samples:
 
 
 class Trace:
-  """A trace of some steps in workdir/trace, which a with-block ends."""
+  """Traces some steps into workdir/trace, as far as the run has them.
+
+  A run that is resumed within them traces the rest. The end of the with-block
+  ends a trace, whatever ended the loop, and logs what became of it.
+  """
 
   def __init__(self, job: Job, steps: tuple[int, int] | None):
-    self._job, self._steps, self._tracing = job, steps, False
+    self._job, self._steps = job, steps
+    self._begun, self._ended = 0, False  # the first step that is traced
+    self._run: list[int] = []  # the first and the newest step of this run
 
   def begin(self, step: int) -> None:
-    """Starts the trace if this is its first step."""
-    if self._steps is not None and step == self._steps[0]:
-      jax.profiler.start_trace(f"{self._job.workdir}/trace")
-      self._tracing = True
+    """Starts the trace if this is the first of its steps that runs."""
+    if self._steps is None:
+      return
+    self._run = [*self._run[:1], step]
+    first, last = self._steps
+    if first <= step <= last and not self._begun:
+      self._begun = step
+      try:
+        jax.profiler.start_trace(f"{self._job.workdir}/trace")
+      except Exception as error:  # as of a notebook that has one under way
+        self._ended = True
+        self._job.progress.say(f"no trace is written: {reason(error)}")
 
   def end(self, step: int, state: TrainState) -> None:
     """Writes the trace if this was its last step."""
-    if self._tracing and step == self._steps[1]:
+    if self._begun and not self._ended and step == self._steps[1]:
       jax.block_until_ready(state)
-      self.__exit__()
-      first, last = self._steps
-      self._job.progress.say(
-        f"traced {first}:{last}: {self._job.workdir}/trace"
-      )
+      self._stop()
 
   def __enter__(self) -> "Trace":
     return self
 
   def __exit__(self, *_: Any) -> None:
-    if self._tracing:
-      self._tracing = False
+    if self._begun and not self._ended:
+      self._stop()
+    elif self._steps is not None and not self._begun:
+      first, last = self._steps
+      had = f"steps {self._run[0]} to {self._run[-1]}" if self._run else "none"
+      self._job.progress.say(
+        f"no trace is written: profile_steps is {first}:{last}, and of the "
+        f"steps this run had {had}"
+      )
+
+  def _stop(self) -> None:
+    """Writes the trace; a failure is logged, and training goes on."""
+    self._ended, where = True, f"{self._job.workdir}/trace"
+    traced = f"steps {self._begun}:{self._run[-1]}"
+    try:
       jax.profiler.stop_trace()
+    except Exception as error:  # of a disk or a store: of many kinds
+      self._job.progress.say(
+        f"{traced} are not traced: {where}: {reason(error)}"
+      )
+    else:
+      self._job.progress.say(f"{traced} are traced: {where}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +109,7 @@ class Outputs:
 
   Attributes:
     job: the run.
+    writer: the right to write there.
     log: the metrics, every train.log_every steps.
     trace: the trace of --profile_steps.
     saved: the checkpoints, every train.checkpoint_every steps.
@@ -86,6 +118,7 @@ class Outputs:
   """
 
   job: Job
+  writer: Writer
   log: Log
   trace: Trace
   saved: Checkpoints
@@ -104,6 +137,7 @@ class Outputs:
       jax.block_until_ready(state)  # this step is work, what follows is not
     progress.pause()
     if save:
+      self.writer.check(step)
       with self.log.clock.part("checkpoint"):
         self.saved.save(step, state, self.config)
     if draw:

@@ -1,4 +1,7 @@
-"""A job that is asked to end: by SIGTERM, before its machine is taken away."""
+"""A job that is asked to end: by SIGTERM, before its machine is taken away.
+
+SIGHUP, of a terminal that was closed, and SIGINT ask the same.
+"""
 
 import os
 import signal
@@ -15,7 +18,9 @@ SAVED = 75
 
 
 class Preemption:
-  """Hears SIGTERM and SIGINT, the first time; the second one ends as ever.
+  """Hears SIGTERM, SIGINT and SIGHUP; a second one ends as without it.
+
+  But a second SIGHUP is ignored.
 
   Within its with-block, that is, after which the handlers are as before. Only
   in the main thread, for Python allows no other to handle signals. Of a job of
@@ -33,8 +38,11 @@ class Preemption:
     if threading.current_thread() is threading.main_thread():
       if not self._shared:
         self._handle(signal.SIGTERM, self._terminate)
-      if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as if by nohup
-        self._handle(signal.SIGINT, self._interrupt)
+      for number, handler in (
+        (signal.SIGINT, self._interrupt), (signal.SIGHUP, self._hang_up),
+      ):  # fmt: skip
+        if signal.getsignal(number) != signal.SIG_IGN:  # as if by nohup
+          self._handle(number, handler)
     return self
 
   def __exit__(self, *_: Any) -> None:
@@ -64,3 +72,9 @@ class Preemption:
   def _interrupt(self, *_: Any) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGTERM)
+
+  def _hang_up(self, *_: Any) -> None:
+    # A terminal that closes may send it twice, by the kernel and the shell.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if not self._told:
+      os.kill(os.getpid(), signal.SIGTERM)

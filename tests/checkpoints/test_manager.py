@@ -1,15 +1,20 @@
 """Checkpoints: round trips, which are kept, and which are refused."""
 
+import logging
 import os
+import shutil
+import sys
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from imagen_jax.checkpoints import manager
+from imagen_jax.checkpoints import manager, verify
 from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.training.step import TrainState, init_state
 
@@ -130,6 +135,70 @@ def test_the_average_alone(saved):
   assert_same(ema, make_state(9).ema)
 
 
+def test_orbax_logs_no_advice(tmp_path, monkeypatch):
+  """Such as to save less often, when a save had to wait for another."""
+  module = sys.modules[ocp.CheckpointManager.__module__]
+  name = "_WAIT_FOR_PREV_SAVE_WARNING_THRESHOLD_SECS"
+  assert getattr(module, name) > 0
+  monkeypatch.setattr(module, name, -1.0)
+  seen = []
+  handler = logging.Handler()
+  handler.emit = lambda record: seen.append(record.getMessage())
+  log = absl.logging.get_absl_logger()
+  log.addHandler(handler)
+  try:
+    save(tmp_path, 1, 2)
+    absl.logging.warning("another's")
+  finally:
+    log.removeHandler(handler)
+  assert seen == ["another's"]
+
+
+def replace_while_read(monkeypatch, owner, name: str, times: int) -> None:
+  """Has a newer checkpoint take the place of the one that is being read.
+
+  It happens just before owner.name is called, the first `times` times.
+  """
+  read, left = getattr(owner, name), iter(range(times))
+
+  def replaced(path, *args):
+    if next(left, None) is not None:
+      path = path.parent if path.name in ("state", "checksums") else path
+      shutil.move(path, path.with_name(str(int(path.name) + 1)))
+    return read(path, *args)
+
+  monkeypatch.setattr(owner, name, replaced)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(
+  ("owner", "name"),
+  [
+    (manager, "read_config"),
+    (manager, "load"),
+    (verify, "_read_notes"),
+    (verify, "_read_tree"),
+  ],
+)
+def test_the_average_of_a_run_that_goes_on(
+  tmp_path, monkeypatch, owner, name, times
+):
+  save(tmp_path, 9)
+  replace_while_read(monkeypatch, owner, name, times)
+  step, ema, config = manager.restore_ema(str(tmp_path), make_params())
+  assert (step, config) == (9 + times, CONFIG)
+  assert_same(ema, make_state(9).ema)
+
+
+def test_the_average_of_a_run_that_saves_too_fast(tmp_path, monkeypatch):
+  save(tmp_path, 9)
+  replace_while_read(monkeypatch, verify, "_read_tree", 1000)
+  with pytest.raises(
+    ValueError, match="in a row were replaced .* raise train."
+  ):
+    manager.restore_ema(str(tmp_path), make_params())
+
+
 def test_the_average_while_a_mesh_is_set(saved):
   mesh = jax.make_mesh((8,), ("a",), (jax.sharding.AxisType.Auto,))
   with jax.set_mesh(mesh):
@@ -158,6 +227,19 @@ def test_another_config_is_refused(saved):
   assert_same(state, make_state(9))
   assert told == [f"{said} 0, is 1"]
   assert restore(saved, config=CONFIG | {"train": {}})[1] == []
+
+
+def test_nothing_is_removed_before_the_config_is_accepted(tmp_path):
+  save(tmp_path, 4)
+  half = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"
+  half.mkdir()
+  with pytest.raises(ValueError, match="data.seed was 0, is 1"):
+    restore(tmp_path, config={"data": {"seed": 1}})
+  with pytest.raises(ValueError, match="has no array"):
+    restore(tmp_path, make_state(0, make_params(text={"a": jnp.ones(3)})))
+  assert kept(tmp_path) == ["4", half.name]
+  restore(tmp_path)
+  assert kept(tmp_path) == ["4"]
 
 
 KERNEL, BIAS = jnp.ones((40, 300)), jnp.ones(300)
@@ -193,6 +275,20 @@ def test_a_workdir_that_cannot_be(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(ValueError, match="file/run cannot be written: Not a dir"):
     Checkpoints(str(tmp_path / "file" / "run"), keep=1)
+
+
+def test_a_folder_that_takes_no_file_is_found_at_the_start(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "checkpoints").mkdir()
+
+  def refuse(path, data):
+    raise PermissionError(13, "Permission denied", path)
+
+  monkeypatch.setattr(type(manager.directory("/")), "write_bytes", refuse)
+  said = f"^workdir {tmp_path} cannot be written: Permission denied$"
+  with pytest.raises(ValueError, match=said):
+    Checkpoints(str(tmp_path), keep=1)
 
 
 def test_where_checkpoints_lie(monkeypatch, tmp_path):

@@ -1,7 +1,9 @@
 """Flags: importing defines none, and what parse makes of a command line."""
 
 import ast
+import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -54,6 +56,37 @@ def test_verbs_work_together_in_another_program():
     topology,
     "[]",
   ]
+
+
+@pytest.mark.parametrize(
+  ("verb", "names"),
+  [
+    ("train", ["workdir"]),
+    ("sample", ["prompts_file", "image", "weights", "outdir"]),
+    ("export", ["workdir", "output"]),
+    ("evaluate", ["outdir"]),
+    ("pretrain", ["captions", "output"]),
+    ("compile", ["json"]),
+  ],
+)
+def test_every_flag_that_is_a_path_knows_the_home_folder(
+  monkeypatch, verb, names
+):
+  monkeypatch.setenv("HOME", "/home/me")
+  define = importlib.import_module(f"imagen_jax.{verb}").main.define_flags
+  argv = ["--config=shapes16", *(f"--{name}=~/a" for name in names)]
+  args = command_line.parse(define, argv)
+  assert [args[name].value for name in names] == ["/home/me/a"] * len(names)
+  monkeypatch.setenv("HOME", "")
+  for name in names:
+    with pytest.raises(command_line.BadFlags, match=f"--{name}=.* home folder"):
+      command_line.parse(define, [f"--{name}=~/a"])
+  # The others are no paths.
+  values = flags.FlagValues()
+  define(values)
+  told = re.compile(r"\b(file|folder|where)\b(?!.* is prepared)", re.I)
+  strings = [x for x in values if values[x].flag_type() == "string"]
+  assert [x for x in strings if told.search(values[x].help)] == []
 
 
 def acts_on_import(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """How a program ends by what its main raises."""
 
+import os
 import subprocess
 import sys
 
@@ -53,6 +54,22 @@ def test_what_gs_answers_is_one_sentence(capsys, status, said):
 def test_what_is_our_own_mistake_is_a_traceback(error):
   with pytest.raises(type(error)), program.as_exit_codes():
     raise error
+
+
+def test_output_that_nobody_reads_ends_no_program(monkeypatch):
+  there, here = os.pipe()
+  out = os.fdopen(here, "w", encoding="ascii")
+  monkeypatch.setattr(sys, "stdout", out)
+  with program.lasting_output():
+    print("star-\u2605", flush=True)
+    assert os.read(there, 99) == b"star-\\u2605\n"
+    os.close(there)
+    print("lost")
+  out.close()  # as Python does at its end
+  monkeypatch.setattr(sys, "stderr", None)
+  with pytest.raises(SystemExit) as end:
+    program.fail("lost", 1)
+  assert end.value.code == 1
 
 
 def test_a_package_that_an_extra_brings_is_named(capsys):

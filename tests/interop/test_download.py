@@ -8,7 +8,9 @@ import pathlib
 import re
 import runpy
 import shlex
+import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 from absl import logging
@@ -284,6 +286,25 @@ def test_the_hub_is_down_or_not_reached(server, tmp_path, monkeypatch):
 
 
 # --- From where else.
+
+
+def test_a_socks_proxy_is_named(server, monkeypatch):
+  """The Hub's client makes its connections anew, for other variables."""
+  huggingface_hub.close_session()
+  monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+  monkeypatch.setitem(sys.modules, "socksio", None)
+  said = refused(f"hf://{IF}/unet")
+  huggingface_hub.close_session()
+  assert "cannot be fetched through a SOCKS proxy (ALL_PROXY or" in said
+  assert "pip install socksio" in said
+
+
+def test_a_cache_needs_a_home_folder(server, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", "~nobody-here/.cache/hub")
+  said = refused(f"hf://{IF}/unet")
+  assert "begins with a home folder that is not known, expected HOME" in said
+  assert not list(tmp_path.glob("~*"))
 
 
 def test_moved(tmp_path):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -30,6 +31,7 @@ VARIABLES = (
   "ACCELERATOR_TYPE",
   "CLUSTER",
   "IMAGE",
+  "JAX_COORDINATOR_BIND_ADDRESS",
   "JAX_NUM_CPU_DEVICES",
   "LIBTPU_INIT_ARGS",
   "PROJECT_ID",
@@ -93,8 +95,16 @@ class Platform:
   ) -> subprocess.CompletedProcess:
     """Runs a script of launch/ to its end."""
     process = self.start(script, *args, **env)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+  @staticmethod
+  def until(found, limit: float = 300) -> None:
+    """Waits until found(); the limit is for what never comes to pass."""
+    end = time.monotonic() + limit
+    while not found():
+      assert time.monotonic() < end, "what is waited for does not come to pass"
+      time.sleep(0.05)
 
   def dry(self, script: str, *args: str, **env: str) -> list[list[str]]:
     """The commands that a dry run prints, having run none."""

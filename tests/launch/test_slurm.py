@@ -1,6 +1,7 @@
 """launch/slurm.sh, and its job with pretended SLURM commands."""
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -88,7 +89,7 @@ def job(platform):
 def test_the_job_runs_one_process_per_gpu(platform, job):
   script = 'printf "<%s>\\n" "$@" "$XLA_FLAGS"; exit 3'
   process = job("sh", "-c", script, "0", "it's a", "$HOME")
-  out, _ = process.communicate(timeout=20)
+  out, _ = process.communicate(timeout=300)
   assert process.returncode == 3
   assert out.startswith("<it's a>\n<$HOME>\n<--xla_gpu")
   ((srun, *words),) = platform.calls()
@@ -96,10 +97,17 @@ def test_the_job_runs_one_process_per_gpu(platform, job):
   assert {"--label", "--cpus-per-task=3", "--kill-on-bad-exit=0"} < {*words}
 
 
+def when_late(platform):
+  """The file at which the four minutes are over."""
+  path, late = platform.root / "launch" / "slurm.sbatch", platform.bin / "late"
+  waiting = f"until [ -e {shlex.quote(str(late))} ]; do sleep 0.1; done"
+  path.write_text(path.read_text().replace("sleep 240", f"{{ {waiting}; }}"))
+  return late
+
+
 @pytest.mark.parametrize("sent", ["out of time", "preempted"])
 def test_the_job_waits_for_processes_that_save(platform, job, sent):
-  path = platform.root / "launch" / "slurm.sbatch"
-  path.write_text(path.read_text().replace("sleep 240", "sleep 2"))
+  late = when_late(platform)
   script = f"trap 'sleep 0.5; echo saved; exit 9' TERM; echo up; {WAIT}"
   process = job("sh", "-c", script)
   assert process.stdout.readline() == "up\n"
@@ -108,11 +116,12 @@ def test_the_job_waits_for_processes_that_save(platform, job, sent):
   else:  # SLURM tells everybody
     process.send_signal(signal.SIGTERM)
     subprocess.run([platform.bin / "scancel"], check=True)
-  out, _ = process.communicate(timeout=20)
+  out, _ = process.communicate(timeout=300)
   assert out == "saved\n"
   assert process.returncode == 9
   if sent == "out of time":
-    time.sleep(2)  # what would happen then does not
+    late.touch()
+    time.sleep(0.5)  # what would happen then does not
     assert platform.calls()[1:] == [
       ["scancel", "--signal=TERM", "7"],
       ["scontrol", "requeue", "7"],
@@ -122,21 +131,17 @@ def test_the_job_waits_for_processes_that_save(platform, job, sent):
 
 
 def test_the_job_requeues_even_if_its_processes_go_on(platform, job):
-  path = platform.root / "launch" / "slurm.sbatch"
-  path.write_text(path.read_text().replace("sleep 240", "sleep 0.5"))
-  process = job("sh", "-c", "trap '' TERM; echo up; exec sleep 60")
+  late = when_late(platform)
+  process = job("sh", "-c", "trap '' TERM; echo up; exec sleep 3600")
   assert process.stdout.readline() == "up\n"
   process.send_signal(signal.SIGUSR1)
-  for _ in range(100):
-    time.sleep(0.1)
-    if any(words[0] == "scontrol" for words in platform.calls()):
-      break
-  else:
-    pytest.fail("not requeued")
+  late.touch()
+  requeued = lambda: any(words[0] == "scontrol" for words in platform.calls())
+  platform.until(requeued)
   assert process.poll() is None
   pid = int(platform.calls_path.with_suffix(".srun").read_text())
   os.kill(pid, signal.SIGKILL)
-  process.communicate(timeout=20)
+  process.communicate(timeout=300)
 
 
 def test_the_job_says_when_it_wants_to_be_told(platform):

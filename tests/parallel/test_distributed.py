@@ -22,7 +22,8 @@ def started(monkeypatch):
   note = lambda *args, **kwargs: calls.append((args, kwargs))
   monkeypatch.setattr(jax.distributed, "initialize", note)
   names = (*distributed.EXPLICIT, *distributed.SRUN, *distributed.TPU_HOSTS)
-  for name in (*names, "MEGASCALE_NUM_SLICES", "JAX_PLATFORMS"):
+  names += ("MEGASCALE_NUM_SLICES", "JAX_COORDINATOR_BIND_ADDRESS")
+  for name in (*names, "JAX_PLATFORMS"):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
   return calls
@@ -41,8 +42,30 @@ def test_a_process_by_itself_starts_nothing(started):
 def test_a_job_that_is_named(started, monkeypatch):
   setenv(monkeypatch, **GIVEN)
   assert distributed.start(heartbeat=7) == "process 3 of 4 at host:1234"
-  alive = {"heartbeat_timeout_seconds": 7}
+  alive = {"heartbeat_timeout_seconds": 7, "coordinator_bind_address": None}
   assert started == [(("host:1234", 4, 3), alive)]
+
+
+@pytest.mark.parametrize(
+  ("address", "given", "bound"),
+  [
+    ("localhost:1", None, "localhost:1"),
+    ("127.0.0.1:1", None, "127.0.0.1:1"),
+    ("[::1]:1", None, "[::1]:1"),
+    ("host:1", None, None),
+    ("10.0.0.2:1", None, None),
+    ("localhost:1", "0.0.0.0:2", "0.0.0.0:2"),
+    ("host:1", "10.0.0.2:1", "10.0.0.2:1"),
+  ],
+)
+def test_a_job_of_one_machine_listens_there_only(
+  started, monkeypatch, address, given, bound
+):
+  setenv(monkeypatch, **GIVEN | {"JAX_COORDINATOR_ADDRESS": address})
+  if given:
+    setenv(monkeypatch, JAX_COORDINATOR_BIND_ADDRESS=given)
+  distributed.start()
+  assert started[0][1]["coordinator_bind_address"] == bound
 
 
 def test_off_is_off(started, monkeypatch):

@@ -9,6 +9,7 @@ from PIL import Image
 from imagen_jax.data import source
 from imagen_jax.shapes import captioned_shapes_dataset_builder as builder
 from imagen_jax.shapes import drawing, scenes
+from imagen_jax.training import settings
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,28 @@ def test_a_prepared_dataset_is_only_read(data_dir):
   source.load_source("captioned_shapes/tiny", "train", data_dir)
   assert before == {p: p.stat().st_mtime_ns for p in data_dir.rglob("*")}
   assert any(".array_record" in p.name for p in before)
+
+
+def test_tfds_own_variable_names_the_folder(data_dir, tmp_path, monkeypatch):
+  """Where the config leaves it at its default."""
+  default = settings.Data.data_dir
+  load = lambda folder: source.load_source(
+    "captioned_shapes/tiny", "train", folder
+  )
+  load(data_dir)
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+  assert len(load(default)) == 64
+  assert not (tmp_path / "home").exists()
+  assert len(load(tmp_path / "mine")) == 64
+  assert (tmp_path / "mine" / "captioned_shapes").is_dir()
+  monkeypatch.setenv("TFDS_DATA_DIR", "")
+  seen = []
+  monkeypatch.setattr(source, "_builder", lambda *args: seen.append(args))
+  with pytest.raises(AttributeError):
+    load(default)
+  home = f"{tmp_path}/home/tensorflow_datasets"
+  assert seen == [("captioned_shapes/tiny", home)]
 
 
 def test_the_default_is_the_whole_dataset():

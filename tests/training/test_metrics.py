@@ -90,6 +90,107 @@ def test_lines_that_will_come_again_are_dropped(tmp_path):
   assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
+SOUND = [b'{"step": %d, "loss": 0.5}\n' % step for step in (1, 2, 3)]
+GARBAGE = [
+  b"garbage\n",
+  b'{"st{"step": 2, "loss": 0.5}\n',
+  b"[" * 200_000 + b"\n",
+  b'{"loss": 0.5}\n',
+  b"[1]\n",
+  b'{"step": "two"}\n',
+  b'{"step": true}\n',
+  b"\xff\xfe\x00\n",
+  b"\n",
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_damaged_file_is_kept_aside_and_its_sound_lines(
+  tmp_path, garbage, place
+):
+  lines = SOUND[:]
+  lines.insert(place, garbage)
+  (tmp_path / FILE).write_bytes(b"".join(lines))
+  said = []
+  write(tmp_path, 2, 3, say=said.append)
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+  aside = tmp_path / f"{FILE}.damaged"
+  assert aside.read_bytes() == b"".join(lines)
+  assert said == [
+    f"{tmp_path / FILE} has 1 line(s) that are no metrics; it is renamed "
+    f"{aside.name}, and 2 sound one(s) are kept"
+  ]
+
+
+@pytest.mark.parametrize(
+  "content", [b"a" * 99, b"a\n" * 99, b"[" * 200_000, b"\0" * 99, b"{"],
+  ids=["line", "lines", "nested", "zeros", "torn"],
+)  # fmt: skip
+def test_a_file_of_somebody_else_is_moved_aside(tmp_path, content):
+  for place in (FILE, f"{FILE}.damaged"):
+    (tmp_path / place).write_bytes(content)
+  said = []
+  write(tmp_path, 0, 1, say=said.append)
+  assert [row["step"] for row in rows(tmp_path)] == [1]
+  if content == b"{":  # as a run leaves it that is killed while it writes
+    assert said == []
+    return
+  assert len(said) == 1 and f"is renamed {FILE}.damaged-2, and 0" in said[0]
+  for place in (f"{FILE}.damaged", f"{FILE}.damaged-2"):
+    assert (tmp_path / place).read_bytes() == content
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "folder", "pipe"])
+def test_what_is_no_file_of_the_runs_own_is_refused(tmp_path, kind):
+  other, path = tmp_path / "other", tmp_path / "run" / FILE
+  path.parent.mkdir()
+  if kind == "folder":
+    path.mkdir()
+  elif kind == "pipe":
+    os.mkfifo(path)
+  else:
+    path.symlink_to(other)
+  if kind == "link":
+    other.write_bytes(SOUND[0])
+  with pytest.raises(
+    ValueError, match=f"^{path} is a link, folder or device, "
+  ):
+    Metrics(str(path.parent), 0)
+  assert os.path.lexists(path)
+  assert not other.exists() or other.read_bytes() == SOUND[0]
+
+
+def test_a_file_with_another_name_is_left_alone(tmp_path):
+  """A hard link: the run goes on in a copy."""
+  other, workdir = tmp_path / "other", tmp_path / "run"
+  other.write_bytes(b"".join(SOUND))
+  workdir.mkdir()
+  os.link(other, workdir / FILE)
+  write(workdir, 3, 4)
+  assert [row["step"] for row in rows(workdir)] == [1, 2, 3, 4]
+  assert other.read_bytes() == b"".join(SOUND)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_no_link_is_followed_that_comes_later(tmp_path, kind):
+  """Instead of metrics.jsonl or of an event file."""
+  other, said = tmp_path / "other", []
+  other.write_text("theirs")
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  metrics = Metrics(str(workdir), 0, say=said.append)
+  metrics.write(1, {"loss": 1.0})
+  metrics._pool.submit(int).result()
+  for path in list(workdir.iterdir()):
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(other)
+  metrics.write(2, {"loss": 1.0})
+  metrics.close()
+  assert other.read_text() == "theirs"
+  assert len(said) == 1 and said[0].startswith("metrics cannot be written from")
+
+
 def test_what_is_cut_while_it_runs_goes_on_whole(tmp_path):
   metrics = Metrics(str(tmp_path), 0)
   metrics.write(1, {"loss": 1.0})

@@ -8,7 +8,7 @@ import pytest
 
 from imagen_jax.training.preemption import Preemption
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def handlers():
@@ -45,12 +45,23 @@ def test_a_second_interruption_is_one(ours):
   assert handlers() == ours
 
 
-def test_an_interruption_that_is_ignored_stays_so(ours):
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_so(ours, sent):
+  """As by nohup."""
+  signal.signal(sent, signal.SIG_IGN)
   with Preemption() as preemption:
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), sent)
     assert not preemption.told()
-  assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  assert signal.getsignal(sent) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_terminal_that_closes_may_say_so_again(ours, first):
+  with Preemption() as preemption:
+    for sent in (first, signal.SIGHUP, signal.SIGHUP):
+      os.kill(os.getpid(), sent)
+      assert preemption.told()
+  assert handlers() == ours
 
 
 def test_in_a_thread_it_hears_nothing_and_changes_nothing(ours):

@@ -75,7 +75,7 @@ def check_process(before: list) -> None:
   Those of the tests before may end meanwhile.
   """
   threads, *state = before
-  end = time.monotonic() + 60
+  end = time.monotonic() + 300
   while process()[0] - threads and time.monotonic() < end:
     time.sleep(0.1)
   left, *now = process()

@@ -58,12 +58,12 @@ batches.load_source = lambda name, split, folder: (
   Source(load(name, split, folder)) if split == "train"
   else load(name, split, folder))
 """
-ADVICE = "consider checkpointing less frequently"  # of Orbax
 
 
 def heed_interruptions() -> None:
   """As a terminal's programs do; tests in the background begin without."""
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 
 
 class Run:
@@ -89,9 +89,7 @@ class Run:
 
   @property
   def err(self) -> str:
-    """Without Orbax's advice."""
-    lines = self._err.read_text().splitlines(keepends=True)
-    return "".join(line for line in lines if ADVICE not in line)
+    return self._err.read_text()
 
   def until(self, pattern: str, timeout: float = 300) -> None:
     """Waits for a line that has the pattern."""

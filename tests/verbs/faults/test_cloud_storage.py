@@ -62,16 +62,19 @@ def killed(training, storage, start):
   return steps(storage, "run", COMMITTED)
 
 
+# It need not wait for a minute until the lock of the killed run is lost.
+SOON = "from imagen_jax.training import lock; lock.LOST = 1.0"
+
+
 @pytest.fixture(scope="module")
-def resumed(training, start, killed):
+def resumed(training, storage, killed):
   """The last step of the run that went on, and what it printed."""
   last = killed[-1] + 3
-  run = start(
-    "train",
-    *training.flags("gs://bucket/run", f"--config.train.steps={last}"),
-    "--config.train.sample_every=2",
-    "--config.train.keep_checkpoints=3",
-  )
+  command = [sys.executable, *training.replaced(SOON)]
+  flags = training.flags("gs://bucket/run", f"--config.train.steps={last}")
+  flags += ["--config.train.sample_every=2"]
+  flags += ["--config.train.keep_checkpoints=3"]
+  run = training.run([*command, *flags], **storage.env)
   return last, run.end(0)
 
 
@@ -91,6 +94,12 @@ def test_goes_on_with_the_same_bits(
   assert training.steps(folder) == [last - 2, last - 1, last]
   for step in training.steps(folder):
     training.check_same(folder, undisturbed, step)
+
+
+def test_it_waited_for_the_lock_of_the_killed_run(storage, resumed):
+  _, out = resumed
+  assert re.search(r"^workdir gs://bucket/run is held by process \d+ of ", out)
+  assert "run/writer.lock" not in storage.names("bucket")
 
 
 def test_metrics_and_samples_are_whole(resumed, folder):

@@ -73,7 +73,7 @@ def test_a_source_that_hangs_ends_the_run(training, tmp_path, split, reads):
   )  # fmt: skip
   if reads:
     run.until("train 2/")
-  run.end(1, timeout=60)
+  run.end(1)
   said = r"error: no data came for \d s, expected some within patience, 3 s\n"
   assert re.fullmatch(said, run.err), run.err
 
@@ -88,7 +88,7 @@ def test_asked_to_end_while_the_source_hangs(training, undisturbed, tmp_path):
   while seen != (seen := len(run.out)):  # until it hangs
     time.sleep(1)
   run.send(signal.SIGTERM)
-  last = run.end(SAVED, timeout=20).splitlines()[-1]
+  last = run.end(SAVED).splitlines()[-1]
   assert run.err == ""
   (step,) = training.steps(tmp_path)
   told = f"asked to end: saved step {step}, to go on from: {tmp_path}"
@@ -100,6 +100,6 @@ def test_asked_to_end_before_the_first_batch(training, tmp_path):
   run = training.start(tmp_path, script=STALLED.format(split="train", reads=0))
   run.until("compiling")
   run.send(signal.SIGTERM)
-  out = run.end(SAVED, timeout=20)
+  out = run.end(SAVED)
   assert out.splitlines()[-1] == "asked to end before the first step"
   assert (run.err, training.steps(tmp_path)) == ("", [])

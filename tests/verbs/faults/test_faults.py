@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,11 @@ def rows(workdir) -> list[dict]:
 
 @pytest.mark.parametrize(
   "sent",
-  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+  [
+    signal.SIGTERM,
+    pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+  ],
 )
 def test_a_signal_saves_and_the_next_run_goes_on(
   training, undisturbed, tmp_path, sent
@@ -37,7 +42,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(
   )
   assert 3 <= step < STEPS
   training.check_same(tmp_path, undisturbed, step)
-  if sent == signal.SIGINT:
+  if sent != signal.SIGTERM:
     return  # the rest is the same
 
   end = min(step + 2, STEPS)
@@ -47,13 +52,26 @@ def test_a_signal_saves_and_the_next_run_goes_on(
   assert [row["step"] for row in rows(tmp_path)] == [*range(1, end + 1)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["| head -n 1", ">&-", ">/dev/full"])
+def test_output_that_nobody_reads_ends_no_run(training, tmp_path, ending):
+  flags = training.flags(tmp_path, "--config.train.steps=4")
+  command = [training.python, "-m", "imagen_jax.train", *flags]
+  script = f"{shlex.join(command)} {ending}; exit ${{PIPESTATUS[0]}}"
+  run = training.run(["bash", "-c", script])
+  run.end(0)
+  assert run.err == ""
+  assert training.steps(tmp_path) == [1, 2, 3, 4]
+  assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+
+
 SLOW_SAVE = """
 save = loop.Checkpoints.save
 def slow(self, step, *args):
   save(self, step, *args)
   if step != 2:
     print("saving", step, flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 loop.Checkpoints.save = slow
 """
 
@@ -74,7 +92,7 @@ def test_a_second_signal_ends_at_once(
   run.send(sent)
   run.until("saving")
   run.send(sent)
-  run.end(code, timeout=20)
+  run.end(code)
   assert run.err == ("error: interrupted\n" if code > 0 else "")
   if sent == signal.SIGTERM:
     return  # the rest is the same

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from imagen_jax.training import lock
+
 SAVED, STEPS = 75, 6
 # Along fsdp, so that each of two devices has a half of the weights alone.
 ARGS = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--heartbeat=10")
@@ -135,6 +137,17 @@ def test_another_config_is_refused_by_both(training, whole, tmp_path):
     said = [line for line in run.err.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "optimizer.clip_norm" in said[0], run.err
   assert training.steps(tmp_path) == [3]
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_held_is_refused_by_both(training, tmp_path):
+  with lock.one_writer(str(tmp_path), print):
+    for run in start_two(training, tmp_path):
+      run.end(1)
+      said = [x for x in run.err.splitlines() if x.startswith("error:")]
+      held = f"error: workdir {tmp_path} is held by process {os.getpid()} of "
+      assert len(said) == 1 and said[0].startswith(held), run.err
+    assert [path.name for path in tmp_path.iterdir()] == [lock.FILE]
 
 
 def check_close(training, one, other) -> None:
