@@ -88,3 +88,59 @@ def reason(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   return f"{type(error).__name__}: {said}"
+
+
+def quote(text: object, limit: int = 80) -> str:
+  """Returns a text between quotation marks, safe to log and not too long.
+
+  A text of a data set or a file may hold line ends, escape sequences of
+  terminals, or megabytes.
+
+  Args:
+    text: what to show; anything but a str is shown as str(text).
+    limit: the most characters to return, at least 16. A cut text ends in "...".
+
+  Returns:
+    Python's repr: printable characters stay, all others are escaped.
+  """
+  text = text if isinstance(text, str) else str(text)
+  shown = repr(text[: limit + 1])
+  count = min(len(text), limit)
+  while len(shown) > limit:
+    count -= 1
+    shown = f"{text[:count]!r}..."
+  return shown
+
+
+def read_lines(
+  path: str | os.PathLike, name: str, *, blanks: str | None = None
+) -> list[str]:
+  """Reads the lines of a UTF-8 text, numbered as an editor numbers them.
+
+  Only \\n ends a line: other separators of Unicode are part of a caption.
+
+  Args:
+    path: a local path, which may begin with ~, or one of gs:// and the like.
+    name: what the file is, such as "captions", for messages.
+    blanks: the characters to remove around a line, by default all blanks,
+      such as \\r.
+
+  Returns:
+    All lines, blank ones too, except for the empty end after the last \\n.
+
+  Raises:
+    ValueError: the file cannot be read, or is not UTF-8 text.
+  """
+  try:
+    data = epath.Path(path).expanduser().read_bytes()
+    text = data.decode("utf-8-sig")
+  except OSError as error:
+    raise ValueError(
+      f"{name} {path} cannot be read: {reason(error)}"
+    ) from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{name} {path} is not UTF-8 text") from error
+  if "\0" in text:
+    raise ValueError(f"{name} {path} is not UTF-8 text")
+  lines = [line.strip(blanks) for line in text.split("\n")]
+  return lines if lines[-1] else lines[:-1]

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from imagen_jax import build
+from imagen_jax import build, files
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop.weights import save_weights
 from imagen_jax.progress import Progress
@@ -39,16 +39,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def read_captions(path: str) -> list[list[str]]:
-  """Every picture's description and captions; ValueError if one lacks them."""
-  try:
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-  except OSError as error:
-    raise ValueError(
-      f"captions {path} cannot be read: {error.strerror}"
-    ) from error
-  except UnicodeDecodeError as error:
-    raise ValueError(f"captions {path} is not UTF-8 text") from error
-  lines = [line.split("\t") for line in text.splitlines()]
+  """Reads each image's description and captions, a line for an image.
+
+  Raises:
+    ValueError: the file cannot be read, or a line lacks one of the two.
+  """
+  # A tab stays, for an empty column is a mistake.
+  found = files.read_lines(path, "captions", blanks=" \r")
+  lines = [line.split("\t") for line in found]
   for number, captions in enumerate(lines, 1):
     count = sum(bool(caption.strip()) for caption in captions)
     if count < max(2, len(captions)):

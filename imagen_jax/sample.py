@@ -14,13 +14,12 @@ STARTED = time.monotonic()  # before the imports, which take seconds
 
 # ruff: noqa: E402
 import dataclasses
-import pathlib
 
 import jax
 from absl import flags
 from etils import epath
 
-from imagen_jax import imagen
+from imagen_jax import files, imagen
 from imagen_jax.cli import command_line, program
 from imagen_jax.progress import Progress, Stopwatch
 from imagen_jax.request import image_rows
@@ -70,20 +69,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def read_prompts(args: flags.FlagValues) -> list[str]:
-  """The prompts of --prompt and --prompts_file, in this order."""
+  """Returns the prompts of --prompt and --prompts_file, in this order.
+
+  Raises:
+    ValueError: there is none, a file cannot be read, or one is not valid text.
+  """
   prompts, name = list(args.prompt), args.prompts_file
   if name:
-    try:
-      text = pathlib.Path(name).read_text(encoding="utf-8-sig")
-      if "\0" in text:
-        raise ValueError
-    except ValueError as error:
-      raise ValueError(f"prompts_file {name} is not UTF-8 text") from error
-    except OSError as error:
-      raise ValueError(
-        f"prompts_file {name} cannot be read: {error.strerror}"
-      ) from error
-    prompts += [line for line in text.splitlines() if line.strip()]
+    prompts += filter(None, files.read_lines(name, "prompts_file"))
   if not prompts:
     raise ValueError(
       f"prompts_file {name} has no prompt in it, expected one per line"
