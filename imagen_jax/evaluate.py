@@ -131,12 +131,14 @@ def main(args: flags.FlagValues) -> None:
   command_line.check_seed(args)
   outdir = epath.Path(args.outdir).expanduser()
   program.check_writable("outdir", outdir)
+  source = load_source(
+    args.dataset,
+    args.split,
+    args.data_dir,
+    features=("image", "caption", "scene"),
+    key="--split",
+  )
   cascade = imagen.load(config)
-  source = load_source(args.dataset, args.split, args.data_dir)
-  if "scene" not in source[0]:
-    raise ValueError(
-      f"dataset {args.dataset!r} has no scenes, expected captioned_shapes"
-    )
   count = min(args.num_images, len(source))
   records = [source[i] for i in range(count)]
   captions = [record["caption"] for record in records]

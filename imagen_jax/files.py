@@ -1,14 +1,18 @@
 """Files that are written whole or not at all, on disks and in object stores."""
 
 import contextlib
+import json
 import os
 import re
 import secrets
+from typing import Any
 
 from etils import epath
 
 # Links in these folders stand for open files, which nothing may replace.
 _STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
+_MOST_JSON = 2**24  # bytes: the largest index or config has 1 % of it
+_MOST_NESTED = 100  # levels of JSON: the deepest config has ten
 
 
 def write(
@@ -144,3 +148,66 @@ def read_lines(
     raise ValueError(f"{name} {path} is not UTF-8 text")
   lines = [line.strip(blanks) for line in text.split("\n")]
   return lines if lines[-1] else lines[:-1]
+
+
+def read_json(path: str | os.PathLike, name: str) -> Any:
+  """Reads a JSON file that may come from anyone.
+
+  Args:
+    path: a local path, or one of gs:// and the like.
+    name: what the file is, such as "weights", for messages.
+
+  Returns:
+    The value that the file holds.
+
+  Raises:
+    ValueError: the file cannot be read, is too large, or is not JSON.
+  """
+  try:
+    with epath.Path(path).open("rb") as file:
+      data = file.read(_MOST_JSON + 1)
+  except OSError as error:
+    raise ValueError(
+      f"{name} {path} cannot be read: {reason(error)}"
+    ) from error
+  if len(data) > _MOST_JSON:
+    raise ValueError(
+      f"{name} {path} is no such file: it has over {_MOST_JSON >> 20} MiB"
+    )
+  return parse_json(data, f"{name} {path}")
+
+
+def parse_json(data: str | bytes, what: str) -> Any:
+  """Parses JSON that may come from anyone.
+
+  Args:
+    data: the text, or its bytes.
+    what: whose text it is, for messages.
+
+  Returns:
+    The value, not nested so deeply that a walk through it could fail.
+
+  Raises:
+    ValueError: the text is not JSON, or is nested too deeply.
+  """
+  try:
+    value = json.loads(data)
+    level = [value]
+    for _ in range(_MOST_NESTED):
+      level = [child for parent in level for child in _children(parent)]
+      if not level:
+        return value
+  except ValueError as error:
+    raise ValueError(f"{what} is not JSON: {error}") from error
+  except RecursionError:
+    pass
+  raise ValueError(
+    f"{what} is nested too deeply, expected at most {_MOST_NESTED} levels"
+  )
+
+
+def _children(value: Any) -> list[Any]:
+  """Returns what a value of JSON holds."""
+  if isinstance(value, dict):
+    return list(value.values())
+  return value if isinstance(value, list) else []
