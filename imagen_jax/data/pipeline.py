@@ -93,6 +93,7 @@ class Examples(Sequence):
     tokenize: Tokenize,
     cache: bool,
     bad: BadRecords | None,
+    max_pixels: int = images.MAX_PIXELS,
   ):
     if cache and len(source) > _MOST_CACHED:
       raise ValueError(
@@ -104,6 +105,7 @@ class Examples(Sequence):
     self._tokenize = tokenize
     self._cache = {} if cache else None
     self._bad = bad
+    self._max_pixels = max_pixels
 
   def __len__(self) -> int:
     return len(self._source)
@@ -138,7 +140,7 @@ class Examples(Sequence):
     """ValueError for a record that cannot be used."""
     try:
       record = self._source[index]
-      image = _square(record, self._size)
+      image = _square(record, self._size, self._max_pixels)
       tokens, mask = self._tokenize(_captions(record))
       return {"image": image, "tokens": tokens, "mask": mask}
     except (OSError, RuntimeError, ValueError) as error:
@@ -166,11 +168,12 @@ def _stride(total: int) -> int:
   return step
 
 
-def _square(record: Mapping, size: int) -> np.ndarray:
-  """A record's picture, uint8 [size, size, 3]; small ones are enlarged."""
+def _square(record: Mapping, size: int, max_pixels: int) -> np.ndarray:
+  """Returns a record's image as uint8 [size, size, 3]; small ones upsampled."""
   if "image" not in record:
     raise ValueError("it has no image")
-  image = images.central_square(images.decode(record["image"], size))
+  image = images.decode(record["image"], size, max_pixels=max_pixels)
+  image = images.central_square(image)
   if len(image) < _LEAST_SIDE:
     raise ValueError(
       f"image is {len(image)} pixels narrow, expected at least {_LEAST_SIDE}"
@@ -222,6 +225,7 @@ def make_batches(
   rows: Sequence[int] | None = None,
   cache: bool = False,
   bad: BadRecords | None = None,
+  max_pixels: int = images.MAX_PIXELS,
 ) -> Iterator[Batch]:
   """This host's rows of the global batches of steps start_step, ... .
 
@@ -233,7 +237,8 @@ def make_batches(
   ids int32 [n, L] and mask bool [n, L], L being the same for all, or raises
   ValueError; it is called from threads. A record that cannot be used is
   counted by `bad` and replaced by another one, until `bad` raises ValueError;
-  without `bad` the first such record does.
+  without `bad` the first such record does. An image of more than `max_pixels`
+  is such a record.
 
   Yields image float32 [b, s, s, 3] and lowres float32 [b, l, l, 3] in
   [-1, 1], tokens int32 [b, L] and mask bool [b, L], with s the crop or the
@@ -246,7 +251,14 @@ def make_batches(
   _check_rows(rows, global_batch)
   if not len(source):
     raise ValueError("source has no records")
-  examples = Examples(source, size, tokenize=tokenize, cache=cache, bad=bad)
+  examples = Examples(
+    source,
+    size,
+    tokenize=tokenize,
+    cache=cache,
+    bad=bad,
+    max_pixels=max_pixels,
+  )
   order = _in_order(examples, crop, seed)
   low_side = lowres_size and (crop or size) * lowres_size // size
 

@@ -192,7 +192,8 @@ def _check_feature(
   known = features if isinstance(features, tfds.features.FeaturesDict) else {}
   if feature not in known:
     raise ValueError(
-      f"dataset {name!r} has no feature {feature!r}, only {_names(sorted(known))}"
+      f"dataset {name!r} has no feature {feature!r}, only"
+      f" {_names(sorted(known))}"
     )
   found = known[feature]
   info = found.get_tensor_info()

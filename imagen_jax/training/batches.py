@@ -60,4 +60,5 @@ def open_batches(
     rows=rows,
     cache=data.cache and split == data.split,
     bad=bad,
+    max_pixels=data.max_pixels,
   )

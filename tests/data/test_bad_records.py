@@ -308,6 +308,11 @@ def test_settings():
     message = f"max_bad_share is {share}, expected 0 to 1"
     with pytest.raises(ValueError, match=message):
       Data(max_bad_share=share)
+  for most in (0, -1, 178_956_971):
+    with pytest.raises(
+      ValueError, match=f"max_pixels is {most}, expected 1 to"
+    ):
+      Data(max_pixels=most)
   for patience in (0, -1.0, float("nan")):
     message = f"patience is {patience}, expected more than 0"
     with pytest.raises(ValueError, match=message):
