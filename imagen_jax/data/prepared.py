@@ -75,7 +75,8 @@ def alone(prepared: str | os.PathLike) -> Iterator[None]:
     if fcntl is None or "://" in os.fspath(folder):
       yield
       return
-    lock = stack.enter_context(open(folder / ".preparing.lock", "ab"))
+    lock = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, lock)
     try:
       fcntl.flock(lock, fcntl.LOCK_EX)  # which a kill frees
     except OSError:  # of a file system without locks
