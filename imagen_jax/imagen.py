@@ -6,7 +6,7 @@
 The verbs are thin wrappers over it.
 """
 
-import copy
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +16,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import build
+from imagen_jax import __version__, build
 from imagen_jax.build import configs
 from imagen_jax.cascade import Cascade, image_keys
+from imagen_jax.image_ids import image_ids
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
+from imagen_jax.parts import Parts
 from imagen_jax.progress import Progress, Stopwatch
 from imagen_jax.request import (
   Callback,
@@ -74,18 +76,9 @@ def load(
   Raises:
     ValueError: for a config, key or path that cannot be used.
   """
-  config = _read(config, overrides)
-  if isinstance(weights, str | os.PathLike):
-    _move_weights(config, os.fspath(weights))
-    weights = None
+  config = configs.resolve(config, overrides)
   cascade = build.cascade(config)
-  for name, path in (weights or {}).items():
-    parts = (*cascade.names, TEXT)
-    if name not in parts:
-      raise ValueError(
-        f"weights names {name!r}, expected one of {', '.join(parts)}"
-      )
-    config[name].weights = os.fspath(path)
+  build.replace_weights(config, (*cascade.names, TEXT), weights)
   for name in cascade.names:  # fetched, if they are on the Hub
     published.packaged(config[name].weights)
   devices = build.sampling_devices(config) if mesh is None else mesh
@@ -94,6 +87,7 @@ def load(
     cascade,
     load_net=lambda name: build.load_net(config, cascade, name, placement),
     load_encoder=lambda: build.load_encoder(config, placement),
+    identify=lambda name: build.identity(config, name),
     devices=devices,
     batch_size=config.batch_size,
     offload=offload,
@@ -137,7 +131,7 @@ def train(
   # Sampling does without what only training needs.
   from imagen_jax.training import loop
 
-  config = _read(config, overrides)
+  config = configs.resolve(config, overrides)
   return loop.train(
     build.run(config),
     os.path.expanduser(os.fspath(workdir)),
@@ -147,21 +141,6 @@ def train(
     allow_config_change=allow_config_change,
     profile_steps=profile_steps,
   )
-
-
-def _read(config: Any, overrides: Mapping[str, Any] | None) -> Any:
-  """Returns the config of a name or path; changes are made in a copy."""
-  if isinstance(config, str | os.PathLike):
-    config = configs.read_config(os.fspath(config))
-  config = copy.deepcopy(config)  # references between its values stay
-  configs.override(config, overrides or {})
-  return config
-
-
-def _move_weights(config: Any, to: str) -> None:
-  """Moves a config's hf:// paths, of nets' settings too; there must be some."""
-  if not build.move_weights(config, to):
-    raise ValueError(f"weights is {to}, but the config has no hf:// paths")
 
 
 class Imagen:
@@ -177,6 +156,7 @@ class Imagen:
     *,
     load_net: Callable[[str], Any],
     load_encoder: Callable[[], TextEncoder] | None = None,
+    identify: Callable[[str], str] = lambda name: "",
     devices: Mesh,
     batch_size: int,
     offload: bool = False,
@@ -188,6 +168,8 @@ class Imagen:
       cascade: the stages.
       load_net: returns the placed weights of the stage of a name.
       load_encoder: returns the text encoder with its weights.
+      identify: returns a text that changes with the weights of the part of a
+        name, a stage or "text".
       devices: the mesh that batches are spread over.
       batch_size: images at a time; rounded up to a multiple of the devices
         that rows are spread over.
@@ -198,12 +180,15 @@ class Imagen:
     self.cascade = cascade
     self.names = cascade.names
     self.batch_size = math.ceil(batch_size / ways) * ways
-    self._load_net = load_net
-    self._load_encoder = load_encoder
     self._devices = devices
     self._offload = offload
     self._settings = dict(settings or {})
-    self._loaded: dict[str, Any] = {}
+    self._parts = Parts(
+      (*self.names, TEXT),
+      lambda name: load_encoder() if name == TEXT else load_net(name),
+      identify,
+      devices,
+    )
 
   def encode(self, prompts: str | Sequence[str]) -> TextEmbedding:
     """Encodes prompts, for sample(text=...).
@@ -228,12 +213,18 @@ class Imagen:
     Raises:
       ValueError: if the weights cannot be read.
     """
-    if name not in self._loaded:
-      with jax.set_mesh(self._devices):
-        self._loaded[name] = (
-          self._load_encoder() if name == TEXT else self._load_net(name)
-        )
-    return self._loaded[name]
+    return self._parts[name]
+
+  def ids(self, request: Request) -> tuple[str, ...]:
+    """Returns what would be Samples.ids of a request's images, in order.
+
+    Raises:
+      ValueError: if weights are not there.
+    """
+    parts = [self.names[i] for i in request.stages]
+    parts += [TEXT] if request.reads_text else []
+    identities = {part: self._parts.identity(part) for part in parts}
+    return image_ids(request, self._made_with(request, identities))
 
   def release(self, part: str) -> None:
     """Frees the weights of a stage or of "text"; the next use reads them again.
@@ -241,11 +232,7 @@ class Imagen:
     Raises:
       ValueError: if there is no such part.
     """
-    if part not in (*self.names, TEXT):
-      raise ValueError(
-        f"part is {part!r}, expected one of {', '.join((*self.names, TEXT))}"
-      )
-    self._loaded.pop(part, None)
+    self._parts.release(part)
 
   def sample(
     self,
@@ -357,9 +344,21 @@ class Imagen:
     size = self.batch_size if batch_size is None else batch_size
     return make_request(self.cascade, prompts, rows, batch_size=size, **options)
 
-  def run(self, request: Request) -> Iterator[Samples]:
-    """Runs the stages of a request; yields each batch when it is finished."""
+  def run(
+    self, request: Request, *, keep_text: bool = True
+  ) -> Iterator[Samples]:
+    """Runs the stages of a request; yields each batch when it is finished.
+
+    Args:
+      request: what to sample.
+      keep_text: whether the text encoder stays in memory beside the nets.
+    """
     text = self._text(request)
+    identities = {}
+    if request.reads_text:
+      identities[TEXT] = self._parts.identities[TEXT]
+    if not keep_text:
+      self.release(TEXT)
     rows, size = request.rows, request.batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     # Where weights are read for each use, all batches use them at once.
@@ -369,6 +368,7 @@ class Imagen:
       for number in request.stages:
         name = self.names[number]
         net = self.part(name)
+        identities[name] = self._parts.identities[name]
         for batch, done in zip(group, made, strict=True):
           lowres = next(reversed(done.values()), None)
           if lowres is None and request.lowres is not None:
@@ -377,15 +377,28 @@ class Imagen:
           done[name] = self._run(request, number, net, inputs, len(batch))
         del net
         self._leave(name)
+      settings = self._made_with(request, identities)
       for batch, done in zip(group, made, strict=True):
         prompts = request.prompts
         yield Samples(
           prompts=tuple(prompts and prompts[row.prompt] for row in batch),
           seeds=tuple(row.seed for row in batch),
           indices=tuple(row.index for row in batch),
+          ids=image_ids(request.part(batch), settings),
           stages=done,
-          settings=self._settings | request.changes,
+          settings=settings,
         )
+
+  def _made_with(
+    self, request: Request, identities: Mapping[str, str]
+  ) -> dict[str, str]:
+    """Returns Samples.settings: what all images of a request share."""
+    return {
+      **self._settings,
+      "weights": json.dumps(identities, sort_keys=True),
+      "version": __version__,
+      **request.changes,
+    }
 
   def _text(self, request: Request) -> TextEmbedding:
     """A request's text, one row per prompt, in the host's memory."""
@@ -394,7 +407,12 @@ class Imagen:
       return jax.tree.map(np.asarray, self.encode(["-"]).nothing())
     text = request.text
     if text is None:
-      text = self.encode(request.prompts)
+      quiet = not request.progress or jax.process_index() > 0
+      with Stopwatch() as watch:
+        text = self.encode(request.prompts)
+        Progress("text", 1, quiet=quiet).say(
+          f"  text: {len(request.prompts)} prompt(s) in {watch.lap()}"
+        )
     if request.negative is not None:
       text = text.replace(null=self.encode(request.negative).replace(null=None))
     return text
@@ -466,4 +484,4 @@ class Imagen:
   def _leave(self, name: str) -> None:
     """Frees a part that was used, if parts are to leave memory."""
     if self._offload:
-      self._loaded.pop(name, None)
+      self.release(name)

@@ -67,6 +67,25 @@ class Request:
   callback_every: int
   progress: bool
 
+  @property
+  def reads_text(self) -> bool:
+    """Whether sampling encodes texts, so that the encoder matters."""
+    return self.text is None or self.negative is not None
+
+  def part(self, rows: Sequence[Row]) -> "Request":
+    """Returns the request of some of the rows, and of their prompts alone."""
+    used = sorted({row.prompt for row in rows})
+    take = lambda values: values and tuple(values[i] for i in used)
+    of_arrays = lambda tree: jax.tree.map(lambda leaf: leaf[used], tree)
+    return dataclasses.replace(
+      self,
+      prompts=take(self.prompts),
+      rows=tuple(row._replace(prompt=used.index(row.prompt)) for row in rows),
+      negative=take(self.negative),
+      text=of_arrays(self.text),
+      lowres=of_arrays(self.lowres),
+    )
+
 
 def make_request(
   cascade: Cascade,

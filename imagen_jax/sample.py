@@ -2,10 +2,11 @@
 
   python -m imagen_jax.sample --config=shapes --prompt="a red star"
 
-Writes one PNG per image and, for several, a grid of them. The settings are in
-each PNG's metadata. The same seed gives the same image. The text encoder has
-left memory when the nets come into it. On many hosts all call it alike, and the
-first writes.
+Writes one PNG per image and, for several, sheets of them. The settings are in
+each PNG's metadata, and its name ends with a checksum of all that the image was
+made from. Run the same command again to resume: finished images stay. The same
+seed gives the same image. The text encoder leaves memory before the nets are
+used. On many hosts, run it alike on each; the first host writes.
 """
 
 import time
@@ -13,17 +14,14 @@ import time
 STARTED = time.monotonic()  # before the imports, which take seconds
 
 # ruff: noqa: E402
-import dataclasses
-
 import jax
 from absl import flags
 from etils import epath
 
-from imagen_jax import files, imagen
+from imagen_jax import files, imagen, jobs
 from imagen_jax.cli import command_line, program
-from imagen_jax.progress import Progress, Stopwatch
+from imagen_jax.progress import Progress
 from imagen_jax.request import image_rows
-from imagen_jax.samples import join
 from imagen_jax.text.tokenizer import check_prompts
 
 
@@ -106,9 +104,12 @@ def main(args: flags.FlagValues) -> None:
   outdir = epath.Path(args.outdir).expanduser()
   command_line.join_others(args)
   first_host = jax.process_index() == 0
-  progress = Progress("sample", len(rows), unit="image", quiet=not first_host)
   cascade = imagen.load(args.config, weights=args.weights, offload=args.offload)
-  options = dict(
+  job = jobs.plan(
+    cascade,
+    prompts,
+    rows,
+    outdir,
     guidance=args.guidance,
     steps=args.steps,
     negative_prompt=args.negative_prompt,
@@ -116,27 +117,24 @@ def main(args: flags.FlagValues) -> None:
     image=args.image,
     batch_size=args.batch_size,
   )
-  request = cascade.request(prompts, rows, **options)
   if first_host:
     program.check_writable("outdir", outdir)
+  total = len(job.missing)
+  progress = Progress("sample", total, unit="image", quiet=not first_host)
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
+  if total < len(rows):
+    progress.say(f"{len(rows) - total} of {len(rows)} image(s) are finished")
 
-  with Stopwatch() as watch:
-    text = cascade.encode(prompts)
-    progress.say(f"  text: {len(prompts)} prompt(s) in {watch.lap()}")
-  if args.negative_prompt is None:
-    cascade.release("text")
-  done, count = [], 0
+  count = 0
   progress.start(0)
-  for samples in cascade.run(dataclasses.replace(request, text=text)):
-    count += len(samples)
+  for paths in job.run():
+    count += len(paths)
     progress.show(count)
-    if first_host:
-      for path in samples.save(outdir):
-        progress.say(str(path))
-      done.append(samples)
+    for path in paths:
+      progress.say(str(path))
   if len(rows) > 1 and first_host:
-    progress.say(str(join(done).save_grid(outdir)))
+    for path in job.write_sheets():
+      progress.say(str(path))
   progress.say(f"in all {time.monotonic() - STARTED:.1f} s")
 
 

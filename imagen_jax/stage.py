@@ -177,10 +177,10 @@ class Stage:
     return self.net.init(key, z, jnp.zeros(1), cond)["params"]
 
   def time(self, logsnr: jax.Array) -> jax.Array:
-    """The net's noise input in [0, 1000]: the schedule's time of logsnr.
+    """Returns the net's noise input in [0, 1000]: the time of logsnr.
 
-    Rounded to 1/1024, finer than float32 can invert a schedule, so that a
-    table's steps are whole numbers, to the bit.
+    It is rounded to 1/1024. That hides the error of inverting a schedule in
+    float32, which is smaller, so that a table's steps are whole numbers.
     """
     return jnp.round(STEPS * 1024 * self.schedule.inverse(logsnr)) / 1024
 
@@ -208,11 +208,13 @@ class Stage:
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     return Draws(
       dropped=jax.random.bernoulli(keys["drop"], self.text_drop, (batch,)),
-      aug_level=jax.random.uniform(
-        keys["aug_level"], (batch,), maxval=self.max_aug_level
+      aug_level=self.aug_schedule.from_uniform(
+        jax.random.uniform(
+          keys["aug_level"], (batch,), maxval=self.max_aug_level
+        )
       ),
       aug=jax.random.split(keys["aug"], batch),
-      time=self.times(keys["time"], batch),
+      time=self.schedule.from_uniform(self.times(keys["time"], batch)),
       eps=jax.random.split(keys["eps"], batch),
     )
 
@@ -327,9 +329,7 @@ class Stage:
       last,
       keys=keys,
       denoise=self.denoiser(params, cond, sampling),
-      logsnr=lambda i: self.schedule(
-        time(i, sampling.steps, sampling.timesteps)
-      ),
+      logsnr=lambda i: self.schedule(time(i, sampling, self.schedule)),
       steps=sampling.steps,
       sampler=sampling.step,
     )

@@ -23,7 +23,13 @@ from imagen_jax.build.runs import (
   run,
   training,
 )
-from imagen_jax.build.weights import load_encoder, load_net, move_weights
+from imagen_jax.build.weights import (
+  identity,
+  load_encoder,
+  load_net,
+  move_weights,
+  replace_weights,
+)
 from imagen_jax.interop.published import load_text, text_encoder, tokenizer
 from imagen_jax.training.setup import init_net
 
@@ -35,6 +41,7 @@ __all__ = [
   "cascade",
   "check_keys",
   "data",
+  "identity",
   "init_net",
   "load_encoder",
   "load_net",
@@ -43,6 +50,7 @@ __all__ = [
   "move_weights",
   "net",
   "optimizer",
+  "replace_weights",
   "run",
   "sampling",
   "sampling_devices",

@@ -23,8 +23,12 @@ NETS = {
 NET_NAMES = {
   "dtype": {"float32": jnp.float32, "bfloat16": jnp.bfloat16},
   "activation": diffusers.ACTIVATIONS,
+  "precision": dict(zip(layers.PRECISIONS, layers.PRECISIONS, strict=True)),
   "text_norm": {"layer": layers.layer_norm, "group": layers.text_group_norm},
 }
+
+_NOT_EMPTY = ("blocks", "channel_mult", "kernel_size", "strides")
+_COUNTS = ("num_encoder_layers", "num_res_blocks")  # of layers
 
 
 def net(config: Mapping[str, Any], where: str = "stage.net") -> nn.Module:
@@ -64,4 +68,32 @@ def module(
       fill(BlockSpec, block, f"{where}.blocks[{i}]", fields(BlockSpec))
       for i, block in enumerate(blocks)
     )
+  check_sizes(config, where)
   return fill(make or cls, config, where, fields(cls), **resolved)
+
+
+def check_sizes(config: Mapping[str, Any], where: str) -> None:
+  """Raises ValueError for a number in a net's config that is no size.
+
+  All whole numbers there are sizes and counts, and so are those in tuples.
+  """
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      check_sizes(value, f"{where}.{key}")
+      continue
+    values = as_tuple(value)
+    if values == () and key in _NOT_EMPTY:
+      raise ValueError(f"config {where}.{key} is empty, expected numbers")
+    for number in values if isinstance(values, tuple) else (values,):
+      if hasattr(number, "items"):
+        check_sizes(number, f"{where}.{key}")
+      elif type(number) is int and not 1 <= number <= _most(key):
+        raise ValueError(
+          f"config {where}.{key} is {value!r}, expected 1 to {_most(key):,}"
+        )
+
+
+def _most(key: str) -> int:
+  """Returns the largest number that a key of a net may have."""
+  # Each layer is made apart: of billions, none would ever be finished.
+  return 1_000 if key in _COUNTS else 10_000_000

@@ -228,13 +228,7 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
   naming the checkpoint, if it is damaged or its arrays are not those of `like`,
   and if there is no checkpoint.
   """
-  path = directory(workdir)
-  if not path.is_dir():
-    raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
-  steps = [found.step for found in NAMES.find_all(path)]
-  if not steps:
-    raise ValueError(f"{path} holds no complete checkpoint")
-  path /= str(max(steps))
+  step, path = newest(workdir)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
@@ -248,7 +242,22 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
       f"checkpoint {path} cannot be read; if it is damaged, remove it to use "
       f"the one before it ({error})"
     ) from error
-  return max(steps), ema, config
+  return step, ema, config
+
+
+def newest(workdir: str) -> tuple[int, epath.Path]:
+  """Returns the step and the folder of a run's newest checkpoint.
+
+  Raises:
+    ValueError: the workdir has no complete checkpoint.
+  """
+  path = directory(workdir)
+  if not path.is_dir():
+    raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
+  steps = [found.step for found in NAMES.find_all(path)]
+  if not steps:
+    raise ValueError(f"{path} holds no complete checkpoint")
+  return max(steps), path / str(max(steps))
 
 
 class _Undated(ocp.path.step.Metadata):

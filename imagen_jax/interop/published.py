@@ -39,6 +39,7 @@ class UNetFolder:
     remat: a policy for each level, as UNet's.
     scan: whether equal blocks are compiled as one loop.
     dtype: of the products and convolutions.
+    precision: of products of float32, as UNet's.
   """
 
   folder: str
@@ -46,13 +47,19 @@ class UNetFolder:
   remat: tuple[str, ...] = ()
   scan: bool = False
   dtype: Any = jnp.float32
+  precision: str = "highest"
 
   def unet(self) -> UNet:
     """Reads the folder's config.json; ValueError if it cannot be read."""
     config = diffusers.read_config(packaged(self.folder))
     net = diffusers.unet(config, dtype=self.dtype)
     outputs = self.out_channels or net.out_channels
-    return net.clone(out_channels=outputs, remat=self.remat, scan=self.scan)
+    return net.clone(
+      out_channels=outputs,
+      remat=self.remat,
+      scan=self.scan,
+      precision=self.precision,
+    )
 
 
 def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:

@@ -31,6 +31,13 @@ class Text:
 
   def __post_init__(self):
     _ = self.embedder  # which checks null
+    for name, least, most in (
+      ("length", 2, 10_000),
+      ("batch_size", 1, 1_000_000),
+    ):
+      value = getattr(self, name)
+      if not least <= value <= most:
+        raise ValueError(f"{name} is {value}, expected {least} to {most:,}")
 
   @property
   def embedder(self) -> Embedder:

@@ -48,6 +48,12 @@ class Run:
 
   def __post_init__(self):
     self.stage.check_sampling(self.sampling)
+    steps, decay_steps = self.training.steps, self.optimizer.decay_steps
+    if decay_steps < steps:
+      raise ValueError(
+        f"optimizer.decay_steps is {decay_steps:,}, expected at least"
+        f" train.steps, {steps:,}: the learning rate is 0 after the decay"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
