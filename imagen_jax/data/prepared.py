@@ -1,13 +1,14 @@
 """Data sets in folders: what is checked before TFDS opens or prepares one.
 
-TFDS imports the modules that a folder's features.json names. The folder may
-come from anyone, so the names are checked before.
+TFDS imports the modules that a folder's features.json or dataset_info.json
+names as those of features. The folder may come from anyone, so the names are
+checked before.
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -22,7 +23,8 @@ except ImportError:  # on Windows
 
 # TFDS's own features: importing their modules runs none of the folder's code.
 _CLASS = re.compile(r"tensorflow_datasets\.core\.features(\.[A-Za-z_]\w*)+")
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_CLASS_KEYS = ("pythonClassName", "python_class_name")
+_OLD_KEYS = (*_CLASS_KEYS, "type")  # within features
 
 
 def check_folder(folder: epath.Path) -> None:
@@ -40,13 +42,17 @@ def check_folder(folder: epath.Path) -> None:
   if metadata.exists():
     _check_default_config(metadata)
   # NAME/VERSION or NAME/CONFIG/VERSION.
-  for features in (*folder.glob("*/*.json"), *folder.glob("*/*/*.json")):
-    if features.name == "features.json":
-      _check_classes(features)
-    elif features.name == "dataset_info.json":
-      info = files.read_json(features, "dataset info")
+  for path in (*folder.glob("*/*.json"), *folder.glob("*/*/*.json")):
+    if path.name == "features.json":
+      features = files.read_json(path, "dataset features")
+      _check_classes(features, _OLD_KEYS, path)
+    elif path.name == "dataset_info.json":
+      info = files.read_json(path, "dataset info")
       if not isinstance(info, dict):
-        raise ValueError(f"dataset info {features} holds no object")
+        raise ValueError(f"dataset info {path} holds no object")
+      # It may hold features too. Elsewhere in it a type is a type.
+      _check_classes(info.get("features"), _OLD_KEYS, path)
+      _check_classes(info, _CLASS_KEYS, path)
 
 
 def check_inside(path: str | os.PathLike, folder: str | os.PathLike) -> None:
@@ -99,14 +105,14 @@ def _check_default_config(path: epath.Path) -> None:
     )
 
 
-def _check_classes(path: epath.Path) -> None:
-  """Checks that a features.json names features of TFDS alone."""
-  left = [files.read_json(path, "dataset features")]
+def _check_classes(value: Any, keys: Sequence[str], path: epath.Path) -> None:
+  """Checks that JSON of a file names features of TFDS alone, by these keys."""
+  left = [value]
   while left:
     value = left.pop()
     if isinstance(value, dict):
       for key, child in value.items():
-        if key in _CLASS_KEYS and isinstance(child, str):
+        if key in keys and isinstance(child, str):
           _check_class(child, path)
         left.append(child)
     elif isinstance(value, list):
@@ -119,15 +125,15 @@ def _check_classes(path: epath.Path) -> None:
 def _check_class(name: str, path: epath.Path) -> None:
   if not _CLASS.fullmatch(name):
     raise ValueError(
-      f"dataset features {path} names the class {files.quote(name)}, which"
-      " would run code: expected features of tensorflow_datasets.core.features"
+      f"dataset file {path} names the class {files.quote(name)}, which would"
+      " run code: expected features of tensorflow_datasets.core.features"
     )
 
 
 def _nested(text: str, path: epath.Path) -> list[Any]:
   """Returns the values of JSON in a text, none for a text that is not JSON."""
   try:
-    value = files.parse_json(text, f"dataset features {path}")
+    value = files.parse_json(text, f"dataset file {path}")
   except ValueError:
     return []
   return [] if isinstance(value, str) and value == text else [value]

@@ -67,13 +67,16 @@ AS_TEXT = {
     nested(AS_TEXT),
   ],
 )
-@pytest.mark.parametrize("used", [False, True])
-def test_no_code_of_a_data_set_runs(dataset, tmp_path, payload, feature, used):
-  dataset(some_records(1), {"caption" if used else "other": feature})
+@pytest.mark.parametrize("where", ["caption", "other", "info"])
+def test_no_code_of_a_data_set_runs(dataset, tmp_path, payload, feature, where):
+  """TFDS imports what features.json names, and dataset_info.json's features."""
+  if where == "info":
+    dataset(some_records(1), info={"features": feature})
+  else:
+    dataset(some_records(1), {where: feature})
   said = error_of(tmp_path)
-  assert said.startswith(
-    f"dataset features {tmp_path}/my_set/1.0.0/features.js"
-  )
+  name = "dataset_info.json" if where == "info" else "features.json"
+  assert said.startswith(f"dataset file {tmp_path}/my_set/1.0.0/{name} names")
   assert "which would run code: expected features of tensorflow_data" in said
 
 
@@ -95,6 +98,14 @@ def test_a_default_config_elsewhere_is_not_opened(dataset, tmp_path, payload):
     json.dumps({"default_config_name": "../elsewhere"})
   )
   assert "'../elsewhere', expected the name of a folder" in error_of(tmp_path)
+
+
+def test_types_of_other_things_are_no_classes(dataset, tmp_path):
+  statistics = {"type": "STRING", "name": "caption"}
+  schema = {"feature": [{"name": "caption", "type": "BYTES"}]}
+  info = {"schema": schema, "description": '{"type": "a"}'}
+  dataset(some_records(2), info=info, statistics={"features": [statistics]})
+  assert load(tmp_path)[1]["caption"] == "number 1"
 
 
 def test_the_module_of_a_data_set_is_not_imported(dataset, tmp_path, payload):
