@@ -24,9 +24,9 @@ def text() -> ConfigDict:
         head_dim=32,
         mlp_dim=256,
       ),
-      vocabulary="weights/shapes.model",
+      vocabulary="package://weights/shapes.model",
       length=32,
-      weights="weights/shapes_t5.safetensors",
+      weights="package://weights/shapes_t5.safetensors",
     )
   )
 
@@ -82,5 +82,5 @@ def get_config() -> ConfigDict:
     step=dict(kind="ancestral", gamma=0.0),
     threshold=dict(kind="dynamic", p=99.5),
   )
-  config.weights = "weights/shapes16.safetensors"
+  config.weights = "package://weights/shapes16.safetensors"
   return config

@@ -53,5 +53,5 @@ def get_config() -> ConfigDict:
     threshold=dict(kind="static"),
     aug_level=0.15,
   )
-  config.weights = "weights/shapes64.safetensors"
+  config.weights = "package://weights/shapes64.safetensors"
   return config

@@ -12,6 +12,7 @@ DIR/SPLIT.json and DIR/SPLIT.png, captions in the PNG's metadata.
 
 import collections
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -85,6 +86,17 @@ def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
   return {kind: round(value, 4) for kind, value in share(counts).items()}
 
 
+def read_scenes(records: Sequence[Mapping[str, Any]]) -> list[Scene]:
+  """Returns the scenes of examples; ValueError that names one without."""
+  scenes = []
+  for number, record in enumerate(records):
+    try:
+      scenes.append(from_json(record["scene"])[0])
+    except ValueError as error:
+      raise ValueError(f"record {number}: {error}") from error
+  return scenes
+
+
 def text_use(
   cascade: Imagen, source: Any, seed: int
 ) -> dict[str, dict[str, float]]:
@@ -142,6 +154,8 @@ def main(args: flags.FlagValues) -> None:
   command_line.check_seed(args)
   outdir = epath.Path(args.outdir).expanduser()
   program.check_writable("outdir", outdir)
+  cascade = imagen.load(config)
+  cascade.check()  # before the data set is drawn
   source = load_source(
     args.dataset,
     args.split,
@@ -149,11 +163,10 @@ def main(args: flags.FlagValues) -> None:
     features=("image", "caption", "scene"),
     key="--split",
   )
-  cascade = imagen.load(config)
   count = min(args.num_images, len(source))
   records = [source[i] for i in range(count)]
   captions = [record["caption"] for record in records]
-  scenes = [from_json(record["scene"])[0] for record in records]
+  scenes = read_scenes(records)
   others = scenes[1:] + scenes[:1]
   real = [image_data.decode(record["image"]) for record in records]
   pictures = draw(

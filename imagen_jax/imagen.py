@@ -18,9 +18,8 @@ from jax.sharding import Mesh
 
 from imagen_jax import __version__, build
 from imagen_jax.build import configs
-from imagen_jax.cascade import Cascade, image_keys
+from imagen_jax.cascade import Cascade, stage_inputs
 from imagen_jax.image_ids import image_ids
-from imagen_jax.interop import published
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
 from imagen_jax.parts import Parts
@@ -79,14 +78,18 @@ def load(
   config = configs.resolve(config, overrides)
   cascade = build.cascade(config)
   build.replace_weights(config, (*cascade.names, TEXT), weights)
-  for name in cascade.names:  # fetched, if they are on the Hub
-    published.packaged(config[name].weights)
+  build.check_files(
+    config, cascade, weights if isinstance(weights, Mapping) else ()
+  )
   devices = build.sampling_devices(config) if mesh is None else mesh
   placement = Placement(devices)
   return Imagen(
     cascade,
     load_net=lambda name: build.load_net(config, cascade, name, placement),
-    load_encoder=lambda: build.load_encoder(config, placement),
+    load_encoder=(
+      (lambda: build.load_encoder(config, placement)) if config.text else None
+    ),
+    check_net=lambda name: build.check_net(config, cascade, name),
     identify=lambda name: build.identity(config, name),
     devices=devices,
     batch_size=config.batch_size,
@@ -147,6 +150,7 @@ class Imagen:
   """A cascade with its text encoder, to sample from.
 
   names: its stages, from small to large.
+  reads_text: whether it has a text encoder.
   batch_size: the default number of images that are made at a time.
   """
 
@@ -156,6 +160,7 @@ class Imagen:
     *,
     load_net: Callable[[str], Any],
     load_encoder: Callable[[], TextEncoder] | None = None,
+    check_net: Callable[[str], None] = lambda name: None,
     identify: Callable[[str], str] = lambda name: "",
     devices: Mesh,
     batch_size: int,
@@ -167,7 +172,9 @@ class Imagen:
     Args:
       cascade: the stages.
       load_net: returns the placed weights of the stage of a name.
-      load_encoder: returns the text encoder with its weights.
+      load_encoder: returns the text encoder with its weights; None for a
+        cascade without text.
+      check_net: raises ValueError if load_net could not read a stage's weights.
       identify: returns a text that changes with the weights of the part of a
         name, a stage or "text".
       devices: the mesh that batches are spread over.
@@ -180,11 +187,13 @@ class Imagen:
     self.cascade = cascade
     self.names = cascade.names
     self.batch_size = math.ceil(batch_size / ways) * ways
+    self._check_net = check_net
     self._devices = devices
     self._offload = offload
     self._settings = dict(settings or {})
+    self.reads_text = load_encoder is not None
     self._parts = Parts(
-      (*self.names, TEXT),
+      (*self.names, TEXT) if self.reads_text else self.names,
       lambda name: load_encoder() if name == TEXT else load_net(name),
       identify,
       devices,
@@ -202,6 +211,10 @@ class Imagen:
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     check_prompts(prompts)
+    if not self.reads_text:
+      raise ValueError(
+        "the cascade has no text encoder (text=None), expected no prompts"
+      )
     with jax.set_mesh(self._devices):
       text = self.part(TEXT)(prompts)
     self._leave(TEXT)
@@ -222,7 +235,7 @@ class Imagen:
       ValueError: if weights are not there.
     """
     parts = [self.names[i] for i in request.stages]
-    parts += [TEXT] if request.reads_text else []
+    parts += [TEXT] if request.reads_text and self.reads_text else []
     identities = {part: self._parts.identity(part) for part in parts}
     return image_ids(request, self._made_with(request, identities))
 
@@ -340,9 +353,32 @@ class Imagen:
     batch_size: int | None = None,
     **options: Any,
   ) -> Request:
-    """Returns what stream() is asked, checked; run() does it."""
+    """Returns what stream() is asked, checked; run() does it.
+
+    The weights of the stages that will run are checked too: before the text
+    encoder is read, which may take minutes.
+    """
     size = self.batch_size if batch_size is None else batch_size
-    return make_request(self.cascade, prompts, rows, batch_size=size, **options)
+    if prompts is not None and not self.reads_text:
+      raise ValueError(
+        "prompts are given, but the cascade has no text encoder (text=None):"
+        " expected None in their place"
+      )
+    asked = make_request(
+      self.cascade, prompts, rows, batch_size=size, **options
+    )
+    self.check([self.names[number] for number in asked.stages])
+    return asked
+
+  def check(self, stages: Sequence[str] | None = None) -> None:
+    """Checks the weights of stages, by default of all; reads none.
+
+    Raises:
+      ValueError: a stage has none, or those of another net.
+    """
+    for name in self.names if stages is None else stages:
+      if name not in self._parts:
+        self._check_net(name)
 
   def run(
     self, request: Request, *, keep_text: bool = True
@@ -355,9 +391,9 @@ class Imagen:
     """
     text = self._text(request)
     identities = {}
-    if request.reads_text:
+    if request.reads_text and self.reads_text:
       identities[TEXT] = self._parts.identities[TEXT]
-    if not keep_text:
+    if not keep_text and self.reads_text:
       self.release(TEXT)
     rows, size = request.rows, request.batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -373,7 +409,9 @@ class Imagen:
           lowres = next(reversed(done.values()), None)
           if lowres is None and request.lowres is not None:
             lowres = request.lowres[[row.prompt for row in batch]]
-          inputs = self._inputs(number, batch, text, lowres, size)
+          inputs = stage_inputs(
+            number, batch, text, lowres, size=size, devices=self._devices
+          )
           done[name] = self._run(request, number, net, inputs, len(batch))
         del net
         self._leave(name)
@@ -400,8 +438,10 @@ class Imagen:
       **request.changes,
     }
 
-  def _text(self, request: Request) -> TextEmbedding:
-    """A request's text, one row per prompt, in the host's memory."""
+  def _text(self, request: Request) -> TextEmbedding | None:
+    """Returns a request's text, one row per prompt, in the host's memory."""
+    if not self.reads_text:
+      return None
     if request.prompts is None:
       # Any prompt's null text: that is what unconditional images have.
       return jax.tree.map(np.asarray, self.encode(["-"]).nothing())
@@ -416,28 +456,6 @@ class Imagen:
     if request.negative is not None:
       text = text.replace(null=self.encode(request.negative).replace(null=None))
     return text
-
-  def _inputs(
-    self,
-    number: int,
-    batch: Sequence[Row],
-    text: TextEmbedding,
-    lowres: np.ndarray | None,
-    size: int,
-  ) -> SamplingInputs:
-    """A batch's inputs of a stage, filled up to size rows, in their places."""
-    filled = [*batch, *[batch[-1]] * (size - len(batch))]
-    which = np.array([row.prompt for row in filled])
-    seeds = np.array([row.seed for row in filled], np.uint32)
-    indices = np.array([row.index for row in filled], np.int32)
-    if lowres is not None:
-      more = np.repeat(lowres[-1:], size - len(batch), axis=0)
-      lowres = np.concatenate([lowres, more])
-    rows = meshes.rows_sharding(self._devices, size)
-    words = jax.tree.map(lambda leaf: np.asarray(leaf)[which], text)
-    words, lowres = meshes.put_rows((words, lowres), rows)
-    keys = image_keys(seeds, indices, np.int32(number), rows=rows)
-    return SamplingInputs(keys, words, lowres)
 
   def _run(
     self,

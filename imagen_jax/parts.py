@@ -51,6 +51,10 @@ class Parts:
         self._loaded[name], self.identities[name] = part, before
     return self._loaded[name]
 
+  def __contains__(self, name: str) -> bool:
+    """Whether a part is in memory."""
+    return name in self._loaded
+
   def identity(self, name: str) -> str:
     """Returns a text that changes with a part's weights.
 

@@ -8,7 +8,7 @@ captions holds a picture's description and one or more captions of it, separated
 by tabs. text/describe.py says what is learnt.
 """
 
-import pathlib
+import os
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from absl import flags
 
 from imagen_jax import build, files
 from imagen_jax.cli import command_line, program
+from imagen_jax.interop import t5
 from imagen_jax.interop.weights import save_weights
 from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
@@ -72,8 +73,8 @@ def main(args: flags.FlagValues) -> None:
     decay_steps=args.steps,
     clip_norm=1.0,
   )
-  output = pathlib.Path(args.output).expanduser()
-  program.check_writable("folder", output.parent)
+  output = os.path.expanduser(args.output)
+  program.check_output("output", output, ".safetensors")
   text = build.text(args.config.text)
   if text.int8:
     raise ValueError("config text.int8 is True, expected False for training")
@@ -117,7 +118,7 @@ def main(args: flags.FlagValues) -> None:
     "batch_size": str(args.batch_size),
     "learning_rate": str(args.learning_rate),
     "seed": str(args.seed),
-  }
+  } | t5.vocabulary_note(tokenizer.fingerprint)
   size = save_weights(output, params["encoder"], metadata=note)
   progress.say(f"{output}: {size / 1e6:.2f} MB")
 

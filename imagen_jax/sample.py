@@ -14,6 +14,7 @@ import time
 STARTED = time.monotonic()  # before the imports, which take seconds
 
 # ruff: noqa: E402
+
 import jax
 from absl import flags
 from etils import epath
@@ -66,8 +67,10 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("outdir", "samples", "Where the PNGs go.", **on)
 
 
-def read_prompts(args: flags.FlagValues) -> list[str]:
+def read_prompts(args: flags.FlagValues) -> list[str] | None:
   """Returns the prompts of --prompt and --prompts_file, in this order.
+
+  None is for a cascade without text.
 
   Raises:
     ValueError: there is none, a file cannot be read, or one is not valid text.
@@ -75,14 +78,15 @@ def read_prompts(args: flags.FlagValues) -> list[str]:
   prompts, name = list(args.prompt), args.prompts_file
   if name:
     prompts += filter(None, files.read_lines(name, "prompts_file"))
-  if not prompts:
+  if name and not prompts:
     raise ValueError(
       f"prompts_file {name} has no prompt in it, expected one per line"
-      if name
-      else "there is no prompt, give --prompt or --prompts_file"
     )
-  check_prompts(prompts)
-  return prompts
+  if not prompts and args.config.get("text"):
+    raise ValueError("there is no prompt, give --prompt or --prompts_file")
+  if prompts:
+    check_prompts(prompts)
+  return prompts or None
 
 
 def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
@@ -99,7 +103,10 @@ def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
 def main(args: flags.FlagValues) -> None:
   prompts = read_prompts(args)
   rows = image_rows(
-    len(prompts), num_images=args.num_images, seed=args.seed, index=args.index
+    len(prompts or [None]),
+    num_images=args.num_images,
+    seed=args.seed,
+    index=args.index,
   )
   outdir = epath.Path(args.outdir).expanduser()
   command_line.join_others(args)

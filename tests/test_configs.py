@@ -125,7 +125,7 @@ def test_a_stage_trains_and_samples(name):
   optimizer = build.optimizer(config.optimizer)
   shipped = name in SHIPPED
   old = name.replace("base_64", "base64")  # as it is called in cascades
-  path = f"weights/{name}.safetensors" if shipped else f"runs/{old}"
+  path = f"package://weights/{name}.safetensors" if shipped else f"runs/{old}"
   assert config.weights == path
 
   key = jax.eval_shape(lambda: jax.random.key(0))

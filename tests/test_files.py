@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import json
 import os
 import pathlib
 import re
@@ -286,3 +287,32 @@ def test_nothing_else_splits_lines():
     if ".splitlines(" in path.read_text("utf-8")
   }
   assert calls == {"training/metric_files.py"}  # of bytes, at \n and \r
+
+
+@pytest.mark.parametrize(
+  ("data", "said"),
+  [
+    (b"", "is not JSON: Expecting value"),
+    (b"\xff", "is not JSON: 'utf-8' codec can't decode"),
+    (b"[" * 100_000, "is nested too deeply, expected at most 100 levels"),
+    (b'{"a":' * 100_000, "is nested too deeply"),
+    (b"[" * 101 + b"]" * 101, "is nested too deeply"),
+    (b"9" * 5000, "is not JSON: Exceeds the limit"),
+    (b" " * 2**24 + b"1", "is no such file: it has over 16 MiB"),
+  ],
+)
+def test_json_of_anyone(tmp_path, data, said):
+  path = tmp_path / "a.json"
+  path.write_bytes(data)
+  with pytest.raises(ValueError) as caught:
+    files.read_json(path, "index")
+  assert str(caught.value).startswith(f"index {path} {said}")
+
+
+def test_json_that_is_sound(tmp_path):
+  path = tmp_path / "a.json"
+  for value in ({"a": [1, {"b": None}]}, [], "ä", 1.5, [[[[]]]]):
+    path.write_text(json.dumps(value))
+    assert files.read_json(path, "index") == value
+  with pytest.raises(ValueError, match="index .*/b cannot be read: No such f"):
+    files.read_json(tmp_path / "b", "index")

@@ -1,7 +1,7 @@
 """The weights that a cascade's config names: moved, loaded and placed."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imagen_jax.build.nets import text
@@ -78,10 +78,46 @@ def load_encoder(
   return published.text_encoder(words, published.load_text(words, placement))
 
 
+def check_files(
+  config: Mapping[str, Any], built: Cascade, given: Iterable[str]
+) -> None:
+  """Checks the files of a cascade config before any is read into memory.
+
+  The Hub's are fetched. The config's stages may be without weights, for perhaps
+  they do not run; those that the caller gave may not.
+
+  Args:
+    config: the config.
+    built: its cascade.
+    given: the stages whose weights the caller named, and perhaps "text".
+
+  Raises:
+    ValueError: a file cannot be used.
+  """
+  for name in built.names:
+    published.packaged(config[name]["weights"])
+  for name in {*built.names} & {*given}:
+    check_net(config, built, name)
+  published.check_text(text(config["text"]))
+
+
+def check_net(config: Mapping[str, Any], built: Cascade, name: str) -> None:
+  """Checks the weights of one of a cascade config's stages; reads none.
+
+  Raises:
+    ValueError: there are none, or they are those of another net.
+  """
+  published.check_net(config[name]["weights"], _shapes(config, built, name))
+
+
 def load_net(
   config: Mapping[str, Any], built: Cascade, name: str, placement: Placement
 ) -> Any:
   """Returns the weights of one of a cascade config's stages, placed."""
-  member = built.stages[built.names.index(name)]
-  like = net_shapes(member, text(config["text"]))
+  like = _shapes(config, built, name)
   return published.load_net(config[name]["weights"], like, placement)
+
+
+def _shapes(config: Mapping[str, Any], built: Cascade, name: str) -> Any:
+  member = built.stages[built.names.index(name)]
+  return net_shapes(member, text(config["text"]))

@@ -13,6 +13,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from imagen_jax.checkpoints.config_changes import config_changes
 from imagen_jax.checkpoints.quiet import quiet_orbax
 from imagen_jax.checkpoints.verify import (
+  check_allowed,
   checksums,
   crc,
   kinds,
@@ -104,6 +105,7 @@ class Checkpoints:
           self._say(said)
         state = load(path, like)
       except Failed as error:
+        check_allowed(path)
         damaged[step] = error
         continue
       self._set_aside(damaged, step)
@@ -238,6 +240,7 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
       config = together(lambda: read_config(path))
       ema = load(path, {"ema": like}, "ema/")["ema"]
   except Failed as error:
+    check_allowed(path)
     raise ValueError(
       f"checkpoint {path} cannot be read; if it is damaged, remove it to use "
       f"the one before it ({error})"
@@ -258,6 +261,29 @@ def newest(workdir: str) -> tuple[int, epath.Path]:
   if not steps:
     raise ValueError(f"{path} holds no complete checkpoint")
   return max(steps), path / str(max(steps))
+
+
+def has_checkpoint(workdir: str) -> bool:
+  """Returns whether a folder is a training run's with a complete checkpoint."""
+  path = directory(workdir)
+  return path.is_dir() and any(True for _ in NAMES.find_all(path))
+
+
+def check_run(workdir: str) -> None:
+  """Checks that a training run has a checkpoint; reads none.
+
+  Raises:
+    ValueError: the folder is no run's, or has no complete checkpoint.
+  """
+  path = directory(workdir)
+  if not path.is_dir():
+    raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
+  try:
+    found = has_checkpoint(workdir)
+  except OSError as error:
+    raise ValueError(f"{workdir} cannot be read: {reason(error)}") from error
+  if not found:
+    raise ValueError(f"{path} holds no complete checkpoint")
 
 
 class _Undated(ocp.path.step.Metadata):

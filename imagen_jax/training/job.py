@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from imagen_jax.checkpoints.manager import has_checkpoint
 from imagen_jax.data.feed import Feed
 from imagen_jax.data.pipeline import BadRecords
 from imagen_jax.interop import published
@@ -17,7 +18,7 @@ from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.batches import check_splits, open_batches
 from imagen_jax.training.preemption import Preemption
-from imagen_jax.training.setup import Run, Setup, set_up
+from imagen_jax.training.setup import Run, Setup, net_shapes, set_up
 
 # What is logged where a run ends while it waits for its first batch.
 STOPPED = "asked to end before the first step"
@@ -71,6 +72,19 @@ class Job:
     batches = self.batches(split, batch_size, bad=bad, **settings)
     with contextlib.closing(self.feed(itertools.islice(batches, 1))) as feed:
       return next(feed)
+
+
+def check_files(run: Run, workdir: str) -> None:
+  """Checks all files that a run names, before it reads or makes any.
+
+  Raises:
+    ValueError: the vocabulary, the text encoder's weights or train.start_from
+      cannot be read, or are not those of the nets.
+  """
+  published.check_text(run.text)
+  path = run.training.start_from
+  if path and not has_checkpoint(workdir):  # a resumed run needs none
+    published.check_net(path, net_shapes(run.stage, run.text))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
-from imagen_jax.training.job import STOPPED, Job, open_job
+from imagen_jax.training.job import STOPPED, Job, check_files, open_job
 from imagen_jax.training.log import Callback, Log
 from imagen_jax.training.metrics import Metrics
 from imagen_jax.training.outputs import Config, Outputs, Trace, read_samples
@@ -56,6 +56,7 @@ def train(
   older one lacks. The other arguments are imagen.train's. ValueError for what
   is wrong with data, weights or checkpoints, and if the end cannot be saved.
   """
+  check_files(run, workdir)
   with open_job(run, workdir) as job:
     step, interrupted = 0, False
     try:

@@ -122,8 +122,8 @@ def test_the_text_encoder_is_gone_before_the_nets_come(call, monkeypatch):
 
 def test_nets_are_fetched_before_the_text_encoder_is_read(call, monkeypatch):
   monkeypatch.setattr(build, "load_encoder", None)
-  with pytest.raises(ValueError, match="^hf://a/b names no part of a repo"):
-    call(f"--prompt={STAR}", "--config.larger.weights=hf://a/b")
+  with pytest.raises(ValueError, match="^hf://a/b/\\* names no part of a repo"):
+    call(f"--prompt={STAR}", "--config.larger.weights=hf://a/b/*")
 
 
 def test_weights_of_the_hub_may_lie_in_a_folder(call, config, tmp_path):
@@ -284,8 +284,8 @@ def test_a_long_prompt_is_cut_with_a_warning(config, call, run, tmp_path):
   (path,) = (tmp_path / "cut").iterdir()
   assert str(path) in done.stdout.splitlines()
   (warning,) = done.stderr.splitlines()
-  left = re.fullmatch(r'.* tokens long, 16 fit: cut to "(.*)"', warning)[1]
-  assert start.startswith(left)
+  left = re.fullmatch(r".* tokens long, 16 fit: cut after '(.*)'", warning)[1]
+  assert left and left in start
   # What is cut makes no difference, nor does another process.
   (other,) = call(f"--prompt={start} at night").iterdir()
   assert np.abs(read(path).astype(int) - read(other)).max() <= 1
