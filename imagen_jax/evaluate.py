@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from imagen_jax import files, imagen, jobs
+from imagen_jax import build, files, imagen, jobs
 from imagen_jax.cli import command_line, program
 from imagen_jax.data import images as image_data
 from imagen_jax.data.png import grid, write_png
@@ -155,12 +155,15 @@ def main(args: flags.FlagValues) -> None:
   outdir = epath.Path(args.outdir)
   program.check_writable("outdir", outdir)
   cascade = imagen.load(config)
+  build.required_text(config)
   cascade.check(cascade.names)  # before the data set is drawn
-  source = load_source(args.dataset, args.split, args.data_dir)
-  if "scene" not in source[0]:
-    raise ValueError(
-      f"dataset {args.dataset!r} has no scenes, expected captioned_shapes"
-    )
+  source = load_source(
+    args.dataset,
+    args.split,
+    args.data_dir,
+    features=("image", "caption", "scene"),
+    key="--split",
+  )
   count = min(args.num_images, len(source))
   records = [source[i] for i in range(count)]
   captions = [record["caption"] for record in records]

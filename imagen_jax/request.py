@@ -353,10 +353,9 @@ def _at_size(image: Picture, size: int) -> np.ndarray:
       )
     except ValueError as error:
       raise ValueError(f"image {image}: {error}") from error
-  elif isinstance(image, Image.Image):
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    pixels = images.decode(np.asarray(image.convert(mode)))
-  elif np.issubdtype(image.dtype, np.floating):
+  elif isinstance(image, np.ndarray) and np.issubdtype(
+    image.dtype, np.floating
+  ):
     if image.ndim != 3 or image.shape[2] != 3 or not np.all(abs(image) <= 1):
       raise ValueError(
         f"image is {image.dtype} {list(image.shape)}, expected [H, W, 3] in "

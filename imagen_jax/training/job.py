@@ -16,7 +16,7 @@ from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import Tokenizer
-from imagen_jax.training.batches import open_batches
+from imagen_jax.training.batches import check_splits, open_batches
 from imagen_jax.training.preemption import Preemption
 from imagen_jax.training.setup import Run, Setup, net_shapes, set_up
 
@@ -91,9 +91,10 @@ def check_files(run: Run, workdir: str) -> None:
 def open_job(run: Run, workdir: str) -> Iterator[Job]:
   """Sets a run up, its mesh and its signal handlers for as long as it lasts.
 
-  ValueError for a mesh that does not fit the devices or the batch, and for a
-  vocabulary or weights that cannot be read.
+  ValueError for a mesh that does not fit the devices or the batch, for data
+  that is not there, and for a vocabulary or weights that cannot be read.
   """
+  check_splits(run.data, run.training.sample_split)
   tokenizer = published.tokenizer(run.text)
   quiet = jax.process_index() > 0
   with Preemption() as preemption:
