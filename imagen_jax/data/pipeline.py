@@ -76,9 +76,10 @@ class Examples(Sequence):
   """Holds a source's records, images resized and captions as tokens.
 
   Element i is dict(image=uint8 [size, size, 3], tokens=int32 [k, L], mask=bool
-  [k, L]), where k is the number of the record's captions. Images have 8 bits,
-  as if the data set had been stored at this size. With `cache` every element is
-  kept in memory from its first use on: size * size * 3 bytes and the tokens. Of
+  [k, L]), where k is the number of the record's captions. Without `tokenize`
+  captions are not read, and there is the image alone. Images have 8 bits, as if
+  the data set had been stored at this size. With `cache` every element is kept
+  in memory from its first use on: size * size * 3 bytes and the tokens. Of
   20,000 images that is 15 MB at 16 pixels, 250 MB at 64, 3.9 GB at 256.
 
   In place of a bad record stands another one, the same every time, and `bad`
@@ -90,7 +91,7 @@ class Examples(Sequence):
     source: Sequence[Mapping],
     size: int,
     *,
-    tokenize: Tokenize,
+    tokenize: Tokenize | None,
     cache: bool,
     bad: BadRecords | None,
     max_pixels: int = images.MAX_PIXELS,
@@ -141,6 +142,8 @@ class Examples(Sequence):
     try:
       record = self._source[index]
       image = _square(record, self._size, self._max_pixels)
+      if self._tokenize is None:
+        return {"image": image}
       tokens, mask = self._tokenize(_captions(record))
       return {"image": image, "tokens": tokens, "mask": mask}
     except (OSError, RuntimeError, ValueError) as error:
@@ -218,7 +221,7 @@ def make_batches(
   size: int,
   lowres_size: int | None = None,
   crop: int | None = None,
-  tokenize: Tokenize,
+  tokenize: Tokenize | None,
   global_batch: int,
   seed: int,
   start_step: int = 0,
@@ -235,7 +238,8 @@ def make_batches(
   that side is trained on. A super-resolution stage
   also sees it shrunk by size / lowres_size. `tokenize` turns n captions into
   ids int32 [n, L] and mask bool [n, L], L being the same for all, or raises
-  ValueError; it is called from threads. A record that cannot be used is
+  ValueError; it is called from threads. With None, captions are not read and
+  batches have neither tokens nor mask. A record that cannot be used is
   counted by `bad` and replaced by another one, until `bad` raises ValueError;
   without `bad` the first such record does. An image of more than `max_pixels`
   is such a record.
@@ -291,6 +295,8 @@ def _in_order(
 
 def _one_caption(example: Batch, seed: int, index: int) -> Batch:
   """Takes one of an example's captions, by the seed and the global index."""
+  if "tokens" not in example:
+    return example
   count = len(example["tokens"])
   # Keyed like the crops, so that hosts agree and a resumed run is the same.
   i = np.random.default_rng((seed, index)).integers(count) if count > 1 else 0

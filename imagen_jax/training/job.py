@@ -32,7 +32,7 @@ class Job:
     run: what is run.
     workdir: the folder of everything that the run writes.
     setup: the run's places and functions.
-    tokenizer: the text encoder's.
+    tokenizer: the text encoder's; None where nets are unconditional.
     text_params: the text encoder's weights, in their places.
     progress: logs lines; quiet on all processes but the first.
     preemption: whether the run was asked to end.
@@ -41,7 +41,7 @@ class Job:
   run: Run
   workdir: str
   setup: Setup
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
   text_params: Any
   progress: Progress
   preemption: Preemption
@@ -79,22 +79,23 @@ def check_files(run: Run, workdir: str) -> None:
 
   Raises:
     ValueError: the vocabulary, the text encoder's weights or train.start_from
-      cannot be read, or are not those of the nets.
+      cannot be read, or are not those of the nets; or a split of the data
+      cannot be used.
   """
-  published.check_text(run.text)
+  captions = published.check_text(run.text) is not None
   path = run.training.start_from
   if path and not has_checkpoint(workdir):  # a resumed run needs none
     published.check_net(path, net_shapes(run.stage, run.text))
+  check_splits(run.data, run.training.sample_split, captions=captions)
 
 
 @contextlib.contextmanager
 def open_job(run: Run, workdir: str) -> Iterator[Job]:
   """Sets a run up, its mesh and its signal handlers for as long as it lasts.
 
-  ValueError for a mesh that does not fit the devices or the batch, for data
-  that is not there, and for a vocabulary or weights that cannot be read.
+  ValueError for a mesh that does not fit the devices or the batch, and for a
+  vocabulary or weights that cannot be read.
   """
-  check_splits(run.data, run.training.sample_split)
   tokenizer = published.tokenizer(run.text)
   quiet = jax.process_index() > 0
   with Preemption() as preemption:

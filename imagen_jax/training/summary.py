@@ -34,7 +34,9 @@ def dry_run(run: Run, workdir: str) -> bool:
     except Stopped:
       job.progress.say(STOPPED)
       return False
-    captions = job.tokenizer.decode(batch["tokens"], batch["mask"])
+    captions = [""] * len(rows)
+    if job.tokenizer:
+      captions = job.tokenizer.decode(batch["tokens"], batch["mask"])
     path = epath.Path(workdir) / "dry_run.png"
     if jax.process_index() == 0:
       write_png(path, batch_grid(batch, captions))

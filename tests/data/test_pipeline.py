@@ -263,3 +263,15 @@ def test_an_empty_source_is_refused():
     pipeline.make_batches(
       [], size=16, tokenize=tokenize, global_batch=8, seed=3
     )
+
+
+def test_without_a_tokenizer_captions_are_not_read():
+  """Of unconditional nets: there need not be any."""
+  source = make_source()
+  expected = take(2, source)
+  images_alone = [{"image": record["image"]} for record in source]
+  for batch, whole in zip(
+    take(2, images_alone, tokenize=None), expected, strict=True
+  ):
+    assert batch.keys() == {"image"}
+    np.testing.assert_array_equal(batch["image"], whole["image"])
