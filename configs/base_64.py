@@ -73,6 +73,7 @@ def get_config(size: str = "2B") -> ConfigDict:
   config.sampling = dict(
     steps=256,
     guidance=5.0,
+    grid=dict(kind="time"),
     step=dict(kind="ancestral", gamma=0.0),
     threshold=dict(kind="dynamic", p=99.5),
   )

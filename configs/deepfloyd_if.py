@@ -42,6 +42,7 @@ def sampling(timesteps: str, guidance: float, cap: float, **others) -> dict:
   return dict(
     timesteps=timesteps,
     guidance=guidance,
+    grid=dict(kind="time"),
     step=dict(kind="ancestral_learned"),
     threshold=dict(kind="dynamic", p=95.0, cap=cap),
     **others,

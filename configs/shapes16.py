@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
   config.sampling = dict(
     steps=64,
     guidance=2.0,
+    grid=dict(kind="time"),
     step=dict(kind="ancestral", gamma=0.0),
     threshold=dict(kind="dynamic", p=99.5),
   )

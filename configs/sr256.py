@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
   config.sampling = dict(
     steps=128,
     guidance=5.0,
+    grid=dict(kind="time"),
     step=dict(kind="ancestral", gamma=0.0),
     threshold=dict(kind="dynamic", p=99.5),
     aug_level=0.2,
