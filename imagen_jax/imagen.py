@@ -78,8 +78,8 @@ def load(
     ValueError: for a config, key or path that cannot be used.
   """
   config = configs.resolve(config, overrides)
+  build.replace_weights(config, weights)  # which may say what a net is
   cascade = build.cascade(config)
-  build.replace_weights(config, (*cascade.names, TEXT), weights)
   build.check_files(
     config, cascade, weights if isinstance(weights, Mapping) else ()
   )

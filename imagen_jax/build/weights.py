@@ -1,7 +1,7 @@
 """The weights that a cascade's config names: moved, loaded and placed."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from imagen_jax.build.nets import text
@@ -30,14 +30,13 @@ def move_weights(config: Any, to: str) -> int:
 
 
 def replace_weights(
-  config: Any, parts: Sequence[str], weights: Mapping[str, str] | str | None
+  config: Any, weights: Mapping[str, str] | str | None
 ) -> None:
   """Replaces a cascade config's paths of weights, in place.
 
   Args:
     config: the config.
-    parts: the names of the stages, and "text".
-    weights: paths by part; or a folder or an owner, where all hf:// paths of
+    weights: paths by stage, and for "text"; or a folder or an owner, where all hf:// paths of
       the config lie instead; or None.
 
   Raises:
@@ -49,6 +48,7 @@ def replace_weights(
         f"weights is {weights}, but the config has no hf:// paths"
       )
     return
+  parts = (*(config.get("stages") or ()), "text")
   for name, path in (weights or {}).items():
     if name not in parts:
       raise ValueError(
