@@ -36,8 +36,8 @@ def replace_weights(
 
   Args:
     config: the config.
-    weights: paths by stage, and for "text"; or a folder or an owner, where all hf:// paths of
-      the config lie instead; or None.
+    weights: paths by stage, and for "text"; or a folder or an owner, where all
+      hf:// paths of the config lie instead; or None.
 
   Raises:
     ValueError: there is no such part, or no hf:// path to replace.
