@@ -15,7 +15,9 @@ from typing import Any
 from PIL import Image
 
 _MOST_METADATA = 2**22  # bytes of a profile: those of printers have 2**21
-MOST_SCANS = 64  # of a JPEG: the usual progressive one has ten
+# Of a JPEG: the usual progressive one has ten.
+MOST_SCANS, _FEW_SCANS = 64, 16
+_MOST_SCANNED = 2**30  # pixels in all scans, 16 of the largest image by default
 _ORIENTATION = 0x0112  # the tag of EXIF
 Canvas = tuple[tuple[int, int], tuple[int, int]]
 
@@ -207,7 +209,7 @@ def _raw_profile(text: bytes | None) -> bytes | None:
 # JPEG: segments of FF, a marker, a length and content, and scans of pixels.
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])", re.DOTALL)
+_MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd7])", re.DOTALL)
 
 
 def _read_jpeg(data: bytes) -> Still:
@@ -220,7 +222,8 @@ def _read_jpeg(data: bytes) -> Still:
       kept.append(data[position:])
       break
     if marker == 0xE1 and content.startswith(b"Exif\0\0"):
-      exif += content if not exif else content[6:]
+      if len(exif) < _MOST_METADATA:
+        exif += content[6 * bool(exif) :]
     elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/xap/1.0/"):
       xmp = xmp or content
     elif marker == 0xE2 and content.startswith(b"ICC_PROFILE\0"):
@@ -233,16 +236,30 @@ def _read_jpeg(data: bytes) -> Still:
       kept.append(b"\xff" + bytes([marker]))
       kept.append((len(content) + 2).to_bytes(2) + content)
   found = b"".join(kept)
-  if found.count(b"\xff\xda") > MOST_SCANS:
-    scans = sum(marker == _SCAN for marker, _, _ in _segments(found))
-    if scans > MOST_SCANS:
-      raise ValueError(f"{scans} scans, expected at most {MOST_SCANS}")
+  if found.count(b"\xff\xda") > _FEW_SCANS:
+    _check_scans(found)
   whole = b"".join(profile[number] for number in sorted(profile))
   return Still(
     found,
     _orientation(exif or None, xmp),
     whole if 0 < len(whole) <= _MOST_METADATA else None,
   )
+
+
+def _check_scans(data: bytes) -> None:
+  """Raises ValueError for scans that would take a JPEG's decoder long.
+
+  Each goes through all of the pixels, though it may hold next to nothing.
+  """
+  scans, pixels = 0, 0
+  for marker, content, _ in _segments(data):
+    if marker in _FRAMES and len(content) >= 5:
+      height, width = struct.unpack_from(">HH", content, 1)
+      pixels = height * width
+    scans += marker == _SCAN
+  most = min(MOST_SCANS, _MOST_SCANNED // max(1, pixels))
+  if scans > max(_FEW_SCANS, most):
+    raise ValueError(f"{scans} scans, expected at most {most}")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
