@@ -92,7 +92,7 @@ def to_rgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
   """
   if not picture.has_transparency_data:
     return _to_srgb(picture, profile)
-  grey = picture.mode in ("LA", "La")
+  grey = picture.mode == "LA"
   whole = picture.convert("RGBA")
   opaque = picture.convert("L") if grey else whole.convert("RGB")
   colours = _to_srgb(opaque, profile)

@@ -14,8 +14,9 @@ from typing import Any
 
 from PIL import Image
 
+from imagen_jax.data import jpeg
+
 _MOST_METADATA = 2**22  # bytes of a profile: those of printers have 2**21
-MOST_SCANS = 64  # of a JPEG: the usual progressive one has ten
 _ORIENTATION = 0x0112  # the tag of EXIF
 Canvas = tuple[tuple[int, int], tuple[int, int]]
 
@@ -63,7 +64,8 @@ def read_still(data: bytes, check_size: Callable[[int, int], None]) -> Still:
   if data.startswith(b"\x89PNG\r\n\x1a\n"):
     return _read_png(data, check_size)
   if data.startswith(b"\xff\xd8"):
-    return _read_jpeg(data)
+    found, exif, xmp, profile = jpeg.strip(data)
+    return Still(found, _orientation(exif, xmp), profile)
   if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
     return _read_webp(data, check_size)
   if data.startswith((b"GIF87a", b"GIF89a")) and len(data) >= 10:
@@ -202,101 +204,6 @@ def _raw_profile(text: bytes | None) -> bytes | None:
     return bytes.fromhex(b"".join((text or b"").split()[2:]).decode()) or None
   except ValueError:
     return None
-
-
-# JPEG: segments of FF, a marker, a length and content, and scans of pixels.
-_START, _END, _SCAN = 0xD8, 0xD9, 0xDA
-_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd7])", re.DOTALL)
-
-
-def _read_jpeg(data: bytes) -> Still:
-  """Keeps the segments that say how pixels are decoded."""
-  kept, exif, xmp, profile = [b"\xff\xd8"], b"", None, {}
-  for marker, content, position in _segments(data):
-    if marker == _END:
-      break
-    if marker == _SCAN:  # the rest is pixels
-      kept.append(data[position:])
-      break
-    if marker == 0xE1 and content.startswith(b"Exif\0\0"):
-      exif += content if not exif else content[6:]
-    elif marker == 0xE1 and content.startswith(b"http://ns.adobe.com/xap/1.0/"):
-      xmp = xmp or content
-    elif marker == 0xE2 and content.startswith(b"ICC_PROFILE\0"):
-      profile[content[12:13]] = content[14:]
-    # Those two say how colours are stored, if they are whole.
-    colours = (content[:5] == b"JFIF\0" and len(content) >= 14) or (
-      content[:5] == b"Adobe" and len(content) >= 12
-    )
-    if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or colours:
-      kept.append(b"\xff" + bytes([marker]))
-      kept.append((len(content) + 2).to_bytes(2) + content)
-  found = b"".join(kept)
-  if found.count(b"\xff\xda") > MOST_SCANS:
-    scans = sum(marker == _SCAN for marker, _, _ in _segments(found))
-    if scans > MOST_SCANS:
-      raise ValueError(f"{scans} scans, expected at most {MOST_SCANS}")
-  whole = b"".join(profile[number] for number in sorted(profile))
-  return Still(
-    found,
-    _orientation(exif or None, xmp),
-    whole if 0 < len(whole) <= _MOST_METADATA else None,
-  )
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-  """Yields the marker, content and position of a JPEG's segments.
-
-  The last one is the first end marker, if there is one.
-  """
-  position = 2
-  while found := _MARKER.search(data, position):
-    marker, begin = found[1][0], found.end()
-    if marker in (_START, _END):
-      position, content = begin, b""
-    else:
-      length = int.from_bytes(data[begin : begin + 2])
-      position, content = begin + length, data[begin + 2 : begin + length]
-      if length < 2 or position > len(data):
-        return  # it is cut
-    yield marker, content, found.end() - 2
-    if marker == _END:
-      return
-
-
-def end_jpeg(data: bytes) -> list[bytes]:
-  """Ends a JPEG that lacks its end marker, in ways that must come out alike.
-
-  Behind what is there stand other bits each time. If they change no pixel, no
-  bits of pixels are missing.
-
-  Returns:
-    Some files; none if the end marker is there, or a scan is missing.
-  """
-  markers, left = [], {}  # for each component, the bits that no scan has had
-  for marker, content, _ in _segments(data):
-    markers.append(marker)
-    if marker in _FRAMES:
-      names = content[6::3]
-      left = {name: [99] * (64 if marker & 2 else 1) for name in names}
-    elif marker == _SCAN and len(content) >= 4:
-      names = content[1 : 2 * content[0] : 2]
-      first, last, bits = content[-3], content[-2], content[-1] & 15
-      for name in names:
-        if name in left:
-          spectrum = left[name]
-          for i in range(first, min(last + 1, len(spectrum))):
-            spectrum[i] = bits
-  if _END in markers or not left or any(map(any, left.values())):
-    return []
-  data = data.rstrip(b"\xff")
-  # A decoder that waits for a restart finds one, whichever it waits for.
-  restarts = [b"\xff" + bytes([0xD0 + i % 8]) for i in range(16)]
-  return [
-    data + b"".join(fill * 64 + restart for restart in restarts) + b"\xff\xd9"
-    for fill in (b"\x00", b"\xff\x00", b"\xa5")
-  ]
 
 
 # WebP: chunks of a name, a length and content, padded to even lengths.

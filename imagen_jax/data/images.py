@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from imagen_jax.data import colours, encoded
+from imagen_jax.data import colours, encoded, jpeg
 
 # Not EPS above all, for which PIL would run Ghostscript on the record.
 _FORMATS = (
@@ -114,10 +114,7 @@ def _load(
       raise
     # A JPEG may lack no more than its end. Then whatever follows changes
     # nothing.
-    ends = [
-      _load_file(data, size, check_size)
-      for data in encoded.end_jpeg(still.data)
-    ]
+    ends = [_load_file(data, size, check_size) for data in jpeg.end(still.data)]
     if not ends or any(end.tobytes() != ends[0].tobytes() for end in ends):
       raise
     return ends[0]

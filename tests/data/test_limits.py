@@ -101,6 +101,18 @@ def test_a_jpeg_counts_as_it_is_shrunk():
     images.decode(jpeg, 32, max_pixels=10_000)
 
 
+def test_what_is_looked_through_is_looked_through_once():
+  """Were it looked through again for each byte, this would not end."""
+  jpeg = encode("jpeg")
+  photo = images.decode(jpeg)
+  for data in (
+    jpeg[:-2] + b"\xff" * 10**6,
+    jpeg[:2] + b"\xff" * 10**6 + jpeg[2:],
+    jpeg[:2] + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65527)) * 300 + jpeg[2:],
+  ):
+    np.testing.assert_array_equal(images.decode(data), photo)
+
+
 def test_scans_of_a_jpeg_are_limited():
   jpeg = encode("jpeg", progressive=True)
   last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
@@ -108,6 +120,10 @@ def test_scans_of_a_jpeg_are_limited():
   images.decode(many(20))
   with pytest.raises(ValueError, match="scans, expected at most 64"):
     images.decode(many(100))
+  larger = encode("jpeg", Image.new("L", (6000, 6000)), progressive=True)
+  last = larger[larger.rindex(b"\xff\xda") : -2]
+  with pytest.raises(ValueError, match="scans, expected at most 29"):
+    images.decode(larger[:-2] + last * 30 + b"\xff\xd9")
   # What follows the end is no scan: a phone puts a film there.
   np.testing.assert_array_equal(
     images.decode(jpeg + b"\xff\xda" * 900), images.decode(jpeg)
