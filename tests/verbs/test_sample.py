@@ -45,7 +45,7 @@ def test_one_prompt_is_one_picture(call, config, capsys):
   lines = capsys.readouterr().out.splitlines()
   for start in ("started in", "  text: 1 prompt(s)", "  base: 8x8 in "):
     assert any(line.startswith(start) for line in lines), start
-  assert any(line.startswith("sample 1/1  ") for line in lines)
+  assert "sample 1/1" in lines  # no speed: the compiler took most of it
   assert lines[-2] == str(folder / "a_red_star-s3-0.png")
 
 
