@@ -4,16 +4,19 @@
   python -m imagen_jax.compile --config=configs/base_64.py --topology=v4-512
 
 on 256 TPU v4, as the paper's (Sec. 4.1). The argument is the size of the
-ablation (App. D.3): 300M, 500M, 1B or 2B. Only the width of 2B is printed; the
-others are ours, the multiples of 64 that come nearest, and give 372M, 619M and
-935M parameters.
+ablation (App. D.3): 300M, 500M, 1B or 2B.
 
-2B has 2.31B: the layout without any text is 2.10B, pooling text of width 4096
-takes 59M, the text's keys and values in every attention layer the rest. T5 is
-part of the step, frozen. `data` is to be overridden with pictures of one's own.
-What F.1 does not say (mesh, bfloat16, EMA) is ours. On 256 TPU v4 all that the
-backward pass needs fits, so remat is "none" (launch/compiled.md); on 256 v5e it
-does with --config.train.accumulate=2.
+Parameters: 320M, 568M, 886M and 2.26B. The paper prints the sizes and, of 2B
+alone, the width embed_dim (App. F.1). Not in the paper: the other widths, which
+are the multiples of 64 that come nearest. Of 2.26B, 2.10B are the layout
+without text (ADM's). The rest depends on how text enters, which the paper does
+not print. Here T5's outputs are projected once, from 4096 to 4 embed_dim,
+before they are pooled and attended to.
+
+T5 is part of the step, frozen. Override `data` with images of your own. Not in
+the paper: mesh, bfloat16 and EMA. On 256 TPU v4 all that the backward pass
+needs fits, so remat is "none" (launch/compiled.md). On 256 v5e it fits with
+--config.train.accumulate=2.
 """
 
 from collections.abc import Iterator
@@ -50,6 +53,7 @@ def get_config(size: str = "2B") -> ConfigDict:
       per_head_channels=64,
       feature_pooling_type="attention",
       text_width=4 * embed_dim,
+      pool_projected=True,
       remat=("none", "none", "none", "none"),
       scan=True,
       dtype="bfloat16",
@@ -69,6 +73,7 @@ def get_config(size: str = "2B") -> ConfigDict:
   config.sampling = dict(
     steps=256,
     guidance=5.0,
+    grid=dict(kind="time"),
     step=dict(kind="ancestral", gamma=0.0),
     threshold=dict(kind="dynamic", p=99.5),
   )

@@ -14,9 +14,11 @@ The argument is the sizes of its two nets, m, l or xl and m or l; a third,
 sr1024, puts the paper's own last stage on top, 256x256 to 1024x1024, which was
 never released: train it by configs/deepfloyd_if_train.py:sr1024. What the nets
 are is read from the config.json beside the weights. Sampling is as published:
-100 and 50 steps of its lists, the learned variance, guidance 7 and 4. It is
-faster with --steps=25 --config.if1.sampling.step.kind=dpm_solver++
---config.if2.sampling.step.kind=dpm_solver++.
+100 and 50 steps of its lists, the learned variance, guidance 7 and 4.
+
+For fewer steps, use DPM-Solver++ on levels uniform in log-SNR: --steps=25 and,
+for if1 and if2 alike, --config.if1.sampling.step.kind=dpm_solver++
+--config.if1.sampling.grid.kind=logsnr --config.if1.sampling.grid.t_first=0.99.
 """
 
 from ml_collections import ConfigDict
@@ -42,6 +44,7 @@ def sampling(timesteps: str, guidance: float, cap: float, **others) -> dict:
   return dict(
     timesteps=timesteps,
     guidance=guidance,
+    grid=dict(kind="time"),
     step=dict(kind="ancestral_learned"),
     threshold=dict(kind="dynamic", p=95.0, cap=cap),
     **others,

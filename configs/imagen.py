@@ -3,11 +3,15 @@
   python -m imagen_jax.sample --config=configs/imagen.py --prompt="a corgi"
   python -m imagen_jax.compile --config=configs/imagen.py --topology=v5e-8
 
-The argument chooses the sampling: `looks`, guidance and augmentation as in the
-paper's good-looking samples (App. D.2, Figs. A.10, A.12), or `fid`, those of
-its COCO FID at 256x256 (Table 1: guidance 1.35 and 8; App. D.2: no
-augmentation), without the last stage. The numbers of steps are ours but for
-the last stage's.
+The argument chooses the sampling. `looks` is for good-looking samples: guidance
+5 at 64 and 256 is that of Fig. A.10, and aug_level 0.2 lies within the 0.1 to
+0.3 that App. D.2 uses for its best samples (Fig. A.12 has 0.3). `fid` is the
+sampling of the COCO FID at 256x256, without the last stage: guidance 1.35 and 8
+(Table 1), no augmentation (App. D.2).
+
+Not in the paper: the numbers of steps, gamma, and guidance 5 at 1024, for which
+it says only that large weights are used. Azizi et al. 2023 (arXiv:2304.08466)
+name DDIM with 32 steps for Imagen's last stage.
 """
 
 from ml_collections import ConfigDict

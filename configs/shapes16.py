@@ -24,9 +24,9 @@ def text() -> ConfigDict:
         head_dim=32,
         mlp_dim=256,
       ),
-      vocabulary="weights/shapes.model",
+      vocabulary="package://weights/shapes.model",
       length=32,
-      weights="weights/shapes_t5.safetensors",
+      weights="package://weights/shapes_t5.safetensors",
     )
   )
 
@@ -79,8 +79,9 @@ def get_config() -> ConfigDict:
   config.sampling = dict(
     steps=64,
     guidance=2.0,
+    grid=dict(kind="time"),
     step=dict(kind="ancestral", gamma=0.0),
     threshold=dict(kind="dynamic", p=99.5),
   )
-  config.weights = "weights/shapes16.safetensors"
+  config.weights = "package://weights/shapes16.safetensors"
   return config

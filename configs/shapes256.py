@@ -34,5 +34,5 @@ def get_config() -> ConfigDict:
   config.data.cache = False
   config.train.steps = 4_500
   config.sampling.update(steps=16, guidance=1.0, aug_level=0.1)
-  config.weights = "weights/shapes256.safetensors"
+  config.weights = "package://weights/shapes256.safetensors"
   return config

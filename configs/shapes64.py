@@ -49,9 +49,10 @@ def get_config() -> ConfigDict:
   config.sampling = dict(
     steps=32,
     guidance=3.0,
+    grid=dict(kind="time"),
     step=dict(kind="ddim"),
     threshold=dict(kind="static"),
     aug_level=0.15,
   )
-  config.weights = "weights/shapes64.safetensors"
+  config.weights = "package://weights/shapes64.safetensors"
   return config

@@ -1,7 +1,9 @@
 """The second super-resolution stage: 256x256 to 1024x1024 (App. F.3).
 
 It trains on crops, 64x64 to 256x256 (Sec. 2.5), has no self-attention, the
-linear schedule, and samples by DDIM.
+linear schedule. Not in the paper: DDIM with 32 steps. The paper says that
+DDIM samples "certain models" (App. A); Azizi et al. 2023 (arXiv:2304.08466)
+name these for Imagen's last stage.
 
   python -m imagen_jax.train --config=configs/sr1024.py --workdir=DIR
   python -m imagen_jax.compile --config=configs/sr1024.py --topology=v4-256

@@ -6,7 +6,7 @@
 The argument is the size: small, base, large, xl or xxl. The paper counts 4.6B
 parameters; this is 4.76B, 4.63B of them without the table of the vocabulary.
 128 tokens are ours. Vocabulary and weights are T5's published ones, which the
-paths must name.
+paths must name; README.md has a command that fetches T5 base.
 """
 
 from ml_collections import ConfigDict

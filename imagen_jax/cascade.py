@@ -1,13 +1,18 @@
-"""The cascade: text to a small picture, and from picture to larger picture."""
+"""The cascade: text to a small image, then super-resolution."""
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-from jax.sharding import Sharding
+import numpy as np
+from jax.sharding import Mesh, Sharding
 
 from imagen_jax.diffusion.samplers import fold_in
-from imagen_jax.stage import Sampling, Stage
+from imagen_jax.parallel import mesh
+from imagen_jax.stage import Sampling, SamplingInputs, Stage
+from imagen_jax.types import TextEmbedding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +60,40 @@ def image_keys(
     seeds, indices
   )
   return jax.lax.with_sharding_constraint(fold_in(keys, stage), rows)
+
+
+def stage_inputs(
+  number: int,
+  images: Sequence[Any],
+  text: TextEmbedding | None,
+  lowres: np.ndarray | None,
+  *,
+  size: int,
+  devices: Mesh,
+) -> SamplingInputs:
+  """Returns what a stage samples a batch of images from, in their places.
+
+  The batch is filled up to its size with the last image.
+
+  Args:
+    number: the stage's.
+    images: at most size of them, with the attributes prompt (a row of text),
+      seed and index.
+    text: the prompts, in the host's memory; None for nets without text.
+    lowres: what to upsample, float32 [len(images), h, w, 3] in [-1, 1]; None
+      for a base stage.
+    size: the rows of the batch.
+    devices: the mesh that the rows are spread over.
+  """
+  filled = [*images, *[images[-1]] * (size - len(images))]
+  which = np.array([image.prompt for image in filled])
+  seeds = np.array([image.seed for image in filled], np.uint32)
+  indices = np.array([image.index for image in filled], np.int32)
+  if lowres is not None:
+    more = np.repeat(lowres[-1:], size - len(images), axis=0)
+    lowres = np.concatenate([lowres, more])
+  rows = mesh.rows_sharding(devices, size)
+  words = jax.tree.map(lambda leaf: np.asarray(leaf)[which], text)
+  words, lowres = mesh.put_rows((words, lowres), rows)
+  keys = image_keys(seeds, indices, np.int32(number), rows=rows)
+  return SamplingInputs(keys, words, lowres)

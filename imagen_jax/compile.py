@@ -25,7 +25,7 @@ from absl import flags
 
 from imagen_jax import build
 from imagen_jax.aot import programs
-from imagen_jax.aot.report import keep, line, report
+from imagen_jax.aot.report import keep, line, report, rows_of
 from imagen_jax.aot.search import searched
 from imagen_jax.cli import command_line, program
 from imagen_jax.parallel import mesh
@@ -77,7 +77,8 @@ def main(args: flags.FlagValues) -> None:
   if args.search and mode != "train":
     raise ValueError(f"--search is for training steps, this is --mode={mode}")
   if args.json:
-    program.check_writable("json", pathlib.Path(args.json).parent)
+    program.check_output("json", args.json)
+    rows_of(pathlib.Path(args.json))
   tpus = tpu_slice(args.topology, args.num_slices)
   if mode == "sample":
     devices = build.sampling_devices(config, tpus.devices)

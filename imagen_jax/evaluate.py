@@ -12,6 +12,7 @@ DIR/SPLIT.json and DIR/SPLIT.png, captions in the PNG's metadata.
 
 import collections
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from imagen_jax import files, imagen
+from imagen_jax import build, files, imagen, jobs
 from imagen_jax.cli import command_line, program
 from imagen_jax.data import images as image_data
 from imagen_jax.data.png import grid, write_png
@@ -48,22 +49,33 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer("num_images", 200, "Captions to draw.", **on)
   flags.DEFINE_integer("batch_size", 16, "Pictures at a time.", **on)
   flags.DEFINE_integer("seed", 0, "Seed of the samples.", **on)
+  flags.DEFINE_float(
+    "guidance", None, "Guidance weight of every stage; 1 is none.", **on
+  )
+  flags.DEFINE_integer("steps", None, "Sampling steps of every stage.", **on)
   command_line.define_path(values, "outdir", "evaluation", "Where results go.")
 
 
 def draw(
-  cascade: Imagen, captions: list[str], seed: int, batch_size: int
+  cascade: Imagen,
+  captions: list[str],
+  folder: epath.Path,
+  *,
+  seed: int,
+  **options: Any,
 ) -> list[np.ndarray]:
-  """One uint8 image per caption: image i of the seed's for caption i."""
+  """Returns one uint8 image per caption, image i of the seed for caption i.
+
+  Each image is a PNG in the folder; those that are finished are read there.
+  """
   rows = [Row(i, seed, i) for i in range(len(captions))]
-  progress = Progress("images", len(captions))
-  images = []
-  for samples in cascade.stream(
-    captions, rows, batch_size=batch_size, progress=False
-  ):
-    images += list(image_data.to_uint8(samples.arrays))
-    progress.show(len(images))
-  return images
+  job = jobs.plan(cascade, captions, rows, folder, progress=False, **options)
+  progress = Progress("images", len(job.missing))
+  count = 0
+  for paths in job.run():
+    count += len(paths)
+    progress.show(count)
+  return [jobs.read_image(path) for path in job.paths]
 
 
 def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
@@ -72,6 +84,17 @@ def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
   for picture, scene in zip(pictures, scenes, strict=True):
     counts += tally(judge(picture, scene))
   return {kind: round(value, 4) for kind, value in share(counts).items()}
+
+
+def read_scenes(records: Sequence[Mapping[str, Any]]) -> list[Scene]:
+  """Returns the scenes of examples; ValueError that names one without."""
+  scenes = []
+  for number, record in enumerate(records):
+    try:
+      scenes.append(from_json(record["scene"])[0])
+    except ValueError as error:
+      raise ValueError(f"record {number}: {error}") from error
+  return scenes
 
 
 def text_use(
@@ -132,22 +155,36 @@ def main(args: flags.FlagValues) -> None:
   outdir = epath.Path(args.outdir)
   program.check_writable("outdir", outdir)
   cascade = imagen.load(config)
-  source = load_source(args.dataset, args.split, args.data_dir)
-  if "scene" not in source[0]:
-    raise ValueError(
-      f"dataset {args.dataset!r} has no scenes, expected captioned_shapes"
-    )
+  build.required_text(config)
+  cascade.check(cascade.names)  # before the data set is drawn
+  source = load_source(
+    args.dataset,
+    args.split,
+    args.data_dir,
+    features=("image", "caption", "scene"),
+    key="--split",
+  )
   count = min(args.num_images, len(source))
   records = [source[i] for i in range(count)]
   captions = [record["caption"] for record in records]
-  scenes = [from_json(record["scene"])[0] for record in records]
+  scenes = read_scenes(records)
   others = scenes[1:] + scenes[:1]
   real = [image_data.decode(record["image"]) for record in records]
-  pictures = draw(cascade, captions, args.seed, args.batch_size)
+  pictures = draw(
+    cascade,
+    captions,
+    outdir / "images",
+    seed=args.seed,
+    batch_size=args.batch_size,
+    guidance=args.guidance,
+    steps=args.steps,
+  )
   report = {
     "split": args.split,
     "num_images": count,
     "seed": args.seed,
+    "guidance": args.guidance,
+    "steps": args.steps,
     "config": json.loads(config.to_json_best_effort()),
     "trained_steps": trained_steps(config, cascade.names),
     "claims_that_hold": {

@@ -1,9 +1,10 @@
 """Writes a training run's averaged weights as one small file.
 
-The file's metadata holds the run's step and the config it was trained with.
+The file's metadata holds the run's step and the config it was trained with. An
+encoder's holds the SHA-256 of its vocabulary.
 
   python -m imagen_jax.export --config=configs/shapes16.py --workdir=DIR \\
-    --output=imagen_jax/weights/shapes16.safetensors
+    --output=shapes16.safetensors
 
 With --diffusers it is a folder of diffusers' UNet2DConditionModel, of a net of
 DeepFloyd IF's kind. With --text it writes the config's text encoder instead,
@@ -23,7 +24,7 @@ from absl import flags
 from imagen_jax import build
 from imagen_jax.checkpoints import manager
 from imagen_jax.cli import command_line, program
-from imagen_jax.interop import diffusers, t5, weights
+from imagen_jax.interop import diffusers, published, t5, weights
 from imagen_jax.progress import say
 from imagen_jax.text.settings import Text
 from imagen_jax.training.setup import net_shapes
@@ -51,16 +52,22 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def export_text(config: Text, layout: str, output: str) -> str:
-  """Writes the encoder's weights in a layout; returns what there is to say."""
+  """Writes the encoder's weights in a layout; returns what there is to log.
+
+  With them goes the fingerprint of their vocabulary: the one that they record,
+  else that of config.text.vocabulary, if it can be read.
+  """
   if config.int8:
     raise ValueError(
       "config text.int8 is True, expected False: the layouts hold floats"
     )
+  vocabulary = published.vocabulary_of(config)
   params = build.load_text(config)
-  LAYOUTS[layout](output, params)
+  LAYOUTS[layout](output, params, vocabulary)
   leaves = jax.tree.leaves(params)
   size = sum(leaf.nbytes for leaf in leaves)
-  return f"{output}: {size / 1e6:.2f} MB, text encoder as {layout}"
+  of = f"vocabulary {vocabulary[:16]}..." if vocabulary else "no vocabulary"
+  return f"{output}: {size / 1e6:.2f} MB, text encoder as {layout}, {of}"
 
 
 def export_net(
@@ -88,9 +95,14 @@ def main(args: flags.FlagValues) -> None:
       "--output and one of --workdir and --text are needed, see --help"
     )
   output = args.output
-  program.check_bucket("output", output)
+  if layout or args.diffusers:
+    program.check_folder("output", output)
+  else:
+    program.check_output("output", output, ".safetensors")
+  if layout == "t5x":
+    t5.check_new(output)
   if layout:
-    say(export_text(build.text(config.get("text")), layout, output))
+    say(export_text(build.required_text(config), layout, output))
   else:
     say(export_net(config, workdir, output, as_diffusers=args.diffusers))
 

@@ -1,14 +1,18 @@
 """Files that are written whole or not at all, on disks and in object stores."""
 
 import contextlib
+import json
 import os
 import re
 import secrets
+from typing import Any
 
 from etils import epath
 
 # Links in these folders stand for open files, which nothing may replace.
 _STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
+_MOST_JSON = 2**24  # bytes: the largest index or config has 1 % of it
+_MOST_NESTED = 100  # levels of JSON: the deepest config has ten
 
 
 def expand(path: str | os.PathLike) -> str:
@@ -105,3 +109,122 @@ def reason(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   return f"{type(error).__name__}: {said}"
+
+
+def quote(text: object, limit: int = 80) -> str:
+  """Returns a text between quotation marks, safe to log and not too long.
+
+  A text of a data set or a file may hold line ends, escape sequences of
+  terminals, or megabytes.
+
+  Args:
+    text: what to show; anything but a str is shown as str(text).
+    limit: the most characters to return, at least 16. A cut text ends in "...".
+
+  Returns:
+    Python's repr: printable characters stay, all others are escaped.
+  """
+  text = text if isinstance(text, str) else str(text)
+  shown = repr(text[: limit + 1])
+  count = min(len(text), limit)
+  while len(shown) > limit:
+    count -= 1
+    shown = f"{text[:count]!r}..."
+  return shown
+
+
+def read_lines(
+  path: str | os.PathLike, name: str, *, blanks: str | None = None
+) -> list[str]:
+  """Reads the lines of a UTF-8 text, numbered as an editor numbers them.
+
+  Only \\n ends a line: other separators of Unicode are part of a caption.
+
+  Args:
+    path: a local path, which may begin with ~, or one of gs:// and the like.
+    name: what the file is, such as "captions", for messages.
+    blanks: the characters to remove around a line, by default all blanks,
+      such as \\r.
+
+  Returns:
+    All lines, blank ones too, except for the empty end after the last \\n.
+
+  Raises:
+    ValueError: the file cannot be read, or is not UTF-8 text.
+  """
+  try:
+    data = epath.Path(expand(path)).read_bytes()
+    text = data.decode("utf-8-sig")
+  except OSError as error:
+    raise ValueError(
+      f"{name} {path} cannot be read: {reason(error)}"
+    ) from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{name} {path} is not UTF-8 text") from error
+  if "\0" in text:
+    raise ValueError(f"{name} {path} is not UTF-8 text")
+  lines = [line.strip(blanks) for line in text.split("\n")]
+  return lines if lines[-1] else lines[:-1]
+
+
+def read_json(path: str | os.PathLike, name: str) -> Any:
+  """Reads a JSON file that may come from anyone.
+
+  Args:
+    path: a local path, or one of gs:// and the like.
+    name: what the file is, such as "weights", for messages.
+
+  Returns:
+    The value that the file holds.
+
+  Raises:
+    ValueError: the file cannot be read, is too large, or is not JSON.
+  """
+  try:
+    with epath.Path(path).open("rb") as file:
+      data = file.read(_MOST_JSON + 1)
+  except OSError as error:
+    raise ValueError(
+      f"{name} {path} cannot be read: {reason(error)}"
+    ) from error
+  if len(data) > _MOST_JSON:
+    raise ValueError(
+      f"{name} {path} is no such file: it has over {_MOST_JSON >> 20} MiB"
+    )
+  return parse_json(data, f"{name} {path}")
+
+
+def parse_json(data: str | bytes, what: str) -> Any:
+  """Parses JSON that may come from anyone.
+
+  Args:
+    data: the text, or its bytes.
+    what: whose text it is, for messages.
+
+  Returns:
+    The value, not nested so deeply that a walk through it could fail.
+
+  Raises:
+    ValueError: the text is not JSON, or is nested too deeply.
+  """
+  try:
+    value = json.loads(data)
+    level = [value]
+    for _ in range(_MOST_NESTED):
+      level = [child for parent in level for child in _children(parent)]
+      if not level:
+        return value
+  except ValueError as error:
+    raise ValueError(f"{what} is not JSON: {error}") from error
+  except RecursionError:
+    pass
+  raise ValueError(
+    f"{what} is nested too deeply, expected at most {_MOST_NESTED} levels"
+  )
+
+
+def _children(value: Any) -> list[Any]:
+  """Returns what a value of JSON holds."""
+  if isinstance(value, dict):
+    return list(value.values())
+  return value if isinstance(value, list) else []

@@ -6,7 +6,7 @@
 The verbs are thin wrappers over it.
 """
 
-import copy
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +16,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import build
+from imagen_jax import __version__, build
 from imagen_jax.build import configs
-from imagen_jax.cascade import Cascade, image_keys
+from imagen_jax.cascade import Cascade, stage_inputs
 from imagen_jax.files import expand
-from imagen_jax.interop import published
+from imagen_jax.image_ids import image_ids
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
+from imagen_jax.parts import Parts
 from imagen_jax.progress import Progress, Stopwatch
 from imagen_jax.request import (
   Callback,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
   from imagen_jax.training.loop import Trained
 
 TEXT = "text"  # the part of a cascade that is no stage
+NO_TEXT = "the cascade has no text encoder (text=None), expected prompts=None"
 
 
 def load(
@@ -75,26 +77,22 @@ def load(
   Raises:
     ValueError: for a config, key or path that cannot be used.
   """
-  config = _read(config, overrides)
-  if isinstance(weights, str | os.PathLike):
-    _move_weights(config, os.fspath(weights))
-    weights = None
+  config = configs.resolve(config, overrides)
+  build.replace_weights(config, weights)  # which may say what a net is
   cascade = build.cascade(config)
-  for name, path in (weights or {}).items():
-    parts = (*cascade.names, TEXT)
-    if name not in parts:
-      raise ValueError(
-        f"weights names {name!r}, expected one of {', '.join(parts)}"
-      )
-    config[name].weights = os.fspath(path)
-  for name in cascade.names:  # fetched, if they are on the Hub
-    published.packaged(config[name].weights)
+  build.check_files(
+    config, cascade, weights if isinstance(weights, Mapping) else ()
+  )
   devices = build.sampling_devices(config) if mesh is None else mesh
   placement = Placement(devices)
   return Imagen(
     cascade,
     load_net=lambda name: build.load_net(config, cascade, name, placement),
-    load_encoder=lambda: build.load_encoder(config, placement),
+    load_encoder=(
+      (lambda: build.load_encoder(config, placement)) if config.text else None
+    ),
+    check_net=lambda name: build.check_net(config, cascade, name),
+    identify=lambda name: build.identity(config, name),
     devices=devices,
     batch_size=config.batch_size,
     offload=offload,
@@ -139,7 +137,7 @@ def train(
   # Sampling does without what only training needs.
   from imagen_jax.training import loop
 
-  config = _read(config, overrides)
+  config = configs.resolve(config, overrides)
   return loop.train(
     build.run(config),
     expand(workdir),
@@ -151,25 +149,11 @@ def train(
   )
 
 
-def _read(config: Any, overrides: Mapping[str, Any] | None) -> Any:
-  """Returns the config of a name or path; changes are made in a copy."""
-  if isinstance(config, str | os.PathLike):
-    config = configs.read_config(os.fspath(config))
-  config = copy.deepcopy(config)  # references between its values stay
-  configs.override(config, overrides or {})
-  return config
-
-
-def _move_weights(config: Any, to: str) -> None:
-  """Moves a config's hf:// paths, of nets' settings too; there must be some."""
-  if not build.move_weights(config, to):
-    raise ValueError(f"weights is {to}, but the config has no hf:// paths")
-
-
 class Imagen:
   """A cascade with its text encoder, to sample from.
 
   names: its stages, from small to large.
+  reads_text: whether it has a text encoder.
   batch_size: the default number of images that are made at a time.
   """
 
@@ -179,6 +163,8 @@ class Imagen:
     *,
     load_net: Callable[[str], Any],
     load_encoder: Callable[[], TextEncoder] | None = None,
+    check_net: Callable[[str], None] = lambda name: None,
+    identify: Callable[[str], str] = lambda name: "",
     devices: Mesh,
     batch_size: int,
     offload: bool = False,
@@ -189,7 +175,11 @@ class Imagen:
     Args:
       cascade: the stages.
       load_net: returns the placed weights of the stage of a name.
-      load_encoder: returns the text encoder with its weights.
+      load_encoder: returns the text encoder with its weights; None for a
+        cascade without text.
+      check_net: raises ValueError if load_net could not read a stage's weights.
+      identify: returns a text that changes with the weights of the part of a
+        name, a stage or "text".
       devices: the mesh that batches are spread over.
       batch_size: images at a time; rounded up to a multiple of the devices
         that rows are spread over.
@@ -200,12 +190,17 @@ class Imagen:
     self.cascade = cascade
     self.names = cascade.names
     self.batch_size = math.ceil(batch_size / ways) * ways
-    self._load_net = load_net
-    self._load_encoder = load_encoder
+    self._check_net = check_net
     self._devices = devices
     self._offload = offload
     self._settings = dict(settings or {})
-    self._loaded: dict[str, Any] = {}
+    self.reads_text = load_encoder is not None
+    self._parts = Parts(
+      (*self.names, TEXT) if self.reads_text else self.names,
+      lambda name: load_encoder() if name == TEXT else load_net(name),
+      identify,
+      devices,
+    )
 
   def encode(self, prompts: str | Sequence[str]) -> TextEmbedding:
     """Encodes prompts, for sample(text=...).
@@ -219,6 +214,8 @@ class Imagen:
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     check_prompts(prompts)
+    if not self.reads_text:
+      raise ValueError(NO_TEXT)
     with jax.set_mesh(self._devices):
       text = self.part(TEXT)(prompts)
     self._leave(TEXT)
@@ -230,12 +227,18 @@ class Imagen:
     Raises:
       ValueError: if the weights cannot be read.
     """
-    if name not in self._loaded:
-      with jax.set_mesh(self._devices):
-        self._loaded[name] = (
-          self._load_encoder() if name == TEXT else self._load_net(name)
-        )
-    return self._loaded[name]
+    return self._parts[name]
+
+  def ids(self, request: Request) -> tuple[str, ...]:
+    """Returns what would be Samples.ids of a request's images, in order.
+
+    Raises:
+      ValueError: if weights are not there.
+    """
+    parts = [self.names[i] for i in request.stages]
+    parts += [TEXT] if request.reads_text and self.reads_text else []
+    identities = {part: self._parts.identity(part) for part in parts}
+    return image_ids(request, self._made_with(request, identities))
 
   def release(self, part: str) -> None:
     """Frees the weights of a stage or of "text"; the next use reads them again.
@@ -243,11 +246,7 @@ class Imagen:
     Raises:
       ValueError: if there is no such part.
     """
-    if part not in (*self.names, TEXT):
-      raise ValueError(
-        f"part is {part!r}, expected one of {', '.join((*self.names, TEXT))}"
-      )
-    self._loaded.pop(part, None)
+    self._parts.release(part)
 
   def sample(
     self,
@@ -355,13 +354,45 @@ class Imagen:
     batch_size: int | None = None,
     **options: Any,
   ) -> Request:
-    """Returns what stream() is asked, checked; run() does it."""
-    size = self.batch_size if batch_size is None else batch_size
-    return make_request(self.cascade, prompts, rows, batch_size=size, **options)
+    """Returns what stream() is asked, checked; run() does it.
 
-  def run(self, request: Request) -> Iterator[Samples]:
-    """Runs the stages of a request; yields each batch when it is finished."""
+    The weights of the stages that will run are checked too: before the text
+    encoder is read, which may take minutes.
+    """
+    size = self.batch_size if batch_size is None else batch_size
+    if prompts is not None and not self.reads_text:
+      raise ValueError(NO_TEXT)
+    found = make_request(
+      self.cascade, prompts, rows, batch_size=size, **options
+    )
+    self.check([self.names[number] for number in found.stages])
+    return found
+
+  def check(self, stages: Sequence[str]) -> None:
+    """Checks the weights of stages; reads none.
+
+    Raises:
+      ValueError: a stage has none, or those of another net.
+    """
+    for name in stages:
+      if name not in self._parts:
+        self._check_net(name)
+
+  def run(
+    self, request: Request, *, keep_text: bool = True
+  ) -> Iterator[Samples]:
+    """Runs the stages of a request; yields each batch when it is finished.
+
+    Args:
+      request: what to sample.
+      keep_text: whether the text encoder stays in memory beside the nets.
+    """
     text = self._text(request)
+    identities = {}
+    if request.reads_text and self.reads_text:
+      identities[TEXT] = self._parts.identities[TEXT]
+    if not keep_text and self.reads_text:
+      self.release(TEXT)
     rows, size = request.rows, request.batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     # Where weights are read for each use, all batches use them at once.
@@ -371,57 +402,58 @@ class Imagen:
       for number in request.stages:
         name = self.names[number]
         net = self.part(name)
+        identities[name] = self._parts.identities[name]
         for batch, done in zip(group, made, strict=True):
           lowres = next(reversed(done.values()), None)
           if lowres is None and request.lowres is not None:
             lowres = request.lowres[[row.prompt for row in batch]]
-          inputs = self._inputs(number, batch, text, lowres, size)
+          inputs = stage_inputs(
+            number, batch, text, lowres, size=size, devices=self._devices
+          )
           done[name] = self._run(request, number, net, inputs, len(batch))
         del net
         self._leave(name)
+      settings = self._made_with(request, identities)
       for batch, done in zip(group, made, strict=True):
         prompts = request.prompts
         yield Samples(
           prompts=tuple(prompts and prompts[row.prompt] for row in batch),
           seeds=tuple(row.seed for row in batch),
           indices=tuple(row.index for row in batch),
+          ids=image_ids(request.part(batch), settings),
           stages=done,
-          settings=self._settings | request.changes,
+          settings=settings,
         )
 
-  def _text(self, request: Request) -> TextEmbedding:
-    """A request's text, one row per prompt, in the host's memory."""
+  def _made_with(
+    self, request: Request, identities: Mapping[str, str]
+  ) -> dict[str, str]:
+    """Returns Samples.settings: what all images of a request share."""
+    return {
+      **self._settings,
+      "weights": json.dumps(identities, sort_keys=True),
+      "version": __version__,
+      **request.changes,
+    }
+
+  def _text(self, request: Request) -> TextEmbedding | None:
+    """Returns a request's text, one row per prompt, in the host's memory."""
+    if not self.reads_text:
+      return None
     if request.prompts is None:
       # Any prompt's null text: that is what unconditional images have.
       return jax.tree.map(np.asarray, self.encode(["-"]).nothing())
     text = request.text
     if text is None:
-      text = self.encode(request.prompts)
+      quiet = not request.progress or jax.process_index() > 0
+      with Stopwatch() as watch:
+        text = self.encode(request.prompts)
+        Progress("text", 1, quiet=quiet).say(
+          f"  text: {len(request.prompts)} prompt(s) in {watch.lap()}"
+        )
     if request.negative is not None:
       text = text.replace(null=self.encode(request.negative).replace(null=None))
     return text
-
-  def _inputs(
-    self,
-    number: int,
-    batch: Sequence[Row],
-    text: TextEmbedding,
-    lowres: np.ndarray | None,
-    size: int,
-  ) -> SamplingInputs:
-    """A batch's inputs of a stage, filled up to size rows, in their places."""
-    filled = [*batch, *[batch[-1]] * (size - len(batch))]
-    which = np.array([row.prompt for row in filled])
-    seeds = np.array([row.seed for row in filled], np.uint32)
-    indices = np.array([row.index for row in filled], np.int32)
-    if lowres is not None:
-      more = np.repeat(lowres[-1:], size - len(batch), axis=0)
-      lowres = np.concatenate([lowres, more])
-    rows = meshes.rows_sharding(self._devices, size)
-    words = jax.tree.map(lambda leaf: np.asarray(leaf)[which], text)
-    words, lowres = meshes.put_rows((words, lowres), rows)
-    keys = image_keys(seeds, indices, np.int32(number), rows=rows)
-    return SamplingInputs(keys, words, lowres)
 
   def _run(
     self,
@@ -468,4 +500,4 @@ class Imagen:
   def _leave(self, name: str) -> None:
     """Frees a part that was used, if parts are to leave memory."""
     if self._offload:
-      self._loaded.pop(name, None)
+      self.release(name)

@@ -8,15 +8,14 @@ captions holds a picture's description and one or more captions of it, separated
 by tabs. text/describe.py says what is learnt.
 """
 
-import pathlib
-
 import jax
 import numpy as np
 import optax
 from absl import flags
 
-from imagen_jax import build
+from imagen_jax import build, files
 from imagen_jax.cli import command_line, program
+from imagen_jax.interop import t5
 from imagen_jax.interop.weights import save_weights
 from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
@@ -41,16 +40,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def read_captions(path: str) -> list[list[str]]:
-  """Every picture's description and captions; ValueError if one lacks them."""
-  try:
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-  except OSError as error:
-    raise ValueError(
-      f"captions {path} cannot be read: {error.strerror}"
-    ) from error
-  except UnicodeDecodeError as error:
-    raise ValueError(f"captions {path} is not UTF-8 text") from error
-  lines = [line.split("\t") for line in text.splitlines()]
+  """Reads each image's description and captions, a line for an image.
+
+  Raises:
+    ValueError: the file cannot be read, or a line lacks one of the two.
+  """
+  # A tab stays, for an empty column is a mistake.
+  found = files.read_lines(path, "captions", blanks=" \r")
+  lines = [line.split("\t") for line in found]
   for number, captions in enumerate(lines, 1):
     count = sum(bool(caption.strip()) for caption in captions)
     if count < max(2, len(captions)):
@@ -76,9 +73,9 @@ def main(args: flags.FlagValues) -> None:
     decay_steps=args.steps,
     clip_norm=1.0,
   )
-  output = pathlib.Path(args.output)
-  program.check_writable("folder", output.parent)
-  text = build.text(args.config.text)
+  output = args.output
+  program.check_output("output", output, ".safetensors")
+  text = build.required_text(args.config)
   if text.int8:
     raise ValueError("config text.int8 is True, expected False for training")
   tokenizer = build.tokenizer(text)
@@ -121,7 +118,7 @@ def main(args: flags.FlagValues) -> None:
     "batch_size": str(args.batch_size),
     "learning_rate": str(args.learning_rate),
     "seed": str(args.seed),
-  }
+  } | t5.vocabulary_note(tokenizer.fingerprint)
   size = save_weights(output, params["encoder"], metadata=note)
   progress.say(f"{output}: {size / 1e6:.2f} MB")
 

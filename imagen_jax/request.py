@@ -68,6 +68,25 @@ class Request:
   callback_every: int
   progress: bool
 
+  @property
+  def reads_text(self) -> bool:
+    """Whether sampling encodes texts, so that the encoder matters."""
+    return self.text is None or self.negative is not None
+
+  def part(self, rows: Sequence[Row]) -> "Request":
+    """Returns the request of some of the rows, and of their prompts alone."""
+    used = sorted({row.prompt for row in rows})
+    take = lambda values: values and tuple(values[i] for i in used)
+    of_arrays = lambda tree: jax.tree.map(lambda leaf: leaf[used], tree)
+    return dataclasses.replace(
+      self,
+      prompts=take(self.prompts),
+      rows=tuple(row._replace(prompt=used.index(row.prompt)) for row in rows),
+      negative=take(self.negative),
+      text=of_arrays(self.text),
+      lowres=of_arrays(self.lowres),
+    )
+
 
 def make_request(
   cascade: Cascade,
@@ -334,10 +353,9 @@ def _at_size(image: Picture, size: int) -> np.ndarray:
       )
     except ValueError as error:
       raise ValueError(f"image {image}: {error}") from error
-  elif isinstance(image, Image.Image):
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    pixels = images.decode(np.asarray(image.convert(mode)))
-  elif np.issubdtype(image.dtype, np.floating):
+  elif isinstance(image, np.ndarray) and np.issubdtype(
+    image.dtype, np.floating
+  ):
     if image.ndim != 3 or image.shape[2] != 3 or not np.all(abs(image) <= 1):
       raise ValueError(
         f"image is {image.dtype} {list(image.shape)}, expected [H, W, 3] in "

@@ -2,10 +2,11 @@
 
   python -m imagen_jax.sample --config=shapes --prompt="a red star"
 
-Writes one PNG per image and, for several, a grid of them. The settings are in
-each PNG's metadata. The same seed gives the same image. The text encoder has
-left memory when the nets come into it. On many hosts all call it alike, and the
-first writes.
+Writes one PNG per image and, for several, sheets of them. The settings are in
+each PNG's metadata, and its name ends with a checksum of all that the image was
+made from. Run the same command again to resume: finished images stay. The same
+seed gives the same image. The text encoder leaves memory before the nets are
+used. On many hosts, run it alike on each; the first host writes.
 """
 
 import time
@@ -13,18 +14,15 @@ import time
 STARTED = time.monotonic()  # before the imports, which take seconds
 
 # ruff: noqa: E402
-import dataclasses
-import pathlib
 
 import jax
 from absl import flags
 from etils import epath
 
-from imagen_jax import imagen
+from imagen_jax import files, imagen, jobs
 from imagen_jax.cli import command_line, program
-from imagen_jax.progress import Progress, Stopwatch
+from imagen_jax.progress import Progress
 from imagen_jax.request import image_rows
-from imagen_jax.samples import join
 from imagen_jax.text.tokenizer import check_prompts
 
 
@@ -69,29 +67,26 @@ def define_flags(values: flags.FlagValues) -> None:
   command_line.define_path(values, "outdir", "samples", "Where the PNGs go.")
 
 
-def read_prompts(args: flags.FlagValues) -> list[str]:
-  """The prompts of --prompt and --prompts_file, in this order."""
+def read_prompts(args: flags.FlagValues) -> list[str] | None:
+  """Returns the prompts of --prompt and --prompts_file, in this order.
+
+  None is for a cascade without text.
+
+  Raises:
+    ValueError: there is none, a file cannot be read, or one is not valid text.
+  """
   prompts, name = list(args.prompt), args.prompts_file
   if name:
-    try:
-      text = pathlib.Path(name).read_text(encoding="utf-8-sig")
-      if "\0" in text:
-        raise ValueError
-    except ValueError as error:
-      raise ValueError(f"prompts_file {name} is not UTF-8 text") from error
-    except OSError as error:
-      raise ValueError(
-        f"prompts_file {name} cannot be read: {error.strerror}"
-      ) from error
-    prompts += [line for line in text.splitlines() if line.strip()]
-  if not prompts:
+    prompts += filter(None, files.read_lines(name, "prompts_file"))
+  if name and not prompts:
     raise ValueError(
       f"prompts_file {name} has no prompt in it, expected one per line"
-      if name
-      else "there is no prompt, give --prompt or --prompts_file"
     )
-  check_prompts(prompts)
-  return prompts
+  if not prompts and args.config.get("text"):
+    raise ValueError("there is no prompt, give --prompt or --prompts_file")
+  if prompts:
+    check_prompts(prompts)
+  return prompts or None
 
 
 def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
@@ -108,14 +103,20 @@ def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
 def main(args: flags.FlagValues) -> None:
   prompts = read_prompts(args)
   rows = image_rows(
-    len(prompts), num_images=args.num_images, seed=args.seed, index=args.index
+    len(prompts or [None]),
+    num_images=args.num_images,
+    seed=args.seed,
+    index=args.index,
   )
   outdir = epath.Path(args.outdir)
   command_line.join_others(args)
   first_host = jax.process_index() == 0
-  progress = Progress("sample", len(rows), unit="image", quiet=not first_host)
   cascade = imagen.load(args.config, weights=args.weights, offload=args.offload)
-  options = dict(
+  job = jobs.plan(
+    cascade,
+    prompts,
+    rows,
+    outdir,
     guidance=args.guidance,
     steps=args.steps,
     negative_prompt=args.negative_prompt,
@@ -123,26 +124,23 @@ def main(args: flags.FlagValues) -> None:
     image=args.image,
     batch_size=args.batch_size,
   )
-  request = cascade.request(prompts, rows, **options)
   if first_host:
     program.check_writable("outdir", outdir)
+  total = len(job.missing)
+  progress = Progress("sample", total, unit="image", quiet=not first_host)
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
+  if total < len(rows):
+    progress.say(f"{len(rows) - total} of {len(rows)} image(s) are finished")
 
-  with Stopwatch() as watch:
-    text = cascade.encode(prompts)
-    progress.say(f"  text: {len(prompts)} prompt(s) in {watch.lap()}")
-  if args.negative_prompt is None:
-    cascade.release("text")
-  done, count = [], 0
-  for samples in cascade.run(dataclasses.replace(request, text=text)):
-    count += len(samples)
+  count = 0
+  for paths in job.run():
+    count += len(paths)
     progress.show(count)
-    if first_host:
-      for path in samples.save(outdir):
-        progress.say(str(path))
-      done.append(samples)
+    for path in paths:
+      progress.say(str(path))
   if len(rows) > 1 and first_host:
-    progress.say(str(join(done).save_grid(outdir)))
+    for path in job.write_sheets():
+      progress.say(str(path))
   progress.say(f"in all {time.monotonic() - STARTED:.1f} s")
 
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -16,6 +17,8 @@ from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import encode_png, grid, write_png
 from imagen_jax.files import expand
 
+SHEET_PIXELS = 2**25  # of a grid, at most, unless one row has more
+
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
@@ -24,15 +27,19 @@ class Samples:
   prompts: the prompt of each image; None for an unconditional image.
   seeds: the seed of each image.
   indices: the number of each image in its seed's sequence.
+  ids: a checksum for each image of all that it was made from: prompt, seed,
+    index, settings, weights and version.
   stages: each stage's images by its name, float32 [N, size, size, 3] in
     [-1, 1], from small to large.
-  settings: what else they were made with, as texts: `config`, and the
-    arguments that changed its sampling.
+  settings: what else they were made with, as texts: `config`, the identities
+    of its `weights`, the package's `version`, and the arguments that changed
+    its sampling.
   """
 
   prompts: tuple[str | None, ...]
   seeds: tuple[int, ...]
   indices: tuple[int, ...]
+  ids: tuple[str, ...]
   stages: Mapping[str, np.ndarray]
   settings: Mapping[str, str]
 
@@ -55,46 +62,35 @@ class Samples:
     columns: by default one row per prompt where prompts have several images
       each, else at most four images in a row.
     """
-    if columns is None:
-      first = self.prompts.index(self.prompts[0])
-      each = len(self.prompts) // len(set(self.prompts))
-      columns = each if each > 1 and first == 0 else min(len(self), 4)
+    columns = grid_columns(self.prompts) if columns is None else columns
     return Image.fromarray(grid(list(to_uint8(self.arrays)), columns))
 
   def save(self, folder: str | os.PathLike) -> list[epath.Path]:
     """Writes each image as a PNG, its prompt and settings in the metadata.
 
-    Folders that lack are made; gs:// paths too. ValueError if a file cannot be
-    written.
+    Folders that lack are made; gs:// paths too. Images that were made from
+    anything else have other names. ValueError if a file cannot be written.
     """
     folder, paths = epath.Path(expand(folder)), []
     for i, image in enumerate(to_uint8(self.arrays)):
       prompt, seed, index = self.prompts[i], self.seeds[i], self.indices[i]
-      name = file_stem("" if prompt is None else prompt)
-      path = folder / f"{name}-{self._suffix(seed)}-{index}.png"
+      name = image_name(prompt, seed, index, self.settings, self.ids[i])
       text = {} if prompt is None else {"prompt": prompt}
       text |= {"seed": str(seed), "index": str(index), **self.settings}
-      write_png(path, image, text)
-      paths.append(path)
+      write_png(folder / name, image, text | {"id": self.ids[i]})
+      paths.append(folder / name)
     return paths
 
-  def save_grid(self, folder: str | os.PathLike) -> epath.Path:
-    """Writes grid() as a PNG, the prompts in its metadata; returns its path."""
-    prompts = json.dumps(list(dict.fromkeys(self.prompts)))
-    name = f"{with_hash('grid', prompts)}-{self._suffix(self.seeds[0])}.png"
-    path = epath.Path(expand(folder)) / name
-    text = {"prompt": prompts, "seed": str(self.seeds[0]), **self.settings}
-    write_png(path, np.asarray(self.grid()), text)
-    return path
+  def save_grid(self, folder: str | os.PathLike) -> list[epath.Path]:
+    """Writes grid() as PNGs, the prompts in the metadata; returns the paths.
 
-  def _suffix(self, seed: int) -> str:
-    """Returns the settings as file names hold them: "s0-guidance5.0"."""
-    changes = [
-      f"{key}{re.sub(r'[^a-z0-9.,-]+', '_', value.lower()).strip('_')}"
-      for key, value in self.settings.items()
-      if key != "config"
-    ]
-    return "-".join([f"s{seed}", *changes])
+    A sheet has as many rows as fit 2**25 pixels.
+    """
+    prompts, images = self.prompts, to_uint8(self.arrays)
+    columns = grid_columns(prompts)
+    name = grid_name(self.ids, self.seeds[0], self.settings)
+    text = {"seed": str(self.seeds[0]), **self.settings}
+    return write_sheets(images, prompts, columns, folder, name, text)
 
   def _repr_png_(self) -> bytes:
     """Returns the grid for a notebook, its side at most 2048 pixels."""
@@ -110,6 +106,7 @@ def join(parts: Sequence[Samples]) -> Samples:
     prompts=sum((part.prompts for part in parts), ()),
     seeds=sum((part.seeds for part in parts), ()),
     indices=sum((part.indices for part in parts), ()),
+    ids=sum((part.ids for part in parts), ()),
     stages={
       name: np.concatenate([part.stages[name] for part in parts])
       for name in first.stages
@@ -118,13 +115,89 @@ def join(parts: Sequence[Samples]) -> Samples:
   )
 
 
-def file_stem(prompt: str) -> str:
-  """Returns a prompt's words, "a_red_star"; with a hash if that is not all."""
-  words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")[:60]
-  whole = words.replace("_", " ") == prompt and words
-  return words if whole else with_hash(words, prompt)
+def grid_columns(prompts: Sequence[str | None]) -> int:
+  """Returns the columns of a grid, for the prompt of each image in it.
+
+  One row per prompt where prompts have several images each, else at most four
+  images in a row.
+  """
+  each = len(prompts) // len(set(prompts))
+  return each if each > 1 else min(len(prompts), 4)
 
 
-def with_hash(name: str, text: str) -> str:
-  """Returns name_1a2b3c4d, different for different texts."""
-  return f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("_")
+def write_sheets(
+  images: Iterable[np.ndarray],
+  prompts: Sequence[str | None],
+  columns: int,
+  folder: str | os.PathLike,
+  name: str,
+  text: Mapping[str, str],
+) -> list[epath.Path]:
+  """Writes images on sheets of whole rows, as PNGs; returns their paths.
+
+  Images are read one sheet at a time. Several sheets are numbered from 1.
+
+  Args:
+    images: uint8 [H, W, 3] each, of one size.
+    prompts: the prompt of each image, for the metadata.
+    columns: images in a row.
+    folder: where the sheets go; it is made.
+    name: the file name without its ending.
+    text: the metadata of every sheet.
+
+  Raises:
+    ValueError: a file cannot be written.
+  """
+  images, folder = iter(images), epath.Path(expand(folder))
+  first = next(images)
+  images = itertools.chain([first], images)
+  rows = max(1, SHEET_PIXELS // (columns * first[..., 0].size))
+  size, paths = rows * columns, []
+  for start in range(0, len(prompts), size):
+    of_sheet = prompts[start : start + size]
+    number = f"-{start // size + 1}" if len(prompts) > size else ""
+    note = {"prompt": json.dumps(list(dict.fromkeys(of_sheet))), **text}
+    sheet = grid(list(itertools.islice(images, len(of_sheet))), columns)
+    paths.append(folder / f"{name}{number}.png")
+    write_png(paths[-1], sheet, note)
+  return paths
+
+
+def image_name(
+  prompt: str | None,
+  seed: int,
+  index: int,
+  settings: Mapping[str, str],
+  image_id: str,
+) -> str:
+  """Returns an image's file name, "a_red_star-s0-guidance5.0-3-1a2b3c4d.png".
+
+  It begins with the prompt's words and has the changed settings, to be read by
+  people, and ends with the beginning of the image's id.
+  """
+  words = _words("" if prompt is None else prompt)
+  parts = [_suffix(seed, settings), str(index), image_id[:8]]
+  return "-".join([words, *parts] if words else parts) + ".png"
+
+
+def grid_name(
+  ids: Sequence[str], seed: int, settings: Mapping[str, str]
+) -> str:
+  """Returns the name of a grid of images, without its ending."""
+  digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+  return f"grid-{_suffix(seed, settings)}-{digest[:8]}"
+
+
+def _words(prompt: str) -> str:
+  """Returns the beginning of a prompt as file names hold it: "a_red_star"."""
+  return re.sub(r"[^a-z0-9]+", "_", prompt.lower())[:60].strip("_")
+
+
+def _suffix(seed: int, settings: Mapping[str, str]) -> str:
+  """Returns the settings as file names hold them: "s0-guidance5.0"."""
+  changes = [
+    f"{key}{re.sub(r'[^a-z0-9.,-]+', '_', value.lower()).strip('_')[:40]}"
+    for key, value in settings.items()
+    if key not in ("config", "weights", "version")
+  ]
+  return "-".join([f"s{seed}", *changes])

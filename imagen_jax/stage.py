@@ -56,12 +56,12 @@ class SamplingInputs(NamedTuple):
   """What a batch of images is sampled from.
 
   keys [B]: one typed PRNG key per image.
-  text: the prompts, one row per image.
+  text: the prompts, one row per image; None for a net without text.
   lowres [B, h, w, 3] in [-1, 1]: the images to upsample; None for a base stage.
   """
 
   keys: jax.Array
-  text: TextEmbedding
+  text: TextEmbedding | None
   lowres: jax.Array | None = None
 
 
@@ -161,13 +161,21 @@ class Stage:
     """The side of the pictures in a training batch."""
     return self.crop_size or self.size
 
-  def init(self, key: jax.Array, *, text_length: int, text_dim: int) -> Any:
-    """The net's initial parameters, for text [B, text_length, text_dim]."""
+  def init(
+    self, key: jax.Array, *, text_length: int | None, text_dim: int | None
+  ) -> Any:
+    """Returns the net's initial parameters.
+
+    They are for text [B, text_length, text_dim], or for none where both are
+    None.
+    """
     side = self.net.stride * self.factor
     z = jnp.zeros((1, side, side, CHANNELS))
-    text = TextEmbedding(
-      jnp.zeros((1, text_length, text_dim)), jnp.ones((1, text_length), bool)
-    )
+    text = None
+    if text_length is not None:
+      text = TextEmbedding(
+        jnp.zeros((1, text_length, text_dim)), jnp.ones((1, text_length), bool)
+      )
     lowres = None
     if self.lowres_size:
       small = side // self.factor
@@ -177,17 +185,17 @@ class Stage:
     return self.net.init(key, z, jnp.zeros(1), cond)["params"]
 
   def time(self, logsnr: jax.Array) -> jax.Array:
-    """The net's noise input in [0, 1000]: the schedule's time of logsnr.
+    """Returns the net's noise input in [0, 1000]: the time of logsnr.
 
-    Rounded to 1/1024, finer than float32 can invert a schedule, so that a
-    table's steps are whole numbers, to the bit.
+    It is rounded to 1/1024. That hides the error of inverting a schedule in
+    float32, which is smaller, so that a table's steps are whole numbers.
     """
     return jnp.round(STEPS * 1024 * self.schedule.inverse(logsnr)) / 1024
 
   def condition(
     self,
     keys: jax.Array,
-    text: TextEmbedding,
+    text: TextEmbedding | None,
     lowres: jax.Array | None,
     aug_level: jax.Array,
   ) -> Conditioning:
@@ -208,11 +216,13 @@ class Stage:
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     return Draws(
       dropped=jax.random.bernoulli(keys["drop"], self.text_drop, (batch,)),
-      aug_level=jax.random.uniform(
-        keys["aug_level"], (batch,), maxval=self.max_aug_level
+      aug_level=self.aug_schedule.from_uniform(
+        jax.random.uniform(
+          keys["aug_level"], (batch,), maxval=self.max_aug_level
+        )
       ),
       aug=jax.random.split(keys["aug"], batch),
-      time=self.times(keys["time"], batch),
+      time=self.schedule.from_uniform(self.times(keys["time"], batch)),
       eps=jax.random.split(keys["eps"], batch),
     )
 
@@ -221,14 +231,14 @@ class Stage:
     params: Any,
     draws: Draws,
     x: jax.Array,
-    text: TextEmbedding,
+    text: TextEmbedding | None,
     lowres: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Loss and logsnr, both [B], of pictures x [B, H, W, 3] (Eq. 4, App. A).
 
     A net that learns its variance has the variational bound on top.
     """
-    text = text.drop(draws.dropped)
+    text = None if text is None else text.drop(draws.dropped)
     cond = self.condition(draws.aug, text, lowres, draws.aug_level)
     logsnr = self.schedule(draws.time)
     eps = noise(draws.eps, x.shape[1:])
@@ -255,6 +265,7 @@ class Stage:
     Guidance and threshold are of x_hat; the variance is that with the text.
     """
     guided = sampling.guidance is not None
+    assert not (guided and cond.text is None), "guidance needs a text"
     if guided:  # one doubled batch: with the text, and with the null text
       null = cond.replace(text=cond.text.nothing())
       cond = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
@@ -282,6 +293,8 @@ class Stage:
 
   def read_text(self, params: Any, cond: Conditioning) -> dict[str, Any]:
     """What the net computes from the text alone, for every step to reuse."""
+    if cond.text is None:
+      return {}
     side = self.net.stride * self.factor
     z = jnp.zeros((cond.text.mask.shape[0], side, side, CHANNELS))
     _, kept = self.net.apply(
@@ -329,9 +342,7 @@ class Stage:
       last,
       keys=keys,
       denoise=self.denoiser(params, cond, sampling),
-      logsnr=lambda i: self.schedule(
-        time(i, sampling.steps, sampling.timesteps)
-      ),
+      logsnr=lambda i: self.schedule(time(i, sampling, self.schedule)),
       steps=sampling.steps,
       sampler=sampling.step,
     )
@@ -344,7 +355,7 @@ class Stage:
     self,
     params: Any,
     keys: jax.Array,
-    text: TextEmbedding,
+    text: TextEmbedding | None,
     lowres: jax.Array | None = None,
     *,
     sampling: Sampling,

@@ -62,7 +62,7 @@ def main(args: flags.FlagValues) -> None:
   program.check_bucket("workdir", workdir)
   # A mistake in the config ends each process before it waits for the others.
   run = build.run(config)
-  published.tokenizer(run.text)
+  published.check_text(run.text)
   command_line.join_others(args)
   if args.dry_run:
     # Not above: the core does without what it imports.

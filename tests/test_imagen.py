@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax import jobs
 from imagen_jax.cascade import Cascade, image_keys
 from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import DynamicThreshold, NoThreshold
@@ -19,7 +20,7 @@ from imagen_jax.diffusion.samplers import DDIM, Ancestral
 from imagen_jax.imagen import Imagen
 from imagen_jax.parallel.mesh import make_mesh, replicated
 from imagen_jax.progress import compilations
-from imagen_jax.request import Row
+from imagen_jax.request import Row, image_rows
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
@@ -326,3 +327,24 @@ def test_images_that_are_not_finite_are_an_error():
   imagen = make_imagen(make_cascade(THREE[0], nan))
   with pytest.raises(ValueError, match="^the images of stage middle are not"):
     imagen.sample("grey", progress=False)
+
+
+def test_a_large_job_encodes_texts_in_rounds(tmp_path, monkeypatch):
+  """The encoder leaves memory before the nets come, each time."""
+  monkeypatch.setattr(jobs, "ROUND", 4)
+  log, prompts = [], ["dark", "grey", "light"]
+  imagen = make_imagen(make_cascade(*THREE[:2]), log=log)
+  rows = image_rows(3, num_images=2)
+  expected = imagen.sample(prompts, num_images=2, progress=False).save(
+    tmp_path / "call"
+  )
+  log.clear()
+  imagen.release("text")
+  job = jobs.plan(imagen, prompts, rows, tmp_path / "job", progress=False)
+  assert job.missing == (0, 1, 2, 3, 4, 5)
+  batches = [len(paths) for paths in job.run()]
+  assert (batches, log) == ([2, 2, 2], ["text", "text"])
+  for path, other in zip(job.paths, expected, strict=True):
+    assert path.read_bytes() == other.read_bytes()
+  again = jobs.plan(imagen, prompts, rows, tmp_path / "job", progress=False)
+  assert not again.missing

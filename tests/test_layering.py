@@ -19,10 +19,11 @@ ROWS = (
   ("types", "files", "progress", "configs"),
   ("diffusion", "nets", "shapes", "parallel"),  # never import each other
   ("data", "stage", "text", "checkpoints"),
-  ("cascade", "interop", "evals", "samples"),
+  ("cascade", "interop", "evals", "samples", "parts"),
   ("training", "request"),
-  ("build",),
+  ("build", "image_ids"),
   ("imagen", "aot", "cli"),
+  ("jobs",),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...

@@ -19,6 +19,7 @@ def make(count=4, prompts=("a red star", "Äh?"), side=8, **settings):
     prompts=tuple(p for p in prompts for _ in range(each)),
     seeds=(3,) * count,
     indices=tuple(range(each)) * len(prompts),
+    ids=tuple(f"{i:064x}"[::-1] for i in range(count)),
     stages={"small": draw(4), "large": draw(side)},
     settings={"config": "{}", **settings},
   )
@@ -37,8 +38,8 @@ def test_files_hold_how_they_were_made(tmp_path):
   samples = make(guidance="5.0")
   paths = samples.save(tmp_path / "new")
   assert [path.name for path in paths[:2]] == [
-    "a_red_star-s3-guidance5.0-0.png",
-    "a_red_star-s3-guidance5.0-1.png",
+    "a_red_star-s3-guidance5.0-0-00000000.png",
+    "a_red_star-s3-guidance5.0-1-10000000.png",
   ]
   assert len({path.name for path in paths}) == 4
   for path, image in zip(paths, samples.images, strict=True):
@@ -46,7 +47,7 @@ def test_files_hold_how_they_were_made(tmp_path):
       np.testing.assert_array_equal(found, image)
   assert found.text == {
     "prompt": "Äh?", "seed": "3", "index": "1",
-    "config": "{}", "guidance": "5.0",
+    "config": "{}", "guidance": "5.0", "id": samples.ids[3],
   }  # fmt: skip
 
 
@@ -55,10 +56,22 @@ def test_the_grid_has_a_row_per_prompt(tmp_path):
   assert sheet.size == (2 * 8 + 2, 2 * 8 + 2)
   assert make(prompts=tuple("abcdef"), count=6).grid().size == (38, 18)
   assert make().grid(columns=4).size == (38, 8)
-  path = make().save_grid(tmp_path)
+  (path,) = make().save_grid(tmp_path)
   with Image.open(path) as found:
     np.testing.assert_array_equal(found, sheet)
     assert json.loads(found.text["prompt"]) == ["a red star", "Äh?"]
+
+
+def test_a_large_grid_is_split_into_sheets(tmp_path, monkeypatch):
+  monkeypatch.setattr("imagen_jax.samples.SHEET_PIXELS", 4 * 64 + 10)
+  samples = make(10, prompts=("a", "b", "c", "d", "e"))
+  paths = samples.save_grid(tmp_path)
+  assert [path.name[-6:] for path in paths] == ["-1.png", "-2.png", "-3.png"]
+  sheets = [np.asarray(Image.open(path)) for path in paths]
+  assert [sheet.shape for sheet in sheets] == [(18, 18, 3)] * 2 + [(8, 18, 3)]
+  np.testing.assert_array_equal(sheets[2][:, 10:], samples.images[9])
+  with Image.open(paths[1]) as found:
+    assert json.loads(found.text["prompt"]) == ["c", "d"]
 
 
 def test_unconditional_images_have_names_too(tmp_path):

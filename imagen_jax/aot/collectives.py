@@ -99,7 +99,7 @@ _LINE = re.compile(
 
 def _parse(hlo: str) -> dict[str, _Computation]:
   program: dict[str, _Computation] = {}
-  for text in hlo.splitlines():
+  for text in hlo.split("\n"):
     if head := _HEAD.match(text):
       computation = program[head[1]] = _Computation(head[1])
     elif found := _LINE.match(text):

@@ -23,6 +23,7 @@ from imagen_jax.stage import (
   Stage,
   run_stage,
 )
+from imagen_jax.text.settings import NoText
 from imagen_jax.training.setup import net_shapes, set_up, text_shapes
 from imagen_jax.types import TextEmbedding
 
@@ -87,14 +88,16 @@ def stage_program(
   stage: Stage,
   sampling: Sampling,
   net: Any,
-  words: TextEmbedding,
+  words: TextEmbedding | None,
+  rows: int,
   place: NamedSharding,
 ) -> Program:
   """One stage's sampler for a batch of images, whose rows lie as in place.
 
-  net and words are shapes, of the net's weights and of the prompts.
+  net and words are shapes, of the net's weights and of the prompts, if there
+  are any; rows is the number of images.
   """
-  rows, steps = words.mask.shape[0], sampling.num_steps
+  steps = sampling.num_steps
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   side = stage.lowres_size
   lowres = side and shape(rows, side, side, CHANNELS)
@@ -120,20 +123,21 @@ def sample_programs(
 ) -> Iterator[Program]:
   """The text encoder and every stage's sampler, for one batch of images."""
   cascade, text = build.cascade(config), build.text(config["text"])
-  yield embed_program(config, devices)
-  rows = config["batch_size"]
-  words = TextEmbedding(
-    shape(rows, text.length, text.encoder.emb_dim),
-    shape(rows, text.length, dtype=jnp.bool_),
-  )
-  words = words.replace(null=words if text.null == "empty" else None)
+  rows, words = config["batch_size"], None
+  if not isinstance(text, NoText):
+    yield embed_program(config, devices)
+    words = TextEmbedding(
+      shape(rows, text.length, text.dim),
+      shape(rows, text.length, dtype=jnp.bool_),
+    )
+    words = words.replace(null=words if text.null == "empty" else None)
   for name, stage, sampling in zip(
     cascade.names, cascade.stages, cascade.samplings, strict=True
   ):
     net = net_shapes(stage, text)
     net = placed(net, Placement(devices).params(net))
     place = mesh.rows_sharding(devices, rows)
-    yield stage_program(name, stage, sampling, net, words, place)
+    yield stage_program(name, stage, sampling, net, words, rows, place)
 
 
 def mode_of(config: Mapping[str, Any]) -> str:

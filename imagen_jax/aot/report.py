@@ -161,12 +161,30 @@ def moved(sent: Mapping[str, Any] | None, *kinds: str) -> str:
   return f"{total / 2**30:.1f}"
 
 
+def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the rows that keep wrote; none if there is no file.
+
+  Raises:
+    ValueError: the file cannot be read, or holds something else.
+  """
+  rows = files.read_json(path, "json") if path.exists() else []
+  try:
+    table(rows)
+    _ = [row["command"] for row in rows]
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"json {path} holds something else than rows of this program, expected "
+      "another file"
+    ) from error
+  return rows
+
+
 def keep(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
   """Puts rows into a JSON file, in place of those of the same command.
 
   And all of them into a table beside it, a .md file.
   """
-  old = json.loads(path.read_text()) if path.exists() else []
+  old = rows_of(path)
   commands = {row["command"] for row in rows}
   rows = [row for row in old if row["command"] not in commands] + rows
   texts = {path: json.dumps(rows, indent=1) + "\n"}

@@ -13,7 +13,7 @@ from imagen_jax.build.diffusion import (
   sampling,
   stage,
 )
-from imagen_jax.build.nets import net, text
+from imagen_jax.build.nets import net, required_text, text
 from imagen_jax.build.runs import (
   STAGE_KEYS,
   check_keys,
@@ -23,8 +23,21 @@ from imagen_jax.build.runs import (
   run,
   training,
 )
-from imagen_jax.build.weights import load_encoder, load_net, move_weights
-from imagen_jax.interop.published import load_text, text_encoder, tokenizer
+from imagen_jax.build.weights import (
+  check_files,
+  check_net,
+  identity,
+  load_encoder,
+  load_net,
+  move_weights,
+  replace_weights,
+)
+from imagen_jax.interop.published import (
+  check_text,
+  load_text,
+  text_encoder,
+  tokenizer,
+)
 from imagen_jax.training.setup import init_net
 
 __all__ = [
@@ -33,8 +46,12 @@ __all__ = [
   "THRESHOLDS",
   "as_json",
   "cascade",
+  "check_files",
   "check_keys",
+  "check_net",
+  "check_text",
   "data",
+  "identity",
   "init_net",
   "load_encoder",
   "load_net",
@@ -43,6 +60,8 @@ __all__ = [
   "move_weights",
   "net",
   "optimizer",
+  "replace_weights",
+  "required_text",
   "run",
   "sampling",
   "sampling_devices",

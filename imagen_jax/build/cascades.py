@@ -8,9 +8,11 @@ from jax.sharding import Mesh
 
 from imagen_jax.build.diffusion import sampling, stage
 from imagen_jax.build.keys import as_tuple, check_names, fits, section
+from imagen_jax.build.nets import text
 from imagen_jax.build.runs import mesh
 from imagen_jax.cascade import Cascade
 from imagen_jax.parallel.mesh import make_mesh
+from imagen_jax.training.setup import check_guidance
 
 
 def cascade(config: Mapping[str, Any]) -> Cascade:
@@ -29,11 +31,17 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
     raise ValueError(
       f"config batch_size is {config['batch_size']!r}, expected at least 1"
     )
-  return Cascade(
+  cascade = Cascade(
     names,
     tuple(stage(config[n]["stage"], f"{n}.stage") for n in names),
     tuple(sampling(config[n]["sampling"], f"{n}.sampling") for n in names),
   )
+  for name, settings in zip(names, cascade.samplings, strict=True):
+    try:
+      check_guidance(text(config["text"]), settings)
+    except ValueError as error:
+      raise ValueError(f"stage {name}: {error}") from error
+  return cascade
 
 
 def sampling_devices(

@@ -5,9 +5,11 @@ wheel ships as imagen_jax.configs.
 """
 
 import contextlib
+import copy
 import importlib.machinery
 import importlib.util
 import inspect
+import os
 import pathlib
 import sys
 import traceback
@@ -179,3 +181,20 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> None:
         raise ValueError(said) from error
       except (AttributeError, LookupError, ValueError) as error:
         raise ValueError(f"the config has no place for {key!r}") from error
+
+
+def resolve(config: Any, changes: Mapping[str, Any] | None) -> ConfigDict:
+  """Returns a config with changes, in a copy.
+
+  Args:
+    config: a ConfigDict, or a name as read_config takes it.
+    changes: as override takes them; None for none.
+
+  Raises:
+    ValueError: as read_config and override.
+  """
+  if isinstance(config, str | os.PathLike):
+    config = read_config(os.fspath(config))
+  config = copy.deepcopy(config)  # references between its values stay
+  override(config, changes or {})
+  return config

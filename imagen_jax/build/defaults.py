@@ -55,7 +55,7 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     filled["optimizer"] = _kind(config["optimizer"], OPTIMIZERS)
   if "net" in filled.get("stage", {}):
     filled["stage"]["net"] = _kind(filled["stage"]["net"], NETS, NET_NAMES)
-  if "encoder" in filled.get("text", {}):
+  if "encoder" in (filled.get("text") or {}):
     encoder = filled["text"]["encoder"]
     filled["text"]["encoder"] = _section(encoder, T5Encoder, NET_NAMES)
   return json.loads(json.dumps(filled))  # tuples as lists

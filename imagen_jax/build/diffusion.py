@@ -13,6 +13,7 @@ from imagen_jax.diffusion import (
   weighting,
 )
 from imagen_jax.diffusion.augment import bilinear_aligned
+from imagen_jax.diffusion.sampling import UniformLogSNR, UniformTime
 from imagen_jax.interop import deepfloyd_if
 from imagen_jax.stage import Sampling, Stage
 
@@ -43,6 +44,7 @@ THRESHOLDS = {
   "static": guidance.StaticThreshold,
   "dynamic": guidance.DynamicThreshold,
 }
+GRIDS = {"time": UniformTime, "logsnr": UniformLogSNR}
 # Keys whose values are names, and keys whose sub-configs have a `kind`.
 STAGE_NAMES = {
   "prediction": PREDICTIONS,
@@ -55,7 +57,7 @@ STAGE_KINDS = {
   "aug_schedule": SCHEDULES,
   "weighting": WEIGHTINGS,
 }
-SAMPLING_KINDS = {"step": SAMPLERS, "threshold": THRESHOLDS}
+SAMPLING_KINDS = {"step": SAMPLERS, "threshold": THRESHOLDS, "grid": GRIDS}
 
 
 def stage(config: Mapping[str, Any], where: str = "stage") -> Stage:
@@ -65,7 +67,7 @@ def stage(config: Mapping[str, Any], where: str = "stage") -> Stage:
     if key in config:
       resolved[key] = settings(config[key], f"{where}.{key}", options)
   for key, options in STAGE_NAMES.items():
-    if config.get(key) is not None:
+    if key in config and (key != "enlarge" or config[key] is not None):
       resolved[key] = pick(config[key], f"config {where}.{key}", options)
   return fill(Stage, config, where, fields(Stage), **resolved)
 

@@ -6,6 +6,7 @@ defaults. Every mistake is a ValueError with the key's whole name.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ def fits(value: Any, hint: Any) -> bool:
   if isinstance(value, bool) or hint is Any:
     return hint in (bool, Any)
   if hint is float:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and not math.isnan(value)
   return not isinstance(hint, type) or isinstance(value, hint)
 
 

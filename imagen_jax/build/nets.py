@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from imagen_jax.build.keys import as_tuple, fields, fill, kind, pick, section
-from imagen_jax.interop import diffusers, published
+from imagen_jax.interop import diffusers, published, t5
 from imagen_jax.nets import layers
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder, int8_dense
 from imagen_jax.nets.unet import UNet
-from imagen_jax.text.settings import Text
+from imagen_jax.text.settings import NoText, Text
 
 NETS = {
   "UNet": UNet,
@@ -23,8 +23,12 @@ NETS = {
 NET_NAMES = {
   "dtype": {"float32": jnp.float32, "bfloat16": jnp.bfloat16},
   "activation": diffusers.ACTIVATIONS,
+  "precision": dict(zip(layers.PRECISIONS, layers.PRECISIONS, strict=True)),
   "text_norm": {"layer": layers.layer_norm, "group": layers.text_group_norm},
 }
+
+_NOT_EMPTY = ("blocks", "channel_mult", "kernel_size", "strides")
+_COUNTS = ("num_encoder_layers", "num_res_blocks")  # of layers
 
 
 def net(config: Mapping[str, Any], where: str = "stage.net") -> nn.Module:
@@ -35,13 +39,49 @@ def net(config: Mapping[str, Any], where: str = "stage.net") -> nn.Module:
   return module(rest, where, cls)
 
 
-def text(config: Mapping[str, Any]) -> Text:
-  """Returns the settings of the text encoder that config.text describes."""
-  encoder = section(config, "text").get("encoder")
-  encoder = module(encoder, "text.encoder", T5Encoder)
+def text(config: Mapping[str, Any] | None) -> Text | NoText:
+  """Returns the settings of the text encoder that config.text describes.
+
+  None is for unconditional nets.
+  """
+  if config is None:
+    return NoText()
+  sizes = section(config, "text").get("encoder", {})
+  encoder = module(_with_sizes(sizes, config), "text.encoder", T5Encoder)
   if config.get("int8") is True:
     encoder = encoder.clone(dense=int8_dense)
   return fill(Text, config, "text", fields(Text), encoder=encoder)
+
+
+def required_text(config: Mapping[str, Any]) -> Text:
+  """Returns the text encoder of a config, for what cannot do without one.
+
+  Raises:
+    ValueError: the config has none, or describes it wrongly.
+  """
+  if config.get("text") is None:
+    raise ValueError("config text is None, expected a text encoder")
+  return text(config["text"])
+
+
+def _with_sizes(given: Any, config: Mapping[str, Any]) -> Any:
+  """Returns config.text.encoder with what lacks from the weights' config.json.
+
+  ValueError if that does not have it either.
+  """
+  needed = ("vocab_size", "emb_dim", "num_heads", "num_encoder_layers",
+            "head_dim", "mlp_dim")  # fmt: skip
+  given = dict(section(given, "text.encoder").items())
+  if not {*needed} - {*given}:
+    return given
+  weights = config.get("weights")
+  found = published.encoder_sizes(weights) if isinstance(weights, str) else {}
+  if lacking := [key for key in needed if key not in found | given]:
+    raise ValueError(
+      f"config text.encoder has no {', '.join(lacking)}, expected them there, "
+      f"or T5's {t5.CONFIG} beside weights {weights}"
+    )
+  return found | given
 
 
 def module(
@@ -64,4 +104,32 @@ def module(
       fill(BlockSpec, block, f"{where}.blocks[{i}]", fields(BlockSpec))
       for i, block in enumerate(blocks)
     )
+  check_sizes(config, where)
   return fill(make or cls, config, where, fields(cls), **resolved)
+
+
+def check_sizes(config: Mapping[str, Any], where: str) -> None:
+  """Raises ValueError for a number in a net's config that is no size.
+
+  All whole numbers there are sizes and counts, and so are those in tuples.
+  """
+  for key, value in config.items():
+    if hasattr(value, "items"):
+      check_sizes(value, f"{where}.{key}")
+      continue
+    values = as_tuple(value)
+    if values == () and key in _NOT_EMPTY:
+      raise ValueError(f"config {where}.{key} is empty, expected numbers")
+    for number in values if isinstance(values, tuple) else (values,):
+      if hasattr(number, "items"):
+        check_sizes(number, f"{where}.{key}")
+      elif type(number) is int and not 1 <= number <= _most(key):
+        raise ValueError(
+          f"config {where}.{key} is {value!r}, expected 1 to {_most(key):,}"
+        )
+
+
+def _most(key: str) -> int:
+  """Returns the largest number that a key of a net may have."""
+  # Each layer is made apart: of billions, none would ever be finished.
+  return 1_000 if key in _COUNTS else 10_000_000

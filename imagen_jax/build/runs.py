@@ -44,6 +44,11 @@ def run(config: Mapping[str, Any]) -> Run:
 
 def check_keys(config: Mapping[str, Any]) -> None:
   """Raises ValueError for a key that is unknown, or is missing."""
+  if "stages" in config:
+    raise ValueError(
+      "the config is of a cascade, expected that of one of its stages, such as"
+      " configs/shapes16.py: stages are trained one by one"
+    )
   check_names(config, "", STAGE_KEYS)
 
 

@@ -14,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from imagen_jax.checkpoints.config_changes import config_changes
 from imagen_jax.checkpoints.quiet import quiet_orbax
 from imagen_jax.checkpoints.verify import (
+  check_allowed,
   checksums,
   crc,
   kinds,
@@ -112,6 +113,7 @@ class Checkpoints:
           self._say(said)
         state = load(path, like)
       except Failed as error:
+        check_allowed(path)
         damaged[step] = error
         continue
       self._set_aside(damaged, step)
@@ -251,34 +253,58 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
     ValueError: there is no checkpoint, or the newest is damaged or has other
       arrays than `like`; it is named.
   """
-  folder = directory(workdir)
-  if not folder.is_dir():
-    raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
   for _ in range(REPLACED):
-    step = _newest(folder)
+    step, path = newest(workdir)
     try:
-      return step, *_read_ema(folder / str(step), like)
+      return step, *_read_ema(path, like)
     except (Failed, ValueError) as error:
-      if _newest(folder) != step:
+      if newest(workdir)[0] != step:
         continue
       if not isinstance(error, Failed):
         raise
+      check_allowed(path)
       raise ValueError(
-        f"checkpoint {folder / str(step)} cannot be read; if it is damaged, "
-        f"remove it to use the one before it ({error})"
+        f"checkpoint {path} cannot be read; if it is damaged, remove it to use "
+        f"the one before it ({error})"
       ) from error
   raise ValueError(
-    f"{folder}: {REPLACED} checkpoints in a row were replaced while they were "
-    "read, expected one that stays; raise train.keep_checkpoints"
+    f"{directory(workdir)}: {REPLACED} checkpoints in a row were replaced "
+    "while they were read, expected one that stays; raise "
+    "train.keep_checkpoints"
   )
 
 
-def _newest(folder: epath.Path) -> int:
-  """Returns the step of the newest checkpoint; ValueError if there is none."""
-  steps = [found.step for found in NAMES.find_all(folder)]
+def newest(workdir: str) -> tuple[int, epath.Path]:
+  """Returns the step and the folder of a run's newest checkpoint.
+
+  Raises:
+    ValueError: the folder is no run's, or has no complete checkpoint.
+  """
+  path = directory(workdir)
+  if not path.is_dir():
+    raise ValueError(f"{workdir} is no training run: it has no checkpoints/")
+  steps = [found.step for found in NAMES.find_all(path)]
   if not steps:
-    raise ValueError(f"{folder} holds no complete checkpoint")
-  return max(steps)
+    raise ValueError(f"{path} holds no complete checkpoint")
+  return max(steps), path / str(max(steps))
+
+
+def has_checkpoint(workdir: str) -> bool:
+  """Returns whether a folder is a training run's with a complete checkpoint."""
+  path = directory(workdir)
+  return path.is_dir() and any(True for _ in NAMES.find_all(path))
+
+
+def check_run(workdir: str) -> None:
+  """Checks that a training run has a checkpoint; reads none.
+
+  Raises:
+    ValueError: the folder is no run's, or has no complete checkpoint.
+  """
+  try:
+    newest(workdir)
+  except OSError as error:
+    raise ValueError(f"{workdir} cannot be read: {reason(error)}") from error
 
 
 def _read_ema(path: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]:

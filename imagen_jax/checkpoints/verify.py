@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.parallel.processes import Failed, together
 
 NO_MESH = jax.sharding.Mesh(np.empty((), object), ())
@@ -35,9 +36,51 @@ def load(path: epath.Path, like: Any, prefix: str = "") -> Any:
 def read_config(path: epath.Path) -> dict[str, Any]:
   """The config that a checkpoint was made with."""
   config, notes = _read_json(path / "config"), path / "checksums"
+  if not isinstance(config, dict):
+    raise Failed("its config is no mapping")
   if notes.exists() and _read_json(notes)["config"] != crc(config):
     raise Failed("its config has not the checksum it was saved with")
   return config
+
+
+def check_allowed(path: epath.Path) -> None:
+  """Checks that a checkpoint that cannot be read may be read.
+
+  Missing permission is no damage, but libraries tell of it in many ways, such
+  as of a file that is not there. Of all processes, each tries all files.
+
+  Raises:
+    ValueError: the permission is missing on one of the processes.
+  """
+  try:
+    together(lambda: _try_files(path))
+  except Failed as error:
+    raise ValueError(
+      f"checkpoint {path} may not be read, expected permission to read it: "
+      f"{error}"
+    ) from error
+
+
+def _try_files(path: epath.Path) -> None:
+  """Raises what denies the reading of a file, and nothing else."""
+  try:
+    for item in path.iterdir():
+      if item.is_dir():
+        _try_files(item)
+      else:
+        with item.open("rb") as file:
+          file.read(1)
+  except Exception as error:  # object stores raise many kinds
+    if _is_denial(error):
+      raise
+
+
+def _is_denial(error: Exception) -> bool:
+  """Returns whether an error of a disk, or of gcsfs, is of permissions."""
+  if isinstance(error, PermissionError):
+    return True
+  code = getattr(error, "code", None)
+  return code in (401, 403) or str(error).startswith("Forbidden")
 
 
 def _read_notes(
@@ -65,7 +108,8 @@ def _read_tree(path: epath.Path, like: Any) -> Any:
 
 
 def _read_json(item: epath.Path) -> Any:
-  return json.loads((item / "metadata").read_text())
+  data = (item / "metadata").read_bytes()
+  return files.parse_json(data, f"its {item.name}")
 
 
 def crc(config: Mapping[str, Any]) -> int:

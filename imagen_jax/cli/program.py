@@ -30,6 +30,7 @@ EXTRAS = {
   "tensorboard": "train",
   "tensorflow_datasets": "train",
 }
+READ_ONLY = {"hf", "package"}  # schemes that nothing is written to
 LOST = 76  # exit code of who lost another process, for whom to start it again
 
 
@@ -210,6 +211,7 @@ def check_bucket(name: str, folder: str | os.PathLike) -> None:
   scheme, remote, rest = os.fspath(folder).partition("://")
   if not remote:
     return
+  check_scheme(name, folder)
   bucket = epath.Path(f"{scheme}://{rest.partition('/')[0]}")
   try:
     found = bucket.exists()
@@ -238,6 +240,52 @@ def check_writable(name: str, folder: str | os.PathLike) -> None:
     raise ValueError(
       f"{name} {folder} cannot be written: {error.strerror}"
     ) from error
+
+
+def check_scheme(name: str, path: str | os.PathLike) -> None:
+  """Raises ValueError for a path that can only be read, such as hf://."""
+  if os.fspath(path).partition("://")[0] in READ_ONLY:
+    raise ValueError(
+      f"{name} {path} can only be read, expected a path of a disk or gs://"
+    )
+
+
+def check_output(name: str, path: str | os.PathLike, ending: str = "") -> None:
+  """Checks that a file can be written, before the work; makes nothing yet.
+
+  Args:
+    name: what the path is of, such as "output".
+    path: where the file is to go.
+    ending: what the file's name must end with, for others to read it.
+
+  Raises:
+    ValueError: the path is a folder's, or has another ending, or cannot be
+      written.
+  """
+  text = os.fspath(path)
+  folder, _, file = text.rpartition("/")
+  check_scheme(name, text)
+  check_writable(name, folder or ("/" if text.startswith("/") else "."))
+  try:
+    is_folder = not file or epath.Path(text).is_dir()
+  except Exception as error:  # stores raise many kinds
+    raise ValueError(
+      f"{name} {text} cannot be reached: {reason(error)}"
+    ) from error
+  if is_folder:
+    example = f"{text.rstrip('/')}/{name}{ending}"
+    raise ValueError(
+      f"{name} {text} is a folder, expected a file such as {example}"
+    )
+  if not file.endswith(ending):
+    raise ValueError(f"{name} {text} has the wrong ending, expected {ending}")
+
+
+def check_folder(name: str, folder: str | os.PathLike) -> None:
+  """Checks that a folder can be written, as check_output does for a file."""
+  if "://" not in os.fspath(folder) and os.path.isfile(folder):
+    raise ValueError(f"{name} {folder} is a file, expected a folder")
+  check_writable(name, folder)
 
 
 def _is_of_many(error: Exception) -> bool:

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 _POLL = 0.1  # seconds between looks at whether to go on waiting
+_ENDING = 1.0  # seconds within which a thread ends that does not hang
 
 
 class Stopped(Exception):
@@ -66,7 +67,7 @@ class Feed(Generic[T]):
     self._closed.set()
     while not self._ready.empty():  # it may be waiting for a place
       self._ready.get_nowait()
-    self._thread.join(timeout=1)
+    self._thread.join(timeout=_ENDING)
 
   def _wait(self, begun: float) -> tuple[T | None, BaseException | None]:
     warn_at = self._warn_every

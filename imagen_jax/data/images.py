@@ -1,19 +1,24 @@
-"""Pictures as arrays: decoding, ranges, antialiased resizing, crops."""
+"""Images as arrays: decoding, ranges, antialiased resizing, crops."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from imagen_jax.data import colours, encoded
 
 # Not EPS above all, for which PIL would run Ghostscript on the record.
 _FORMATS = (
   "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF",
 )  # fmt: skip
-# PIL refuses pictures over 179 million pixels before it decodes them, which
-# stays. It warns of large ones, which we decode, and of damage; programs ignore
+# Pixels that may be decoded, 8192 x 8192, which takes 270 MB in PIL. Of a JPEG
+# these are the pixels after its decoder has shrunk it.
+MAX_PIXELS = 2**26
+# PIL warns of half as many, which we decode, and of damage; programs ignore
 # that, see cli/program.py: threads decode, and the filters are the process's.
-# What makes a picture upright, by its EXIF orientation.
-_ORIENTATION = 0x0112
+PIL_MAX_PIXELS = 178_956_970  # it refuses more, for all of the process
+# What makes an image upright, by its EXIF orientation.
 _UPRIGHT = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -26,23 +31,41 @@ _UPRIGHT = {
 _LARGE = 2**22  # pixels from which on `decode` shrinks by itself
 
 
-def decode(image: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
-  """An encoded (PNG, JPEG, ...) or plain picture as uint8 [H, W, 3].
+def decode(
+  image: bytes | np.ndarray | Image.Image,
+  size: int | None = None,
+  *,
+  max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+  """Decodes an image to sRGB of 8 bits.
 
-  Of an animation the first frame, upright as EXIF says; transparency lies on
-  white and 16-bit grey is scaled to 8. A plain one is uint8 [H, W] or
-  [H, W, 1, 3 or 4]. If a picture is to be resized to `size`, a JPEG and what
-  has millions of pixels come out shrunk by a whole factor, but not below
-  3 * size, so that huge ones are cheap. Anything that is not a readable
-  picture raises ValueError.
+  Only the first frame of an animation is decoded. The image comes out upright
+  as EXIF or XMP say. Transparency lies on white, 16 bits are scaled to 8, and
+  an ICC profile is applied. Metadata that is not sound is ignored.
+
+  Args:
+    image: the bytes of a PNG, JPEG, ..., an array of uint8 [H, W] or
+      [H, W, 1, 3 or 4], or an image of PIL's, which is upright as it is.
+    size: what the image will be resized to. A JPEG, and an image of millions of
+      pixels, then come out shrunk by a whole factor, but not below 3 * size, so
+      that huge images are cheap.
+    max_pixels: the most pixels to decode. The header is asked first.
+
+  Returns:
+    uint8 [H, W, 3].
+
+  Raises:
+    ValueError: the image cannot be decoded, or is too large.
   """
   if isinstance(image, np.ndarray):
     return _from_array(image)
+  if isinstance(image, Image.Image):
+    return np.asarray(_to_rgb(image, encoded.Still(b"")))
   if not isinstance(image, bytes):
     kind = type(image).__name__
     raise ValueError(f"image is {kind}, expected bytes or an array")
   try:
-    return np.asarray(_from_bytes(image, size))
+    return np.asarray(_from_bytes(image, size, max_pixels))
   except UnidentifiedImageError as error:
     raise ValueError(
       "image bytes cannot be decoded (of no known format)"
@@ -52,18 +75,113 @@ def decode(image: bytes | np.ndarray, size: int | None = None) -> np.ndarray:
     raise ValueError(f"image bytes cannot be decoded ({reason})") from error
 
 
-def _from_bytes(data: bytes, size: int | None) -> Image.Image:
+def _from_bytes(data: bytes, size: int | None, max_pixels: int) -> Image.Image:
+  def check_size(width: int, height: int) -> None:
+    if width * height > max_pixels:
+      raise ValueError(
+        f"{width:,} x {height:,} pixels, expected at most max_pixels,"
+        f" {max_pixels:,}"
+      )
+
+  still = encoded.read_still(data, check_size)
+  picture = _load(still, size, check_size)
+  low = None
+  if still.wide in ("RGB", "RGBA"):
+    low = _load(still, size, check_size, f"{still.wide};16L")
+  orientation = still.orientation
+  if orientation is None:
+    # Asked after loading, when PIL has turned a TIFF by itself.
+    orientation = _orientation(picture)
+  factor = 1
+  if size and picture.width * picture.height > _LARGE:
+    factor = max(1, min(picture.size) // (3 * size))
+  small = _to_rgb(picture, still, low, factor)
+  upright = _UPRIGHT.get(orientation)
+  return small if upright is None else small.transpose(upright)
+
+
+def _load(
+  still: encoded.Still,
+  size: int | None,
+  check_size: Callable[[int, int], None],
+  raw: str | None = None,
+) -> Image.Image:
+  """Decodes an image as PIL has it, or as another of PIL's raw modes."""
+  try:
+    return _load_file(still.data, size, check_size, raw, still.canvas)
+  except OSError:
+    if not still.data.startswith(b"\xff\xd8"):
+      raise
+    # A JPEG may lack no more than its end. Then whatever follows changes
+    # nothing.
+    ends = [
+      _load_file(data, size, check_size)
+      for data in encoded.end_jpeg(still.data)
+    ]
+    if not ends or any(end.tobytes() != ends[0].tobytes() for end in ends):
+      raise
+    return ends[0]
+
+
+def _load_file(
+  data: bytes,
+  size: int | None,
+  check_size: Callable[[int, int], None],
+  raw: str | None = None,
+  canvas: encoded.Canvas | None = None,
+) -> Image.Image:
   picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+  if picture.format == "JPEG" and picture.info.get("progressive"):
+    check_size(*picture.size)  # its coefficients are all kept
   if size:
     # Only JPEG's decoder can: by 2, 4 or 8, and much faster for it.
     picture.draft(None, (3 * size, 3 * size))
+  check_size(*picture.size)
+  if raw:
+    picture.tile = [tile._replace(args=raw) for tile in picture.tile]
   picture.load()
-  # Asked after loading, when PIL has turned a TIFF by itself.
-  upright = _UPRIGHT.get(picture.getexif().get(_ORIENTATION))
-  picture = _to_rgb(picture)
-  if size and picture.width * picture.height > _LARGE:
-    picture = picture.reduce(max(1, min(picture.size) // (3 * size)))
-  return picture if upright is None else picture.transpose(upright)
+  if canvas and (picture.size, (0, 0)) != canvas:
+    whole = Image.new("RGBA", canvas[0])
+    whole.paste(picture.convert("RGBA"), canvas[1])
+    return whole
+  return picture
+
+
+def _orientation(picture: Image.Image) -> int | None:
+  """Returns an image's orientation by EXIF; None if that cannot be read."""
+  try:
+    return encoded.read_orientation(picture.getexif())
+  except Exception:  # damage makes PIL raise errors of any type
+    return None
+
+
+def _to_rgb(
+  picture: Image.Image,
+  still: encoded.Still,
+  low: Image.Image | None = None,
+  factor: int = 1,
+) -> Image.Image:
+  """Converts an image to RGB, and shrinks it by a whole factor.
+
+  A large one is done some rows at a time, so that what is made of them on the
+  way takes little memory.
+  """
+  (width, height), profile = picture.size, still.profile
+  profile = profile or picture.info.get("icc_profile")
+
+  def rows(top: int, bottom: int) -> Image.Image:
+    part = colours.eight_bits(picture, low, still, top, bottom)
+    return colours.to_rgb(part, profile)
+
+  if width * height <= _LARGE:
+    return rows(0, height)
+  small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+  step = factor * max(1, _LARGE // (width * factor))
+  for top in range(0, height, step):
+    part = rows(top, min(top + step, height))
+    part = part if factor == 1 else part.reduce(factor)
+    small.paste(part, (0, top // factor))
+  return small
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:
@@ -81,24 +199,7 @@ def _from_array(image: np.ndarray) -> np.ndarray:
     return image
   if channels == (1,):
     image = image[..., 0]
-  return np.asarray(_to_rgb(Image.fromarray(image)))
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-  if picture.mode == "F":
-    raise ValueError("pixels are floats of unknown range")
-  if picture.mode.startswith("I"):  # PIL itself would clip it to 8 bits
-    wide = np.asarray(picture)
-    if wide.min() < 0 or wide.max() >= 2**16:
-      raise ValueError("grey of more than 16 bits")
-    wide = (wide.astype(np.uint32) + 128) // 257  # rounded
-    picture = Image.fromarray(wide.astype(np.uint8))
-  if picture.has_transparency_data:
-    # What lies under full transparency is arbitrary, often black.
-    picture = picture.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture)
-  return picture.convert("RGB")
+  return np.asarray(colours.to_rgb(Image.fromarray(image), None))
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

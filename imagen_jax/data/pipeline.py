@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import grain
 import numpy as np
 
+from imagen_jax import files
 from imagen_jax.data import images
 
 Batch = dict[str, np.ndarray]
@@ -17,6 +18,7 @@ Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 # training and leave the processor to it.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 _LEAST_SIDE = 8  # of a picture worth learning from, in pixels
+_LONGEST_REASON = 240  # characters of why a record is bad
 _MOST_CACHED = 10**8  # examples of a source; an endless one would fill memory
 
 
@@ -71,13 +73,14 @@ def bad_sentence(count: int, read: int, reasons: Iterable[str]) -> str:
 
 
 class Examples(Sequence):
-  """A source's records, their pictures resized and their captions as tokens.
+  """Holds a source's records, images resized and captions as tokens.
 
-  Element i is dict(image=uint8 [size, size, 3], tokens=int32 [L], mask=bool
-  [L]): 8 bits, as if the dataset had been stored at this size. With `cache`
-  every one is kept in memory from its first use on: size * size * 3 bytes and
-  the tokens, which for 20,000 pictures is 15 MB at 16 pixels, 250 MB at 64,
-  3.9 GB at 256.
+  Element i is dict(image=uint8 [size, size, 3], tokens=int32 [k, L], mask=bool
+  [k, L]), where k is the number of the record's captions. Without `tokenize`
+  captions are not read, and there is the image alone. Images have 8 bits, as if
+  the data set had been stored at this size. With `cache` every element is kept
+  in memory from its first use on: size * size * 3 bytes and the tokens. Of
+  20,000 images that is 15 MB at 16 pixels, 250 MB at 64, 3.9 GB at 256.
 
   In place of a bad record stands another one, the same every time, and `bad`
   counts it; without `bad` it raises ValueError.
@@ -88,9 +91,10 @@ class Examples(Sequence):
     source: Sequence[Mapping],
     size: int,
     *,
-    tokenize: Tokenize,
+    tokenize: Tokenize | None,
     cache: bool,
     bad: BadRecords | None,
+    max_pixels: int = images.MAX_PIXELS,
   ):
     if cache and len(source) > _MOST_CACHED:
       raise ValueError(
@@ -102,6 +106,7 @@ class Examples(Sequence):
     self._tokenize = tokenize
     self._cache = {} if cache else None
     self._bad = bad
+    self._max_pixels = max_pixels
 
   def __len__(self) -> int:
     return len(self._source)
@@ -136,13 +141,22 @@ class Examples(Sequence):
     """ValueError for a record that cannot be used."""
     try:
       record = self._source[index]
-      image = _square(record, self._size)
-      tokens, mask = self._tokenize([_caption(record)])
-      return {"image": image, "tokens": tokens[0], "mask": mask[0]}
+      image = _square(record, self._size, self._max_pixels)
+      if self._tokenize is None:
+        return {"image": image}
+      tokens, mask = self._tokenize(_captions(record))
+      return {"image": image, "tokens": tokens, "mask": mask}
     except (OSError, RuntimeError, ValueError) as error:
       # RuntimeError is array_record's, of a damaged file.
-      reason = " ".join(str(error).split())
-      raise ValueError(f"record {index}: {reason}") from error
+      raise ValueError(f"record {index}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+  """Returns why a record is bad, in one printable line that is not long."""
+  text = " ".join(str(error).split())
+  if text.isprintable() and len(text) <= _LONGEST_REASON:
+    return text
+  return files.quote(text, _LONGEST_REASON)
 
 
 def _stride(total: int) -> int:
@@ -157,11 +171,12 @@ def _stride(total: int) -> int:
   return step
 
 
-def _square(record: Mapping, size: int) -> np.ndarray:
-  """A record's picture, uint8 [size, size, 3]; small ones are enlarged."""
+def _square(record: Mapping, size: int, max_pixels: int) -> np.ndarray:
+  """Returns a record's image as uint8 [size, size, 3]; small ones upsampled."""
   if "image" not in record:
     raise ValueError("it has no image")
-  image = images.central_square(images.decode(record["image"], size))
+  image = images.decode(record["image"], size, max_pixels=max_pixels)
+  image = images.central_square(image)
   if len(image) < _LEAST_SIDE:
     raise ValueError(
       f"image is {len(image)} pixels narrow, expected at least {_LEAST_SIDE}"
@@ -171,22 +186,33 @@ def _square(record: Mapping, size: int) -> np.ndarray:
   return images.to_uint8(images.resize(images.to_float(image), size))
 
 
-def _caption(record: Mapping) -> str:
-  """A record's caption, text with something in it."""
+def _captions(record: Mapping) -> list[str]:
+  """Returns a record's captions that are not blank, one or more.
+
+  Raises:
+    ValueError: there is none, or one is not text.
+  """
   if "caption" not in record:
     raise ValueError("it has no caption")
-  caption = record["caption"]
+  found = record["caption"]
+  many = isinstance(found, list | tuple | np.ndarray)
+  texts = [_text(caption) for caption in (found if many else [found])]
+  if not (texts := [text for text in texts if text.strip()]):
+    raise ValueError("caption is empty")
+  return texts
+
+
+def _text(caption: str | bytes) -> str:
+  """Returns a caption as str; ValueError if it is not text."""
   if not isinstance(caption, bytes | str):
     kind = type(caption).__name__
     raise ValueError(f"caption is {kind}, expected text")
-  if isinstance(caption, bytes):
-    try:
-      caption = caption.decode()
-    except UnicodeDecodeError as error:
-      raise ValueError("caption is not UTF-8") from error
-  if not caption.strip():
-    raise ValueError("caption is empty")
-  return caption
+  if isinstance(caption, str):
+    return caption
+  try:
+    return caption.decode()
+  except UnicodeDecodeError as error:
+    raise ValueError("caption is not UTF-8") from error
 
 
 def make_batches(
@@ -195,24 +221,28 @@ def make_batches(
   size: int,
   lowres_size: int | None = None,
   crop: int | None = None,
-  tokenize: Tokenize,
+  tokenize: Tokenize | None,
   global_batch: int,
   seed: int,
   start_step: int = 0,
   rows: Sequence[int] | None = None,
   cache: bool = False,
   bad: BadRecords | None = None,
+  max_pixels: int = images.MAX_PIXELS,
 ) -> Iterator[Batch]:
   """This host's rows of the global batches of steps start_step, ... .
 
   source: records with an `image` (encoded, or uint8 as `images.decode` takes
-  it) and a `caption` (str or bytes). Pictures are resized to `size`; with
-  `crop` a random window of that side is trained on. A super-resolution stage
+  it) and a `caption`: str, bytes, or a list of them, of which each epoch takes
+  one by the seed. Images are resized to `size`; with `crop` a random window of
+  that side is trained on. A super-resolution stage
   also sees it shrunk by size / lowres_size. `tokenize` turns n captions into
   ids int32 [n, L] and mask bool [n, L], L being the same for all, or raises
-  ValueError; it is called from threads. A record that cannot be used is
+  ValueError; it is called from threads. With None, captions are not read and
+  batches have neither tokens nor mask. A record that cannot be used is
   counted by `bad` and replaced by another one, until `bad` raises ValueError;
-  without `bad` the first such record does.
+  without `bad` the first such record does. An image of more than `max_pixels`
+  is such a record.
 
   Yields image float32 [b, s, s, 3] and lowres float32 [b, l, l, 3] in
   [-1, 1], tokens int32 [b, L] and mask bool [b, L], with s the crop or the
@@ -225,13 +255,22 @@ def make_batches(
   _check_rows(rows, global_batch)
   if not len(source):
     raise ValueError("source has no records")
-  examples = Examples(source, size, tokenize=tokenize, cache=cache, bad=bad)
+  examples = Examples(
+    source,
+    size,
+    tokenize=tokenize,
+    cache=cache,
+    bad=bad,
+    max_pixels=max_pixels,
+  )
   order = _in_order(examples, crop, seed)
   low_side = lowres_size and (crop or size) * lowres_size // size
 
   def batch(step: int) -> Batch:
     first = step * global_batch
-    return _collate([order[first + int(row)] for row in rows], low_side)
+    indices = [first + int(row) for row in rows]
+    examples = [_one_caption(order[i], seed, i) for i in indices]
+    return _collate(examples, low_side)
 
   # Whole batches are the elements that the threads fill in: a host's rows are
   # no slice of `order`, and to resume is to count from there.
@@ -252,6 +291,16 @@ def _in_order(
     return example | {"image": image}
 
   return order.random_map(window)
+
+
+def _one_caption(example: Batch, seed: int, index: int) -> Batch:
+  """Takes one of an example's captions, by the seed and the global index."""
+  if "tokens" not in example:
+    return example
+  count = len(example["tokens"])
+  # Keyed like the crops, so that hosts agree and a resumed run is the same.
+  i = np.random.default_rng((seed, index)).integers(count) if count > 1 else 0
+  return example | {name: example[name][i] for name in ("tokens", "mask")}
 
 
 def _collate(examples: list[Batch], low_side: int | None) -> Batch:

@@ -1,92 +1,239 @@
-"""Random access to the records of a dataset on disk, without TensorFlow."""
+"""Data sets by the names that TFDS gives them, read without TensorFlow."""
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from etils import epath
+from tensorflow_datasets.core import naming
 
-# Imported so that TFDS knows the dataset by name.
-from imagen_jax.files import expand
+from imagen_jax import files
+from imagen_jax.data import prepared
+from imagen_jax.data.records import Records
+
+# Imported so that TFDS knows the data set by name.
 from imagen_jax.shapes import captioned_shapes_dataset_builder  # noqa: F401
 from imagen_jax.shapes.examples import Endless
+from imagen_jax.shapes.scenes import SPLITS
 
 DATA_DIR = "~/tensorflow_datasets"  # where TFDS prepares sets by default
 ENDLESS = "captioned_shapes/endless"
+FORMAT = "array_record"  # the one of TFDS's formats that gives record i at once
 
 
 def load_source(
-  name: str, split: str, data_dir: str | os.PathLike[str]
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str],
+  *,
+  features: Sequence[str] = ("image", "caption"),
+  key: str = "split",
 ) -> Sequence[Mapping]:
-  """The records of a split of a TFDS dataset, for example
-  "captioned_shapes" or "captioned_shapes/tiny".
+  """Opens the records of a split of a TFDS data set.
 
-  "captioned_shapes/endless" is no dataset on disk: its examples, of which
+  The data set is prepared under `data_dir` on first use and only read later.
+  "captioned_shapes/endless" is not prepared: its examples, of which
   captioned_shapes has the first, are drawn when they are read.
 
-  The dataset is prepared under `data_dir` on first use and only read later.
-  ValueError for an unknown dataset or split, for a dataset without an `image`
-  and a `caption`, and if preparing it needs TensorFlow, which is not there.
+  Args:
+    name: as TFDS knows it, such as "captioned_shapes" or
+      "captioned_shapes/tiny:1.0.0".
+    split: a split in TFDS's syntax, such as "train" or "train[:10%]".
+    data_dir: the folder of prepared data sets, which may begin with ~.
+    features: what a record has. All else that is stored is not decoded.
+    key: the setting or flag that names the split, for messages.
+
+  Raises:
+    ValueError: the data set or the split is not known, a feature is missing or
+      cannot be used, a folder's files are not sound, or preparing failed.
   """
   if name == ENDLESS:
+    if split not in SPLITS:
+      raise ValueError(
+        f"{key} is {split!r}, expected one of {SPLITS} for {name!r}"
+      )
     return Endless(split)
   if os.fspath(data_dir) == DATA_DIR:
     data_dir = os.environ.get("TFDS_DATA_DIR") or data_dir  # as for TFDS itself
-  data_dir = expand(data_dir)
-  builder = _builder(name, data_dir)
-  if not builder.is_prepared():
-    logging.info("preparing %s in %s, once", name, builder.data_dir)
-    try:
-      builder.download_and_prepare()
-    except FileExistsError:
-      builder = _builder(name, data_dir)  # another process was faster
-      if not builder.is_prepared():
-        raise
-    except ImportError as error:  # encoding images from arrays, for example
-      if "tensorflow" not in str(error):
-        raise
-      raise ValueError(
-        f"dataset {name!r} can be prepared only where TensorFlow is installed "
-        "(pip install tensorflow); prepared once, it is read without"
-      ) from error
-  for feature in ("image", "caption"):
-    if feature not in (builder.info.features or {}):
-      raise ValueError(f"dataset {name!r} has no feature {feature!r}")
-  if split not in builder.info.splits:
-    known = ", ".join(builder.info.splits)
-    raise ValueError(f"{name} has no split {split!r}, only {known}")
-  decoders = {"image": tfds.decode.SkipDecoding()}
-  return Records(builder.as_data_source(split, decoders=decoders))
+  data_dir = files.expand(data_dir)
+  builder = _open(name, data_dir)
+  for feature in features:  # before anything is downloaded
+    _check_feature(name, feature, builder.info.features)
+  if not _is_prepared(builder):
+    _prepare(name, data_dir, builder.data_dir)
+    builder = _open(name, data_dir)
+  _check_split(name, split, key, builder.info.splits)
+  records = Records(builder, split, features)
+  if not len(records):
+    raise ValueError(f"{key} is {split!r}, in which {name!r} has no records")
+  return records
 
 
-class Records(Sequence):
-  """Records dict(image=bytes as stored, caption=str, ...) by index.
-
-  Text is str; whatever else a dataset has is as TFDS gives it.
-  """
-
-  def __init__(self, source: Sequence[dict[str, bytes]]):
-    self._source = source
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, bytes | str]:
-    record = self._source[index]
-    text = {
-      key: value.decode()
-      for key, value in record.items()
-      if isinstance(value, bytes) and key != "image"
-    }
-    return record | text
-
-
-def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+  """Returns the builder of a data set, prepared or not."""
   try:
-    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-  except tfds.core.DatasetNotFoundError as error:
-    raise ValueError(f"dataset {name!r} is not known to TFDS") from error
+    parsed, settings = naming.parse_builder_name_kwargs(name)
   except ValueError as error:
-    # TFDS says first how it was called, and last, on many lines, what to do.
-    reason = str(error).rpartition('}": ')[2].split("\n")[0]
-    raise ValueError(f"dataset {name!r} cannot be opened: {reason}") from error
+    raise ValueError(
+      f"dataset {name!r} is not a name, expected NAME[/CONFIG][:VERSION]"
+    ) from error
+  if odd := settings.keys() - {"config", "version"}:
+    raise ValueError(f"dataset {name!r}: {', '.join(odd)} is no part of a name")
+  prepared.check_folder(epath.Path(data_dir) / parsed.name)
+  with _as_sentence(f"dataset {name!r} cannot be opened"):
+    try:
+      builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+      raise ValueError(
+        f"it is not known to TFDS, nor prepared in {data_dir}"
+      ) from error
+    except ValueError as error:
+      _check_config(parsed.name, settings.get("config"), error)
+      raise
+    if not _is_prepared(builder):
+      return tfds.builder(name, data_dir=data_dir, file_format=FORMAT)
+  _use_format(name, builder)
+  return builder
+
+
+def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
+  """Returns whether a builder's folder is there; ValueError for half of one."""
+  folder = epath.Path(builder.data_dir)
+  if (folder / "dataset_info.json").exists():
+    return True
+  if folder.exists():
+    raise ValueError(
+      f"{folder} has no dataset_info.json: remove the folder, and it is"
+      " prepared again"
+    )
+  return False
+
+
+def _check_config(name: str, config: str | None, error: ValueError) -> None:
+  """Raises ValueError, with those that are there, for an unknown config."""
+  with contextlib.suppress(tfds.core.DatasetNotFoundError):
+    known = tfds.builder_cls(name).builder_configs
+    if config and config not in known:
+      raise ValueError(
+        f"it has no config {config!r}, only {_names(known)}"
+      ) from error
+
+
+def _use_format(name: str, builder: tfds.core.DatasetBuilder) -> None:
+  """Has a prepared data set read in our format; ValueError if it lacks it."""
+  info = builder.info
+  found = [kind.value for kind in info.available_file_formats()]
+  if FORMAT not in found:
+    raise ValueError(
+      f"dataset {name!r} is stored as {' and '.join(found)}, expected {FORMAT}:"
+      " convert it once, where TensorFlow is installed, by python -m"
+      " tensorflow_datasets.scripts.convert_format"
+      f" --dataset_version_dir={builder.data_dir} --out_file_format={FORMAT}"
+    )
+  if info.file_format.value != FORMAT:  # both are there
+    info.set_file_format(FORMAT, override=True, override_if_initialized=True)
+
+
+def _prepare(name: str, data_dir: str, folder: str) -> None:
+  """Prepares a data set, or waits for another process that does."""
+  ready = lambda: (epath.Path(folder) / "dataset_info.json").exists()
+  with (
+    _as_sentence(f"dataset {name!r} cannot be prepared"),
+    prepared.alone(folder),
+  ):
+    if ready():
+      return
+    logging.info("preparing %s in %s, once", name, folder)
+    try:
+      tfds.builder(
+        name, data_dir=data_dir, file_format=FORMAT
+      ).download_and_prepare()
+    except FileExistsError:  # another one, where files cannot be locked
+      if not ready():
+        raise
+
+
+@contextlib.contextmanager
+def _as_sentence(what: str) -> Iterator[None]:
+  """Turns what TFDS raises in the block into a ValueError of one sentence."""
+  try:
+    yield
+  except Exception as error:  # TFDS and the builders raise many kinds
+    if isinstance(error, ImportError) and "tensorflow" in str(error):
+      said = (
+        "that needs TensorFlow (pip install tensorflow), though reading a"
+        " prepared one does not"
+      )
+    else:
+      said = _reason(error)
+    raise ValueError(f"{what}: {said}") from error
+
+
+def _reason(error: Exception) -> str:
+  """Returns what TFDS says, in one line and without how it was called."""
+  if isinstance(error, OSError) and error.strerror:
+    where = f"{error.filename}: " if error.filename else ""
+    return where + files.reason(error)
+  text = re.sub(r'^Failed to construct .*?\}": ', "", str(error), flags=re.S)
+  text = " ".join(text.split()) or type(error).__name__
+  limit = 500
+  return (
+    text
+    if text.isprintable() and len(text) <= limit
+    else files.quote(text, limit)
+  )
+
+
+def _check_feature(
+  name: str, feature: str, features: tfds.features.FeatureConnector | None
+) -> None:
+  """Raises ValueError unless a data set has a feature that we can read."""
+  known = features if isinstance(features, tfds.features.FeaturesDict) else {}
+  if feature not in known:
+    raise ValueError(
+      f"dataset {name!r} has no feature {feature!r}, only"
+      f" {_names(sorted(known))}"
+    )
+  found = known[feature]
+  info = found.get_tensor_info()
+  shape, kind = None, ""
+  if not isinstance(info, dict):
+    shape, dtype = info.shape, np.dtype(info.np_dtype)
+    # TFDS's texts and bytes are objects.
+    kind = "text" if dtype.kind in "OSU" else dtype.name
+  if feature != "image":
+    expected = "text, or a list of texts"
+    good = kind == "text" and len(shape) <= (feature == "caption")
+  elif isinstance(found, tfds.features.Image):
+    expected, good = "uint8 or uint16", kind in ("uint8", "uint16")
+  else:  # encoded by whoever made the data set, or an array
+    expected = "an image of uint8 or uint16"
+    good = (kind == "text" and shape == ()) or (
+      kind == "uint8" and len(shape) in (2, 3)
+    )
+  if not good:
+    shown = f" of {kind} {shape}" if kind else ""
+    raise ValueError(
+      f"feature {feature!r} of dataset {name!r} is {type(found).__name__}"
+      f"{shown}, expected {expected}"
+    )
+
+
+def _check_split(name: str, split: str, key: str, splits: Mapping) -> None:
+  """Raises ValueError unless a split, or a part of one, is there."""
+  if re.fullmatch(r"\w+", split) and split != "all" and split not in splits:
+    raise ValueError(
+      f"{name} has no split {split!r}, only {_names(splits)}: change {key}"
+    )
+  with _as_sentence(f"{key} is {files.quote(split)}, which cannot be read"):
+    splits[split].file_instructions  # noqa: B018
+
+
+def _names(names: Iterable[str]) -> str:
+  """Returns some names of a data set, for a message."""
+  names = [n if n.isidentifier() else files.quote(n, 40) for n in names]
+  return ", ".join(names[:20]) + ", ..." * (len(names) > 20) or "none"

@@ -29,8 +29,9 @@ def dynamic_threshold(
 ) -> jax.Array:
   """clip(x, -s, s) / s, s = max(1, p-th percentile of |x|) of each example.
 
-  x [B, ...]; p on the scale 0..100. With a cap, s is at most that: DeepFloyd IF
-  has 1.5, and 1 in its second stage, which makes it the static threshold.
+  x [B, ...]; p on the scale of 0 to 100, above 1. With a cap, s is at most
+  that: DeepFloyd IF has 1.5, and 1 in its second stage, which makes it the
+  static threshold.
   Apply after guidance, before the sampler.
   """
   _check_threshold(p, cap)
@@ -74,7 +75,7 @@ class StaticThreshold:
 class DynamicThreshold:
   """dynamic_threshold with its percentile and cap.
 
-  p: the percentile of |x|, 0 to 100 (Sec. 2.3).
+  p: the percentile of |x|, above 1 and at most 100 (Sec. 2.3).
   cap: the largest scale s, at least 1; None for none.
   """
 
@@ -91,9 +92,10 @@ class DynamicThreshold:
 
 def _check_threshold(p: float, cap: float | None) -> None:
   # Arrays come from a jitted function, whose caller had them checked.
-  if isinstance(p, int | float) and not 0 <= p <= 100:
+  if isinstance(p, int | float) and not 1 < p <= 100:
     raise ValueError(
-      f"The percentile p={p} of the dynamic threshold must be in 0..100."
+      f"threshold p is {p}, expected a percentile above 1 and at most 100, such"
+      " as 99.5; shares such as 0.995 are 100 times smaller"
     )
   if isinstance(cap, int | float) and not cap >= 1:
     raise ValueError(

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 
 # A net counts time in steps of 1 / STEPS, whatever its schedule.
 STEPS = 1000
+# The largest |log-SNR|: beyond it float32 has no alpha^2 or sigma^2, whose
+# ratios are then infinite or no numbers.
+MOST_LOGSNR = 80.0
 
 
 class Schedule(Protocol):
@@ -26,9 +29,20 @@ class Schedule(Protocol):
   def inverse(self, logsnr: jax.Array) -> jax.Array:
     """logsnr -> t in [0, 1], any shape."""
 
+  def from_uniform(self, u: jax.Array) -> jax.Array:
+    """Returns the time t [...] that a uniform draw u [...] in [0, 1) means."""
+
+
+class Continuous:
+  """Draws t itself uniformly; a base of schedules of all t in [0, 1]."""
+
+  def from_uniform(self, u: jax.Array) -> jax.Array:
+    """Returns u."""
+    return jnp.asarray(u, jnp.float32)
+
 
 @dataclasses.dataclass(frozen=True)
-class CosineSchedule:
+class CosineSchedule(Continuous):
   """logsnr(t) = -2 log tan(pi t / 2): alpha = cos(pi t / 2). Stages 1 and 2.
 
   The clip to [-20, 20] is our default.
@@ -43,6 +57,13 @@ class CosineSchedule:
         f"logsnr_min={self.logsnr_min} of the cosine schedule must be less "
         f"than logsnr_max={self.logsnr_max}."
       )
+    for name in ("logsnr_min", "logsnr_max"):
+      value = getattr(self, name)
+      if not -MOST_LOGSNR <= value <= MOST_LOGSNR:
+        raise ValueError(
+          f"{name} is {value}, expected -{MOST_LOGSNR:g} to {MOST_LOGSNR:g},"
+          " the log-SNR that float32 can compute with"
+        )
 
   def __call__(self, t: jax.Array) -> jax.Array:
     """2 log(alpha / sigma), clipped; t in [0, 1]."""
@@ -60,7 +81,7 @@ class CosineSchedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearSchedule:
+class LinearSchedule(Continuous):
   """logsnr(t) = -log expm1(B(t)), B(t) = integral of beta from 0 to t. Stage 3.
 
   beta rises linearly from beta_min to beta_max. The defaults are the limit in
@@ -85,6 +106,13 @@ class LinearSchedule:
     if not 0 < self.t_min < 1:
       raise ValueError(
         f"t_min={self.t_min} of the linear schedule must lie between 0 and 1."
+      )
+    # At t_min, logsnr = -log B(t_min), with B nearly beta_min t_min.
+    if -math.log(self.beta_min) - math.log(self.t_min) > MOST_LOGSNR:
+      raise ValueError(
+        f"t_min is {self.t_min}, expected at least"
+        f" {math.exp(-MOST_LOGSNR) / self.beta_min:.0e}: the log-SNR there is"
+        f" to be at most {MOST_LOGSNR:g}"
       )
 
   def __call__(self, t: jax.Array) -> jax.Array:
@@ -138,6 +166,15 @@ class DiscreteCosineSchedule:
     borders = -(table[1:] + table[:-1]) / 2
     step = jnp.searchsorted(borders, -jnp.asarray(logsnr, jnp.float32))
     return step.astype(jnp.float32) / STEPS
+
+  def from_uniform(self, u: jax.Array) -> jax.Array:
+    """Returns floor(1000 u) / 1000, so that all 1000 steps are equally likely.
+
+    To round instead would draw step 0 half as often as the others, and step
+    999 one and a half times as often.
+    """
+    step = jnp.floor(STEPS * jnp.asarray(u, jnp.float32))
+    return jnp.minimum(step, STEPS - 1) / STEPS
 
 
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:

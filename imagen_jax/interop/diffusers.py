@@ -6,9 +6,9 @@ the paper's (shared blocks, exact GELU, GroupNorm on text, learned variance);
 a config.json that asks for what these nets do not have is refused.
 """
 
-import json
 import os
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.interop import hub
 from imagen_jax.interop.tensors import Tensor, check, place
 from imagen_jax.interop.unet_names import diffusers_names, layout_of
@@ -29,6 +30,9 @@ ACTIVATIONS = {"gelu": gelu, "silu": nn.swish, "swish": nn.swish}
 # A level's blocks, with attention and without: on the way down, on that up.
 _DOWN = ("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D")
 _UP = ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D")
+# A file may come from anyone, and to trace 10^7 blocks would take days. The
+# published nets stay far below these.
+_MOST_LEVELS, _MOST_BLOCKS, _MOST_WIDTH = 8, 16, 2**16
 # What the UNet is, whatever its settings: diffusers' key, value and default.
 _FIXED = {
   "_class_name": ("UNet2DConditionModel", None),
@@ -56,23 +60,28 @@ _FIXED = {
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-  """config.json of a folder; ValueError, naming it, if it cannot be read."""
+  """Reads config.json of a folder.
+
+  Raises:
+    ValueError: the file cannot be read, or is no mapping in JSON.
+  """
   path = epath.Path(folder) / CONFIG
-  try:
-    config = json.loads(path.read_text())
-  except OSError as error:
-    raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON: {error}") from error
+  config = files.read_json(path, "config")
   if not isinstance(config, dict):
     raise ValueError(f"{path} has no settings, expected those of a UNet")
   return config
 
 
 def unet(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
-  """The net that a config.json describes.
+  """Makes the net that a config.json describes.
 
-  ValueError that names the key of what no net of DeepFloyd IF has.
+  Args:
+    config: what the file holds; it may come from anyone.
+    dtype: of the products and convolutions.
+
+  Raises:
+    ValueError: the file asks for what no net of DeepFloyd IF has, or its
+      numbers describe no net. The sentence names the key.
   """
   for key, (value, default) in _FIXED.items():
     found = config.get(key, default)
@@ -81,29 +90,30 @@ def unet(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
   text_only = config.get("only_cross_attention", False)
   if not isinstance(text_only, bool):
     raise _refused("only_cross_attention", text_only, "true or false")
-  channels = _integers(config, "block_out_channels")
-  levels, size = len(channels), config.get("sample_size")
-  if not isinstance(size, int):
-    raise _refused("sample_size", size, "the side of the pictures")
-  if any(width % channels[0] for width in channels):
-    raise _refused(
-      "block_out_channels", channels, "multiples of the first of them"
-    )
-  attended = [size // 2**i for i in _attended_levels(config, levels)]
+  channels = _widths(config)
+  levels, width = len(channels), channels[0]
+  size = _integer(config, "sample_size")
+  if size % 2 ** (levels - 1):
+    expected = f"the side of the images, divisible by {2 ** (levels - 1)}"
+    raise _refused("sample_size", size, expected)
+  attended = _attended_levels(config, levels)
+  text_dim = _integer(config, "encoder_hid_dim")
+  heads = _divisor(config, "addition_embed_type_num_heads", [text_dim], 64)
   return UNet(
     image_size=size,
-    embed_dim=channels[0],
-    channel_mult=tuple(width // channels[0] for width in channels),
-    num_res_blocks=_integers(config, "layers_per_block", levels),
-    attn_resolutions=() if text_only else tuple(attended),
-    text_cross_attn_res=tuple(attended),
-    per_head_channels=_integer(config, "attention_head_dim"),
+    embed_dim=width,
+    channel_mult=tuple(n // width for n in channels),
+    num_res_blocks=_blocks(config, levels),
+    attn_resolutions=() if text_only else tuple(size // 2**i for i in attended),
+    text_cross_attn_res=tuple(size // 2**i for i in attended),
+    per_head_channels=_divisor(
+      config, "attention_head_dim", [channels[i] for i in attended]
+    ),
     text_width=_integer(config, "cross_attention_dim"),
-    norm_groups=config.get("norm_num_groups", 32),
+    norm_groups=_divisor(config, "norm_num_groups", channels, 32),
     out_channels=_integer(config, "out_channels"),
-    emb_width=config.get("time_embedding_dim") or 4 * channels[0],
-    pool_head_channels=_integer(config, "encoder_hid_dim")
-    // config.get("addition_embed_type_num_heads", 64),
+    emb_width=_integer(config, "time_embedding_dim", 4 * width),
+    pool_head_channels=text_dim // heads,
     residual_scale=_residual_scale(config),
     activation=_activation(config),
     text_norm=text_group_norm,
@@ -204,43 +214,81 @@ def diffusers_shapes(like: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _refused(key: str, found: Any, expected: str) -> ValueError:
+  # A value may be of megabytes.
   return ValueError(
-    f"{CONFIG} has {key} {found!r}, expected {expected}, as DeepFloyd IF's "
-    "first and second nets have it"
+    f"{CONFIG} has {key} {reprlib.repr(found)}, expected {expected}, as "
+    "DeepFloyd IF's first and second nets have it"
   )
 
 
-def _integer(config: Mapping[str, Any], key: str) -> int:
+def _is_count(value: Any, most: int) -> bool:
+  return type(value) is int and 1 <= value <= most  # a bool is no int here
+
+
+def _integer(
+  config: Mapping[str, Any], key: str, default: int | None = None
+) -> int:
+  """Returns the width, or the like, of a key; null stands for the default."""
   value = config.get(key)
-  if not isinstance(value, int) or value < 1:
-    raise _refused(key, value, "a number")
+  if value is None and default is not None:
+    return default
+  if not _is_count(value, _MOST_WIDTH):
+    raise _refused(key, value, f"a whole number of 1 to {_MOST_WIDTH}")
   return value
 
 
-def _integers(
-  config: Mapping[str, Any], key: str, levels: int | None = None
-) -> tuple[int, ...]:
-  """One number per level; one alone is for all of them."""
+def _divisor(
+  config: Mapping[str, Any],
+  key: str,
+  widths: Sequence[int],
+  default: int | None = None,
+) -> int:
+  """Returns the number of a key, which divides all of some widths."""
+  value = _integer(config, key, default)
+  if any(width % value for width in widths):
+    raise _refused(key, value, f"a divisor of {', '.join(map(str, widths))}")
+  return value
+
+
+def _widths(config: Mapping[str, Any]) -> list[int]:
+  """Returns the number of channels of each level, multiples of the first."""
+  key = "block_out_channels"
   value = config.get(key)
-  if isinstance(value, int) and levels:
-    return (value,) * levels
-  good = isinstance(value, list | tuple) and all(
-    isinstance(n, int) for n in value
-  )
-  if not good or not value or len(value) != (levels or len(value)):
-    raise _refused(key, value, f"{levels or 'some'} numbers")
+  if not isinstance(value, list | tuple) or not (
+    1 <= len(value) <= _MOST_LEVELS
+    and all(_is_count(width, _MOST_WIDTH) for width in value)
+  ):
+    raise _refused(
+      key, value, f"1 to {_MOST_LEVELS} numbers of 1 to {_MOST_WIDTH}"
+    )
+  if any(width % value[0] for width in value):
+    raise _refused(key, value, "multiples of the first of them")
+  return list(value)
+
+
+def _blocks(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
+  """Returns the number of blocks of each level; one alone is for all."""
+  key = "layers_per_block"
+  value = given = config.get(key)
+  if not isinstance(value, list | tuple):
+    value = [value] * levels
+  if len(value) != levels or not all(_is_count(n, _MOST_BLOCKS) for n in value):
+    expected = f"a number of 1 to {_MOST_BLOCKS}, or {levels} numbers"
+    raise _refused(key, given, expected)
   return tuple(value)
 
 
 def _attended_levels(config: Mapping[str, Any], levels: int) -> list[int]:
-  """The levels with attention, the last of them among these."""
+  """Returns the levels with attention; the last of all is among them."""
   down, up = (config.get(f"{side}_block_types") for side in ("down", "up"))
-  kinds = [_DOWN.index(kind) for kind in down or () if kind in _DOWN]
-  if len(kinds) != levels or len(down) != levels or kinds[-1]:
+  known = isinstance(down, list | tuple) and all(kind in _DOWN for kind in down)
+  kinds = [_DOWN.index(kind) for kind in down] if known else []
+  if len(kinds) != levels or kinds[-1]:
     raise _refused(
       "down_block_types", down, f"{levels} of {_DOWN}, the last the first one"
     )
-  if list(up or ()) != [_UP[kind] for kind in reversed(kinds)]:
+  reversed_up = list(up) if isinstance(up, list | tuple) else None
+  if reversed_up != [_UP[kind] for kind in reversed(kinds)]:
     raise _refused("up_block_types", up, "those of down_block_types, reversed")
   return [i for i, kind in enumerate(kinds) if not kind]
 
@@ -248,7 +296,7 @@ def _attended_levels(config: Mapping[str, Any], levels: int) -> list[int]:
 def _activation(config: Mapping[str, Any]) -> Any:
   """The one activation; of the sum of embeddings too, whoever applies it."""
   name = config.get("act_fn", "silu")
-  if name not in ACTIVATIONS:
+  if not isinstance(name, str) or name not in ACTIVATIONS:
     raise _refused("act_fn", name, f"one of {', '.join(ACTIVATIONS)}")
   outside = config.get("time_embedding_act_fn")
   skip = config.get("resnet_skip_time_act", False)
@@ -258,11 +306,12 @@ def _activation(config: Mapping[str, Any]) -> Any:
 
 
 def _residual_scale(config: Mapping[str, Any]) -> float:
-  factor = config.get("resnet_out_scale_factor", 1.0)
-  if config.get("mid_block_scale_factor", 1.0) != factor:
-    raise _refused(
-      "mid_block_scale_factor",
-      config.get("mid_block_scale_factor"),
-      f"resnet_out_scale_factor {factor}",
-    )
+  """Returns what the sum of a residual block is multiplied by."""
+  key = "resnet_out_scale_factor"
+  factor, middle = config.get(key, 1.0), config.get("mid_block_scale_factor", 1)
+  number = isinstance(factor, int | float) and not isinstance(factor, bool)
+  if not (number and 1e-3 <= factor <= 1e3):  # NaN is not, either
+    raise _refused(key, factor, "a number of 0.001 to 1000")
+  if middle != factor:
+    raise _refused("mid_block_scale_factor", middle, f"{key} {factor}")
   return 1.0 / factor

@@ -1,5 +1,7 @@
 """Files of the Hugging Face Hub by paths such as hf://OWNER/REPO/unet.
 
+A path without a folder is the repository itself, as hf://OWNER/REPO@REVISION.
+
 They come with the user's own token (HF_TOKEN, or what `hf auth login` keeps)
 and stay in the Hub's cache. Of a folder only safetensors, JSON and vocabularies
 are asked for, and no variants of theirs such as model.fp16.safetensors.
@@ -20,11 +22,12 @@ from etils import epath
 from huggingface_hub import HfUri, errors
 
 from imagen_jax.files import expand
-from imagen_jax.interop import hub, weights
+from imagen_jax.interop import hub, tensors, weights
 from imagen_jax.interop.tensors import few
 
 SCHEME = "hf://"
 FORM = "hf://OWNER/REPO/PATH or hf://OWNER/REPO@REVISION/PATH"
+_PATTERNS = set("*?[]\\")  # the Hub's client would take a path for many
 _ENDINGS = ("safetensors", "json", "model")
 # By owner and name of a repository, copies of others included.
 _IF = re.compile(r"DeepFloyd/.*|.*/IF-I+-.*")
@@ -38,17 +41,20 @@ _IF_NOTICE = (
 def parse(url: str) -> HfUri:
   """Parses an hf:// path; a revision may have slashes, as in @refs/pr/1.
 
-  ValueError for what is no path within a repository of models, and for one
-  that leads out of it.
+  Raises:
+    ValueError: the path is of no repository of models, leads out of it, or is
+      a pattern.
   """
   try:
     uri = huggingface_hub.parse_hf_uri(url)
-    parts = f"{uri.path_in_repo}/{uri.revision or 'main'}".split("/")
-    if uri.type != "model" or {"", ".", ".."} & set(parts):
+    path = url.removeprefix(SCHEME).removesuffix("/")
+    path += f"/{uri.revision or 'main'}"
+    wrong = {"", ".", ".."} & set(path.split("/")) or _PATTERNS & set(path)
+    if uri.type != "model" or wrong or not path.isprintable():
       raise errors.HfUriError(url, "no path within a repository of models")
   except errors.HfUriError as error:
     raise ValueError(
-      f"{url} names no part of a repository, expected {FORM}"
+      f"{tensors.shown(url)} names no part of a repository, expected {FORM}"
     ) from error
   return uri
 
@@ -56,6 +62,17 @@ def parse(url: str) -> HfUri:
 def shown(uri: HfUri) -> str:
   """Returns the hf:// path of a repository's part, as in a config."""
   return uri.to_uri().replace(f"{SCHEME}models/", SCHEME, 1)
+
+
+def beside(url: str, name: str) -> str:
+  """Returns the hf:// path of a file in a folder, or beside a file, of weights.
+
+  ValueError as parse.
+  """
+  uri = parse(url)
+  path = pathlib.PurePosixPath(uri.path_in_repo)
+  folder = path.parent if path.suffix in (".safetensors", ".json") else path
+  return shown(dataclasses.replace(uri, path_in_repo=str(folder / name)))
 
 
 def moved(url: str, to: str) -> str:
@@ -90,15 +107,15 @@ def fetch(url: str) -> epath.Path:
   weights.check_no_pickle(url)
   if _IF.fullmatch(uri.id):
     _tell(_IF_NOTICE)
-  within = [f"{uri.path_in_repo}/*.{ending}" for ending in _ENDINGS]
-  found = _snapshot(uri, [uri.path_in_repo, *within])
+  within = [f"{_below(uri)}*.{ending}" for ending in _ENDINGS]
+  found = _snapshot(uri, [*filter(None, [uri.path_in_repo]), *within])
   if found.is_dir():
     names = [item.name for item in found.iterdir() if not item.is_dir()]
     if not any(name.endswith(("safetensors", "model")) for name in names):
       raise ValueError(_unusable(uri))
   elif not found.exists():
     raise ValueError(_unusable(uri))
-  elif found.suffix == ".json":
+  elif ".index." in found.name:
     beside = os.path.dirname(uri.path_in_repo)
     shards = sorted(set(hub.weight_map(found).values()))
     _snapshot(uri, [os.path.join(beside, shard) for shard in shards])
@@ -111,12 +128,17 @@ def _tell(notice: str) -> None:
   logging.warning(notice)
 
 
+def _below(uri: HfUri) -> str:
+  """Returns what the paths of a folder's files begin with."""
+  return f"{uri.path_in_repo}/" if uri.path_in_repo else ""
+
+
 def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
   """Fetches the files that match; returns where the path in the repo is then.
 
   One thread at a time.
   """
-  path = uri.path_in_repo
+  below = _below(uri)
   expand(huggingface_hub.constants.HF_HUB_CACHE)  # a home folder is known
   try:
     with _quiet_hub():
@@ -125,7 +147,7 @@ def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
         revision=uri.revision,
         allow_patterns=patterns,
         # What lies deeper, and files of two dots: variants.
-        ignore_patterns=[f"{path}/*/*", f"{path}/*.*.safetensors"],
+        ignore_patterns=[f"{below}*/*", f"{below}*.*.safetensors"],
       )
   except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
     reason = _reason(uri, error)
@@ -136,7 +158,7 @@ def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
       "HTTPS_PROXY) without the package socksio, expected pip install socksio "
       "or an HTTP proxy"
     ) from error
-  return epath.Path(root) / path
+  return epath.Path(root) / uri.path_in_repo
 
 
 _quiet = threading.Lock()  # for the verbosity is the process's
@@ -190,7 +212,8 @@ def _unusable(uri: HfUri) -> str:
   for folder in (path, *path.parents):
     below = [pathlib.PurePosixPath(file) for file in files]
     below = [file for file in below if file.is_relative_to(folder)]
-    names = sorted({file.relative_to(folder).parts[0] for file in below})
+    names = {file.relative_to(folder).parts[0] for file in below}
+    names = sorted(map(tensors.shown, names))
     if names:
       break
   pickles = [name for name in names if name.endswith(weights.PICKLES)]

@@ -5,25 +5,28 @@ No pickle is ever opened: loading one runs what its author wrote.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 from etils import epath
 
 from imagen_jax import files
-from imagen_jax.interop.tensors import Tensor, few
+from imagen_jax.interop.tensors import Tensor, few, shown
 from imagen_jax.interop.weights import (
   PICKLES,
   check_no_pickle,
-  reading,
+  open_file,
+  read_metadata,
   save_weights,
 )
 
 CONFIG = "config.json"  # what the weights beside it are of
 STEM = "model"  # transformers' name of a model's files, without the ending
+# A file's name, which is no pattern, is in no other folder and not hidden.
+_PLAIN = re.compile(r"[^./\\*?\[\]][^/\\*?\[\]]*")
+_SHARD = re.compile(_PLAIN.pattern + r"\.safetensors")
 # A single file, an index of shards, either in half precision.
 _ENDINGS = (
   ".safetensors",
@@ -31,13 +34,6 @@ _ENDINGS = (
   ".fp16.safetensors",
   ".safetensors.index.fp16.json",
 )
-# Others keep their own names, which are not those of floats.
-_DTYPES = {
-  "F64": jnp.dtype("float64"),
-  "F32": jnp.dtype("float32"),
-  "F16": jnp.dtype("float16"),
-  "BF16": jnp.dtype("bfloat16"),
-}
 
 
 def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
@@ -47,6 +43,20 @@ def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
 
   ValueError, naming the file, if one is missing, damaged or of another kind.
   """
+  path = _found(path, stem)
+  return _sharded(path) if path.suffix == ".json" else open_file(path)
+
+
+def metadata(path: epath.Path, stem: str = STEM) -> dict[str, str]:
+  """Reads the metadata of what tensors would read: of shards, the first's."""
+  path = _found(path, stem)
+  if path.suffix == ".json":
+    path = path.parent / min(weight_map(path).values())
+  return read_metadata(path)
+
+
+def _found(path: epath.Path, stem: str) -> epath.Path:
+  """Returns the file, or the index of the files, that holds tensors."""
   if str(path).startswith("gs://"):
     raise ValueError(
       f"weights {path} cannot be read in parts, expected a copy of them on a "
@@ -55,7 +65,7 @@ def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
   if path.is_dir():
     path = _within(path, stem)
   check_no_pickle(path)
-  return _sharded(path) if path.suffix == ".json" else _file(path)
+  return path
 
 
 def save(
@@ -63,10 +73,19 @@ def save(
   state: Mapping[str, np.ndarray],
   config: Mapping[str, Any],
   stem: str = STEM,
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes stem.safetensors, numbers as they are, and config.json.
 
-  ValueError if they cannot be written.
+  Args:
+    folder: where to; it is made if it lacks.
+    state: the tensors by their names in diffusers or transformers.
+    config: what config.json says.
+    stem: the file's name.
+    metadata: goes into the file.
+
+  Raises:
+    ValueError: they cannot be written.
   """
   folder = epath.Path(folder)
   # None keeps every number; "pt" is what transformers asks for.
@@ -74,7 +93,7 @@ def save(
     folder / f"{stem}.safetensors",
     state,
     dtype=None,
-    metadata={"format": "pt"},
+    metadata={"format": "pt"} | dict(metadata or {}),
   )
   files.write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
@@ -84,7 +103,7 @@ def _within(folder: epath.Path, stem: str) -> epath.Path:
   for ending in _ENDINGS:
     if (folder / (stem + ending)).exists():
       return folder / (stem + ending)
-  names = sorted(item.name for item in folder.iterdir())
+  names = sorted(shown(item.name) for item in folder.iterdir())
   pickles = [name for name in names if epath.Path(name).suffix in PICKLES]
   file, index = (stem + ending for ending in _ENDINGS[:2])
   if pickles:
@@ -99,21 +118,6 @@ def _within(folder: epath.Path, stem: str) -> epath.Path:
   )
 
 
-def _file(path: epath.Path) -> dict[str, Tensor]:
-  with reading(path):
-    file = safetensors.safe_open(path, "numpy")
-    names = file.keys()
-    return {name: _tensor(file, name) for name in names}
-
-
-def _tensor(file: Any, name: str) -> Tensor:
-  # Of the file only what is read comes into memory, and may leave it again.
-  part = file.get_slice(name)
-  dtype = part.get_dtype()
-  read = lambda index: part[index]
-  return Tensor(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), read)
-
-
 def _sharded(path: epath.Path) -> dict[str, Tensor]:
   """The tensors of an index; what it does not name is not there."""
   places = weight_map(path)
@@ -121,36 +125,42 @@ def _sharded(path: epath.Path) -> dict[str, Tensor]:
   for shard in sorted(set(places.values())):
     if not (path.parent / shard).exists():
       raise ValueError(
-        f"weights {path.parent} lack the file {shard}, which {path.name} names"
+        f"weights {path.parent} lack the file {shown(shard)}, which "
+        f"{path.name} names"
       )
-    shards[shard] = _file(path.parent / shard)
+    shards[shard] = open_file(path.parent / shard)
   strays = [name for name, shard in places.items() if name not in shards[shard]]
   if strays:
     raise ValueError(
-      f"weights {path.parent / places[strays[0]]} lack {few(strays)}, which "
-      f"{path.name} places there"
+      f"weights {path.parent / places[strays[0]]} lack "
+      f"{few([shown(name) for name in strays])}, which {path.name} places there"
     )
   return {name: shards[shard][name] for name, shard in places.items()}
 
 
 def weight_map(path: epath.Path) -> dict[str, str]:
-  """{tensor: file} of an index; ValueError if it is none, or one of pickles."""
-  places = {}
-  try:
-    places = json.loads(path.read_text())["weight_map"]
-    shards = [epath.Path(shard) for shard in places.values()]
-    sound = all(shard.name == str(shard) for shard in shards)
-  except OSError as error:
+  """Reads the index of sharded weights, which may come from anyone.
+
+  Returns:
+    {tensor: file}, the names of safetensors files beside the index.
+
+  Raises:
+    ValueError: the file cannot be read, is no index, or names pickles, files
+      elsewhere or patterns.
+  """
+  index = files.read_json(path, "index of weights")
+  places = index.get("weight_map") if isinstance(index, dict) else None
+  if not isinstance(places, dict):
     raise ValueError(
-      f"weights {path} cannot be read: {files.reason(error)}"
-    ) from error
-  except (ValueError, TypeError, KeyError, AttributeError):
-    sound = False
-  if not sound:
-    raise ValueError(
-      f"weights {path} are no index, expected JSON with a weight_map from "
-      "tensors to files beside it"
+      f"index of weights {path} has no weight_map, expected one from tensors "
+      "to the safetensors files beside it"
     )
-  for shard in shards:
-    check_no_pickle(path.parent / shard)
+  for place in dict.fromkeys(map(str, places.values())):
+    if _PLAIN.fullmatch(place) and place.isprintable():
+      check_no_pickle(path.parent / place)
+    if not _SHARD.fullmatch(place) or not place.isprintable():
+      raise ValueError(
+        f"index of weights {path} names the file {files.quote(place)}, "
+        "expected the names of safetensors files beside it"
+      )
   return places

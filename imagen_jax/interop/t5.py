@@ -7,18 +7,54 @@ one of two names or under both.
 
 import os
 import re
+import reprlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import flax.traverse_util
 import numpy as np
+from absl import logging
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.interop import hub, t5x
-from imagen_jax.interop.tensors import Tensor, check, place, quantised
+from imagen_jax.interop.tensors import Tensor, check, place, quantised, shown
+from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.parallel.sharding import Placement
+from imagen_jax.text.settings import Text
+from imagen_jax.text.tokenizer import Tokenizer
 
 T = TypeVar("T", Tensor, np.ndarray)
+CONFIG = hub.CONFIG
+VOCABULARY = "vocabulary_sha256"  # of weights' metadata
+# spiece.model of google/t5-v1_1-*, which T5, T5 v1.1 and Flan-T5 share. It has
+# 32,000 pieces; the one beside t5x's checkpoints has 100 sentinels as well, and
+# we do not know its SHA-256. T5 rounds the rows of its table up.
+T5_VOCABULARY = (
+  "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
+)
+T5_PIECES, T5_ROWS = (32_000, 32_100), 32_128
+# Our encoder's fields by their names in config.json, and what lacks there.
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "emb_dim": "d_model",
+  "num_heads": "num_heads",
+  "num_encoder_layers": "num_layers",
+  "head_dim": "d_kv",
+  "mlp_dim": "d_ff",
+  "relpos_buckets": "relative_attention_num_buckets",
+  "relpos_max_distance": "relative_attention_max_distance",
+}
+_DEFAULTS = {
+  "relative_attention_num_buckets": 32,
+  "relative_attention_max_distance": 128,
+}
+_MOST = 2**20  # rows of a table; mT5 has a quarter of them
+# What T5 v1.1 is, whatever its size: the key, its value and the default.
+_FIXED = {
+  "feed_forward_proj": ("gated-gelu", "relu"),
+  "layer_norm_epsilon": (1e-6, 1e-6),
+}
 _TABLE, _SAME_TABLE = "shared.weight", "encoder.embed_tokens.weight"
 _NAMES = {
   "token_embedder/embedding": _TABLE,
@@ -69,8 +105,8 @@ def tensors(path: str | os.PathLike, like: Any) -> dict[str, Tensor]:
     for name, leaf in wanted.items()
     if not name.endswith("/kernel_scale")
   }
-  if t5x.is_checkpoint(path):
-    found = t5x.encoder(path)
+  if folder := t5x.find(path):
+    found = t5x.encoder(folder, shapes)
   else:
     found = hub.tensors(path)
   if all("/" not in name for name in found):
@@ -79,23 +115,153 @@ def tensors(path: str | os.PathLike, like: Any) -> dict[str, Tensor]:
   return found
 
 
+def check_weights(path: epath.Path, encoder: T5Encoder, like: Any) -> None:
+  """Checks the weights of an encoder, of which nothing is read.
+
+  Args:
+    path: as for tensors. A checkpoint on gs:// is only looked for.
+    encoder: the encoder, whose sizes config.json may contradict.
+    like: the shapes of its parameters.
+
+  Raises:
+    ValueError: the weights are missing, damaged, or of another encoder.
+  """
+  if "://" in str(path) and t5x.find(path):
+    return
+  if found := read_sizes(path):
+    differ = {k: n for k, n in found.items() if getattr(encoder, k) != n}
+    if differ:
+      ours = ", ".join(f"{key} {getattr(encoder, key)}" for key in differ)
+      theirs = ", ".join(f"{_SIZES[key]} {n}" for key, n in differ.items())
+      raise ValueError(
+        f"config text.encoder has {ours}, but {CONFIG} of weights {path} has "
+        f"{theirs}"
+      )
+  tensors(path, like)
+
+
+def read_sizes(path: epath.Path) -> dict[str, int] | None:
+  """Reads the sizes of an encoder from the config.json beside its weights.
+
+  Returns:
+    Fields of T5Encoder, those that the file has; None if there is no
+    config.json of T5.
+
+  Raises:
+    ValueError: the file cannot be read, or describes no T5 v1.1.
+  """
+  if path.is_file() and path.name.partition(".")[0] == hub.STEM:
+    path = path.parent
+  file = path / CONFIG
+  if not path.is_dir() or not file.exists():
+    return None
+  config = files.read_json(file, "config")
+  kind = config.get("model_type") if isinstance(config, dict) else None
+  if kind not in ("t5", "mt5"):
+    return None
+  for key, (value, default) in _FIXED.items():
+    if config.get(key, default) != value:
+      raise ValueError(
+        f"{file} has {key} {reprlib.repr(config.get(key, default))}, expected "
+        f"{value!r}, as T5 v1.1 has it"
+      )
+  sizes = {}
+  for key, name in _SIZES.items():
+    size = config.get(name, _DEFAULTS.get(name))
+    if size is None:
+      continue
+    if type(size) is not int or not 1 <= size <= _MOST:
+      raise ValueError(
+        f"{file} has {name} {reprlib.repr(size)}, expected a whole number of 1 "
+        f"to {_MOST}"
+      )
+    sizes[key] = size
+  return sizes
+
+
+def recorded_vocabulary(path: epath.Path) -> str | None:
+  """Returns the fingerprint of the vocabulary that weights were trained with.
+
+  None if they do not record it, as published ones.
+  """
+  if folder := t5x.find(path):
+    return t5x.read_notes(folder).get(VOCABULARY)
+  return hub.metadata(path).get(VOCABULARY)
+
+
+def check_vocabulary(
+  path: epath.Path, text: Text, tokenizer: Tokenizer
+) -> None:
+  """Checks that a vocabulary is the one that an encoder was trained with.
+
+  Weights that export or pretrain wrote record its SHA-256. Those of T5 do not:
+  theirs is known, or at least has T5's number of pieces. Of all others only the
+  size of the encoder's table is known.
+
+  Raises:
+    ValueError: it is another one.
+  """
+  rows, pieces = text.encoder.vocab_size, tokenizer.vocab_size
+  said = f"vocabulary {text.vocabulary}"
+  if pieces > rows:
+    raise ValueError(
+      f"{said} has {pieces} pieces, but the text encoder embeds only {rows}"
+    )
+  recorded = recorded_vocabulary(path)
+  if recorded and recorded != tokenizer.fingerprint:
+    raise ValueError(
+      f"{said} is not the one that weights {text.weights} were trained with: "
+      f"its SHA-256 is {tokenizer.fingerprint[:16]}..., expected "
+      f"{shown(recorded[:16])}..."
+    )
+  if recorded or rows != T5_ROWS or tokenizer.fingerprint == T5_VOCABULARY:
+    return
+  if pieces not in T5_PIECES:
+    raise ValueError(
+      f"{said} has {pieces} pieces, expected T5's published one of "
+      f"{T5_PIECES[0]} or {T5_PIECES[1]}, as weights {text.weights} record none"
+    )
+  if pieces == T5_PIECES[0]:
+    logging.warning(
+      "%s is not T5's published one; weights %s do not record theirs",
+      said,
+      text.weights,
+    )
+
+
 def hugging_face_names(names: Iterable[str]) -> dict[str, str]:
   """Our paths -> the names of transformers' T5EncoderModel."""
   return {name: _hugging_face_name(name) for name in names}
 
 
-def save_hugging_face(folder: str | os.PathLike, params: Any) -> None:
+def save_hugging_face(
+  folder: str | os.PathLike, params: Any, vocabulary: str | None = None
+) -> None:
   """Writes model.safetensors and config.json, numbers as they are.
 
   transformers' T5EncoderModel.from_pretrained(folder) reads them. Folders that
-  lack are made. ValueError if they cannot be written.
+  lack are made.
+
+  Args:
+    folder: where to.
+    params: the encoder's.
+    vocabulary: the fingerprint of its vocabulary, if that is known.
+
+  Raises:
+    ValueError: they cannot be written.
   """
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   state = {
     name: np.ascontiguousarray(_turned(ours, np.asarray(flat[ours])))
     for ours, name in hugging_face_names(flat).items()
   }
-  hub.save(folder, state, hugging_face_config(params))
+  config = hugging_face_config(params)
+  hub.save(folder, state, config, metadata=vocabulary_note(vocabulary))
+
+
+def vocabulary_note(fingerprint: str | None) -> dict[str, str]:
+  """Returns the metadata of weights that records their vocabulary."""
+  return {VOCABULARY: fingerprint} if fingerprint else {}
 
 
 def hugging_face_config(params: Any) -> dict[str, Any]:
@@ -125,13 +291,25 @@ def hugging_face_config(params: Any) -> dict[str, Any]:
   }
 
 
-def save_t5x(folder: str | os.PathLike, params: Any) -> None:
+def save_t5x(
+  folder: str | os.PathLike, params: Any, vocabulary: str | None = None
+) -> None:
   """Writes a t5x checkpoint of the encoder alone, numbers as they are.
 
-  The folder, which may be on gs://, is a new one: checkpoint_0 of a run.
-  ValueError if it is not new or cannot be written.
+  Args:
+    folder: a new one, such as checkpoint_0 of a run; it may be on gs://.
+    params: the encoder's.
+    vocabulary: the fingerprint of its vocabulary, if that is known.
+
+  Raises:
+    ValueError: the folder is not new or cannot be written.
   """
-  t5x.save(epath.Path(folder), params)
+  t5x.save(epath.Path(folder), params, vocabulary_note(vocabulary))
+
+
+def check_new(folder: str | os.PathLike) -> None:
+  """Raises ValueError if save_t5x would find a checkpoint in a folder."""
+  t5x.check_new(epath.Path(folder))
 
 
 def _from_hugging_face(

@@ -6,12 +6,19 @@ Of the target's leaves the small ones are arrays. A large one is what
 TensorStore has to know to open it, with a path as on the machine that wrote
 it; its last part is a folder beside the file, such as
 target.encoder.layers_0.mlp.wo.kernel. Nothing in either format can run.
+
+Newer versions of t5x save by Orbax, into a folder `state`. Its file has no
+version, and names a folder as PLACEHOLDER://target.encoder.(...).
+
+No size in these files is believed: memory is taken for what the net wants.
 """
 
+import json
 import math
 import os
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.serialization
@@ -21,44 +28,100 @@ import tensorstore as ts
 from etils import epath
 
 from imagen_jax import files
-from imagen_jax.interop.tensors import Index, Tensor, few
+from imagen_jax.interop.tensors import Index, Tensor, clipped, few, shown
 
 FILE, VERSION = "checkpoint", 3
+NOTES = "imagen_jax.json"
+STATE, PLACEHOLDER = "state", "PLACEHOLDER://"
 _CHUNK = 2**26  # bytes: as large as t5x makes them
+_LAYER = re.compile(r"encoder/layers_\d+/")
 _STACK = re.compile(r"encoder/(?:encoder|layers)/(.+)")
 _SPLIT_HEADS = re.compile(r".*/attention/(query|key|value|out)/kernel")
+_UNKNOWN = Tensor((), np.dtype("float32"), lambda _: None)  # is never read
 
 
-def is_checkpoint(path: epath.Path) -> bool:
-  """Whether a folder, gs:// ones included, has a file of that name."""
-  return (path / FILE).exists()
+def find(path: epath.Path) -> epath.Path | None:
+  """Finds the folder with the arrays of a checkpoint.
 
+  Args:
+    path: the folder, the file in it, or the folder of a newer t5x, which has
+      them in `state`. It may be on gs://.
 
-def encoder(path: epath.Path) -> dict[str, Tensor]:
-  """What a checkpoint's target has but for a decoder, layer by layer, by path.
-
-  ValueError, naming the file, if it is damaged, not t5x's, or of another
-  version, or if an array is missing.
+  Returns:
+    The folder; None if the path is no checkpoint.
   """
+  if path.name == FILE and path.is_file():
+    return path.parent
+  folders = (path, path / STATE)
+  return next((folder for folder in folders if (folder / FILE).exists()), None)
+
+
+def encoder(
+  path: epath.Path, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+  """Opens the encoder in a checkpoint's target.
+
+  Args:
+    path: the checkpoint's folder, as find returns it.
+    shapes: those of the net that wants the tensors, by path.
+
+  Returns:
+    The tensors by path, one for each layer, not yet read. Those that the net
+    does not want are not opened.
+
+  Raises:
+    ValueError: the checkpoint is damaged, not t5x's, or of another version or
+      depth, or an array is missing. The sentence names the file.
+  """
+  layers = len({name.split("/")[1] for name in shapes if _LAYER.match(name)})
   leaves = {
     name: leaf
     for name, leaf in _target(path).items()
     if not name.startswith("decoder/")
   }
-  found = {}
-  for name, tensor in _tensors(path, leaves).items():
-    for layer, part in _unstacked(name, tensor).items():
+  sizes = {name: _size(_parts(name, layers), shapes) for name in leaves}
+  found = {name: _UNKNOWN for name, size in sizes.items() if size is None}
+  leaves = {name: leaf for name, leaf in leaves.items() if name not in found}
+  # As float32, and twice: the last chunks of an array may jut out.
+  cache = 8 * max((sizes[name] for name in leaves), default=0)
+  for name, tensor in _tensors(path, leaves, cache).items():
+    for layer, part in _unstacked(path, name, tensor, layers).items():
       found[layer] = _joined_heads(layer, part)
   return found
 
 
-def save(path: epath.Path, tree: Any) -> None:
+def _parts(name: str, layers: int) -> list[str]:
+  """Returns the paths of a leaf's layers, or its own."""
+  match = _STACK.fullmatch(name)
+  if not match:
+    return [name]
+  return [f"encoder/layers_{i}/{match[1]}" for i in range(layers)]
+
+
+def _size(
+  parts: Sequence[str], shapes: Mapping[str, Sequence[int]]
+) -> int | None:
+  """Returns the number of values that the net wants; None for no such parts."""
+  wanted = [math.prod(shapes[part]) for part in parts if part in shapes]
+  return sum(wanted) if wanted else None
+
+
+def save(
+  path: epath.Path, tree: Any, notes: Mapping[str, str] | None = None
+) -> None:
   """Writes parameters as a new checkpoint of step 0; numbers stay as they are.
 
-  Last the file that makes it one. ValueError if there is one, or on failure.
+  Last the file that makes it one.
+
+  Args:
+    path: the folder.
+    tree: the parameters.
+    notes: go into a file of ours, for t5x's has no place for them.
+
+  Raises:
+    ValueError: there is a checkpoint, or it cannot be written.
   """
-  if is_checkpoint(path):
-    raise ValueError(f"{path} has a checkpoint, expected a new folder")
+  check_new(path)
   flat = flax.traverse_util.flatten_dict(tree, sep="/")
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -71,43 +134,63 @@ def save(path: epath.Path, tree: Any) -> None:
   except Exception as error:  # stores raise many kinds
     why = files.reason(error)
     raise ValueError(f"{path} cannot be written: {why}") from error
+  if notes:
+    files.write(path / NOTES, json.dumps(dict(notes), indent=2) + "\n")
   files.write(path / FILE, data)
 
 
-def _target(path: epath.Path) -> dict[str, Any]:
-  """The leaves of a checkpoint's target by path: arrays or specs of such."""
+def check_new(path: epath.Path) -> None:
+  """Raises ValueError if a folder has a checkpoint."""
+  if find(path) is not None:
+    raise ValueError(f"{path} has a checkpoint, expected a new folder")
+
+
+def read_notes(path: epath.Path) -> dict[str, str]:
+  """Returns the notes that save was given; none of others' checkpoints."""
+  file = path / NOTES
+  notes = files.read_json(file, "notes") if file.exists() else {}
+  if not isinstance(notes, dict):
+    raise ValueError(f"notes {file} are no mapping")
+  return {key: value for key, value in notes.items() if isinstance(value, str)}
+
+
+def _target(path: epath.Path) -> dict[str, np.ndarray | str]:
+  """Returns the leaves of a checkpoint's target: arrays or names of folders."""
   file = path / FILE
   try:
     contents = flax.serialization.msgpack_restore(file.read_bytes())
-    version = contents["version"]
+    by_orbax = "version" not in contents and "target" in contents
+    version = VERSION if by_orbax else contents["version"]
   except OSError as error:
     raise ValueError(
-      f"weights {file} cannot be read: {error.strerror}"
+      f"weights {file} cannot be read: {files.reason(error)}"
     ) from error
-  except (ValueError, TypeError, KeyError, AttributeError):
+  except Exception as error:  # a damaged file fails in any way
     raise ValueError(
       f"weights {file} are damaged or not of t5x, expected its checkpoint of "
       f"version {VERSION}"
-    ) from None
+    ) from error
   if version != VERSION:
     raise ValueError(
-      f"weights {file} are of t5x's version {version!r}, expected {VERSION}"
+      f"weights {file} are of t5x's version {reprlib.repr(version)}, expected "
+      f"{VERSION}"
     )
   try:
-    target = contents["optimizer"]["target"]
+    target = contents if by_orbax else contents["optimizer"]
     flat = flax.traverse_util.flatten_dict(
-      target, sep="/", is_leaf=lambda _, leaf: _is_spec(leaf)
+      target["target"], sep="/", is_leaf=lambda _, leaf: _is_spec(leaf)
     )
-  except (TypeError, KeyError, AssertionError, AttributeError):
-    flat = {}
-  if not flat or not all(
-    _is_spec(leaf) or isinstance(leaf, np.ndarray) for leaf in flat.values()
-  ):
+    leaves = {name: _leaf(value) for name, value in flat.items()}
+  except (
+    AssertionError, AttributeError, KeyError, RecursionError, TypeError,
+  ):  # fmt: skip
+    leaves = {}
+  if not leaves:
     raise ValueError(
       f"weights {file} have no parameters as t5x stores them, expected them "
       "under optimizer/target"
     )
-  return flat
+  return leaves
 
 
 def _is_spec(leaf: Any) -> bool:
@@ -115,27 +198,40 @@ def _is_spec(leaf: Any) -> bool:
   return isinstance(leaf, Mapping) and keys <= leaf.keys()
 
 
+def _leaf(value: Any) -> np.ndarray | str:
+  """Returns an array, or the name of its folder; TypeError for all else."""
+  if isinstance(value, np.ndarray):
+    return value
+  if _is_spec(value):
+    name = value["kvstore"].get("path") or value.get("path", "")
+  elif isinstance(value, str) and value.startswith(PLACEHOLDER):
+    name = value.removeprefix(PLACEHOLDER)
+  else:
+    raise TypeError
+  name = name.rstrip("/").rpartition("/")[-1]
+  if name in ("", ".", "..") or not name.isprintable():
+    raise TypeError
+  return name
+
+
 def _folder(name: str) -> str:
   return f"target.{name}".replace("/", ".")
 
 
-def _tensors(path: epath.Path, leaves: Mapping[str, Any]) -> dict[str, Tensor]:
+def _tensors(
+  path: epath.Path, leaves: Mapping[str, np.ndarray | str], cache: int
+) -> dict[str, Tensor]:
   """The leaves as tensors; large ones are opened all at once, not yet read.
 
   Chunks that are in memory stay there as long as they have the size of one
-  array: of several parts or layers, all may need the same ones.
+  array, cache bytes: of several parts or layers, all may need the same ones.
   """
-  stored = {name: leaf for name, leaf in leaves.items() if _is_spec(leaf)}
-  try:
-    specs = {name: _spec(path, leaf) for name, leaf in stored.items()}
-    size = max(map(_bytes, stored.values()), default=0)
-  except (AttributeError, TypeError, KeyError, ZeroDivisionError):
-    raise ValueError(
-      f"weights {path / FILE} describe arrays in another way than t5x"
-    ) from None
-  context = ts.Context({"cache_pool": {"total_bytes_limit": size}})
-  start = lambda spec: ts.open(spec, context=context, open=True, read=True)
-  opening = {name: start(spec) for name, spec in specs.items()}
+  context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
+  opening = {
+    name: ts.open(_spec(path, folder), context=context, open=True, read=True)
+    for name, folder in leaves.items()
+    if isinstance(folder, str)
+  }
   found, missing = {}, []
   for name, leaf in leaves.items():
     if name not in opening:
@@ -146,16 +242,10 @@ def _tensors(path: epath.Path, leaves: Mapping[str, Any]) -> dict[str, Tensor]:
     except ValueError as error:
       if not str(error).startswith("NOT_FOUND"):
         raise _unreadable(path, name, error) from error
-      missing.append(_folder(name))
+      missing.append(shown(leaf))
   if missing:
     raise ValueError(f"weights {path} lack the folders {few(missing)}")
   return found
-
-
-def _bytes(spec: Mapping[str, Any]) -> int:
-  """Of the whole array in memory, as float32: its last chunks may jut out."""
-  shape, chunks = spec["metadata"]["shape"], spec["metadata"]["chunks"]
-  return 4 * math.prod(-(-n // c) * c for n, c in zip(shape, chunks))
 
 
 def _stored(path: epath.Path, name: str, store: Any) -> Tensor:
@@ -165,21 +255,25 @@ def _stored(path: epath.Path, name: str, store: Any) -> Tensor:
     except ValueError as error:
       raise _unreadable(path, name, error) from error
 
+  # One number of an array may take a whole chunk of memory.
+  chunk = store.chunk_layout.read_chunk.shape
+  if math.prod(chunk) > max(math.prod(store.shape), _CHUNK):
+    raise ValueError(
+      f"its chunks of {chunk} are larger than it is, {store.shape}"
+    )
   return Tensor(tuple(store.shape), store.dtype.numpy_dtype, read)
 
 
 def _unreadable(path: epath.Path, name: str, error: ValueError) -> ValueError:
-  said = str(error).split(" [tensorstore_spec")[0].replace("\n", " ")
-  return ValueError(f"weights {path} have {name} damaged: {said}")
+  said = clipped(str(error).split(" [tensorstore_spec")[0])
+  return ValueError(f"weights {path} have {shown(name)} damaged: {said}")
 
 
-def _spec(path: epath.Path, stored: Mapping[str, Any]) -> dict[str, Any]:
-  """Where a stored spec's array is now; the rest is in the array's folder."""
-  name = stored["kvstore"].get("path") or stored.get("path", "")
-  name = name.rstrip("/").rpartition("/")[-1]
+def _spec(path: epath.Path, folder: str) -> dict[str, Any]:
+  """Where an array is now; what else there is to know is in its folder."""
   return {
     "driver": "zarr",
-    "kvstore": _kvstore(path, name),
+    "kvstore": _kvstore(path, folder),
     "recheck_cached_data": "open",
     # Zeros otherwise, where a chunk was lost on the way.
     "fill_missing_data_reads": False,
@@ -194,11 +288,17 @@ def _kvstore(path: epath.Path, name: str) -> dict[str, str]:
   return {"driver": "gcs", "bucket": bucket, "path": f"{key}/{name}/"}
 
 
-def _unstacked(name: str, tensor: Tensor) -> dict[str, Tensor]:
+def _unstacked(
+  path: epath.Path, name: str, tensor: Tensor, layers: int
+) -> dict[str, Tensor]:
   """The layers of one that has them along its second axis, as t5x scans."""
-  match = _STACK.fullmatch(name)
-  if not match or len(tensor.shape) < 2:
+  if not _STACK.fullmatch(name) or len(tensor.shape) < 2:
     return {name: tensor}
+  if tensor.shape[1] != layers:
+    raise ValueError(
+      f"weights {path} have {shown(name)} of {tensor.shape[1]} layers, "
+      f"expected {layers}"
+    )
   shape = tensor.shape[:1] + tensor.shape[2:]
 
   def layer(i: int) -> Tensor:
@@ -206,8 +306,7 @@ def _unstacked(name: str, tensor: Tensor) -> dict[str, Tensor]:
     read = lambda index: tensor.read((*index[:1], at, *index[1:])).squeeze(1)
     return Tensor(shape, tensor.dtype, read)
 
-  names = [f"encoder/layers_{i}/{match[1]}" for i in range(tensor.shape[1])]
-  return {name: layer(i) for i, name in enumerate(names)}
+  return {part: layer(i) for i, part in enumerate(_parts(name, layers))}
 
 
 def _joined_heads(name: str, tensor: Tensor) -> Tensor:

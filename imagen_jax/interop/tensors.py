@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax import files
 from imagen_jax.nets.int8 import quantise
 from imagen_jax.parallel.sharding import Placement
 
 Index = tuple[slice, ...]
 _NAMED = 4  # of one kind of mistake, so many names are told
+_NAME = 120  # characters of a name that is told as it is
+_WORDS = 200  # characters of what a library says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +42,31 @@ class Tensor:
     return Tensor((count, *self.shape[1:]), self.dtype, read)
 
   def __str__(self) -> str:
-    return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+    return f"{self.dtype}[{_sides(self.shape)}]"
 
 
 def check(
   where: Any, found: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> None:
-  """ValueError that names all at once what is missing, unknown or misshaped.
+  """Checks the tensors of a file against those that a net wants.
 
-  Shapes are those wanted, by name. Integers and the floats of a byte, which
-  have scales somewhere, are refused too.
+  Args:
+    where: the file, for messages.
+    found: its tensors by name.
+    shapes: the shapes that the net wants, by name.
+
+  Raises:
+    ValueError: tensors are missing, unknown, of another shape, or no floats of
+      16 bits or more. Integers hold no weights, and floats of a byte have
+      scales somewhere. One sentence names them all.
   """
-  odd = [
-    f"{name} as {found[name]} (expected {','.join(map(str, shape))})"
-    for name, shape in shapes.items()
-    if name in found and not _fits(found[name], shape)
-  ]
-  amiss = {
-    "lack": [name for name in shapes if name not in found],
-    "have the unknown": [name for name in found if name not in shapes],
-    "have": odd,
-  }
+  odd = []
+  for name, shape in shapes.items():
+    if name in found and (expected := _misfit(found[name], shape)):
+      odd.append(f"{shown(name)} as {found[name]} (expected {expected})")
+  lacking = [shown(name) for name in shapes if name not in found]
+  unknown = [shown(name) for name in found if name not in shapes]
+  amiss = {"lack": lacking, "have the unknown": unknown, "have": odd}
   said = [f"{what} {few(names)}" for what, names in amiss.items() if names]
   if said:
     raise ValueError(
@@ -69,9 +76,26 @@ def check(
 
 
 def few(names: Sequence[str]) -> str:
-  """The first names, and how many more there are."""
+  """Returns the first names, and how many more there are."""
   rest = len(names) - _NAMED
   return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shown(name: str) -> str:
+  """Returns a file's or a tensor's name as messages have it.
+
+  A name that comes from elsewhere may hold escape sequences of terminals, or
+  megabytes: then it is quoted and cut.
+  """
+  plain = len(name) <= _NAME and name.isprintable() and name.strip() == name
+  return name if plain and name else files.quote(name)
+
+
+def clipped(said: str) -> str:
+  """Returns a library's words in one line; they may quote a whole file."""
+  line = " ".join(said.split())
+  fine = line.isprintable() and len(line) <= _WORDS
+  return line if fine else files.quote(line, _WORDS)
 
 
 def place(
@@ -117,10 +141,16 @@ def _quantised(name: str, tensor: Tensor) -> dict[str, Tensor]:
   }
 
 
-def _fits(tensor: Tensor, shape: Sequence[int]) -> bool:
-  known = isinstance(tensor.dtype, np.dtype) and tensor.dtype.itemsize > 1
-  floats = known and jnp.issubdtype(tensor.dtype, jnp.floating)
-  return floats and tensor.shape == tuple(shape)
+def _misfit(tensor: Tensor, shape: Sequence[int]) -> str:
+  """Returns what was expected in place of a tensor; "" if it fits."""
+  wide = isinstance(tensor.dtype, np.dtype) and tensor.dtype.itemsize > 1
+  if not (wide and jnp.issubdtype(tensor.dtype, jnp.floating)):
+    return f"floats of 16 bits or more, {_sides(shape)}"
+  return "" if tensor.shape == tuple(shape) else _sides(shape)
+
+
+def _sides(shape: Sequence[int]) -> str:
+  return ",".join(map(str, shape))
 
 
 def _put(tensor: Tensor, dtype: Any, sharding: Any) -> jax.Array:

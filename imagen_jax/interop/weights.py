@@ -1,14 +1,14 @@
 """Weights as one safetensors file: parameters named by path, as stored."""
 
 import contextlib
-import json
+import operator
 import os
+import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -16,10 +16,19 @@ import safetensors.numpy
 from etils import epath
 
 from imagen_jax import files
-from imagen_jax.checkpoints.manager import restore_ema
+from imagen_jax.checkpoints.manager import check_run, restore_ema
+from imagen_jax.interop.tensors import Tensor, check, clipped, place, shown
 
 # By their endings; opening one runs what its author wrote.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_MOST_HEADER = 100_000_000  # bytes, as the format says
+# The dtypes of weights; others keep the names that safetensors has for them.
+_DTYPES = {
+  "F64": jnp.dtype("float64"),
+  "F32": jnp.dtype("float32"),
+  "F16": jnp.dtype("float16"),
+  "BF16": jnp.dtype("bfloat16"),
+}
 
 
 def load(path: str | os.PathLike, like: Any) -> Any:
@@ -63,56 +72,137 @@ def check_no_pickle(path: str | os.PathLike) -> None:
 
 
 def load_weights(path: str | os.PathLike, like: Any) -> Any:
-  """A file's parameters in the tree and the dtypes of `like` (shapes).
+  """Loads a file's parameters, in the tree and the dtypes of `like` (shapes).
 
-  ValueError, naming the file, if it is missing or damaged, or if a parameter
-  is missing, unknown or of another shape.
+  Raises:
+    ValueError: the file is missing or damaged, or its parameters are not those
+      of `like`. The sentence names the file.
   """
-  flat = _read(epath.Path(path))
   wanted = flax.traverse_util.flatten_dict(like, sep="/")
-  for name in sorted(wanted.keys() ^ flat.keys()):
-    lack = "have no" if name in wanted else "have an unknown"
-    raise ValueError(f"weights {path} {lack} parameter {name}")
-  for name, leaf in wanted.items():
-    if flat[name].shape != leaf.shape:
-      raise ValueError(
-        f"weights {path} have {name} of shape {flat[name].shape}, expected "
-        f"{leaf.shape}"
-      )
-  # Cast by numpy: JAX would compile a program for every shape.
-  cast = {n: flat[n].astype(leaf.dtype) for n, leaf in wanted.items()}
-  return jax.device_put(flax.traverse_util.unflatten_dict(cast, sep="/"))
+  with _local(epath.Path(path)) as local:
+    found = open_file(local, path)
+    check(path, found, {name: leaf.shape for name, leaf in wanted.items()})
+    return place(found, like)
+
+
+def check_file(path: str | os.PathLike, like: Any) -> None:
+  """Checks what load would read, as far as that takes no time.
+
+  Raises:
+    ValueError: as load, but for damage within tensors and checkpoints.
+  """
+  check_no_pickle(path)
+  path = epath.Path(path)
+  if path.suffix != ".safetensors":
+    check_run(str(path))
+    return
+  wanted = flax.traverse_util.flatten_dict(like, sep="/")
+  is_local = "://" not in os.fspath(path)
+  found = open_file(path) if is_local else _described(path)
+  check(path, found, {name: leaf.shape for name, leaf in wanted.items()})
+
+
+def open_file(path: Any, name: Any = None) -> dict[str, Tensor]:
+  """Opens a safetensors file.
+
+  Args:
+    path: the file, on a local disk.
+    name: the path in messages, by default the file's.
+
+  Returns:
+    Its tensors by name. Of the file only what is read comes into memory.
+
+  Raises:
+    ValueError: the file is missing, damaged or of another kind.
+  """
+  with reading(path, name):
+    file = safetensors.safe_open(path, "numpy")
+    names = file.keys()  # it cannot be iterated over itself
+    return {name: _tensor(file, name) for name in names}
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-  """What save_weights was told of the weights' making."""
-  with epath.Path(path).open("rb") as file:
+  """Reads what save_weights was given as metadata.
+
+  Raises:
+    ValueError: the file cannot be read, or has no header of safetensors.
+  """
+  found = _header(epath.Path(path)).get("__metadata__", {})
+  found = found if isinstance(found, dict) else {}
+  return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
+def _header(path: epath.Path) -> dict[str, Any]:
+  """Reads what a file says of its tensors; on gs:// nothing else is read."""
+  with reading(path), path.open("rb") as file:
     size = int.from_bytes(file.read(8), "little")
-    return json.loads(file.read(size)).get("__metadata__", {})
+    data = file.read(min(size, _MOST_HEADER + 1))
+    if not len(data) == size <= _MOST_HEADER:
+      raise safetensors.SafetensorError("the header is cut or too large")
+    header = files.parse_json(data, f"the header of weights {path}")
+    if not isinstance(header, dict):
+      raise safetensors.SafetensorError("the header has no tensors")
+  return header
 
 
-def _read(path: epath.Path) -> dict[str, np.ndarray]:
+def _described(path: epath.Path) -> dict[str, Tensor]:
+  """Returns a file's tensors, of which nothing can be read."""
+  found = {}
   with reading(path):
-    if "://" not in os.fspath(path):
-      return safetensors.numpy.load_file(path)
-    with tempfile.NamedTemporaryFile() as copy:
-      copy.write(path.read_bytes())
-      copy.flush()
-      return safetensors.numpy.load_file(copy.name)
+    for name, about in _header(path).items():
+      if name == "__metadata__":
+        continue
+      try:
+        dtype, shape = (
+          about["dtype"],
+          tuple(map(operator.index, about["shape"])),
+        )
+        dtype = _DTYPES.get(dtype, shown(str(dtype)))
+      except (KeyError, TypeError) as error:
+        said = f"the header has no tensors: {error}"
+        raise safetensors.SafetensorError(said) from error
+      found[name] = Tensor(shape, dtype, None)
+  return found
+
+
+def _tensor(file: Any, name: str) -> Tensor:
+  part = file.get_slice(name)
+  dtype = part.get_dtype()
+  read = lambda index: part[index]
+  return Tensor(tuple(part.get_shape()), _DTYPES.get(dtype, dtype), read)
 
 
 @contextlib.contextmanager
-def reading(path: Any) -> Iterator[None]:
-  """ValueError, naming the file, for one that cannot be read in the block."""
+def _local(path: epath.Path) -> Iterator[os.PathLike]:
+  """Gives the block a file on a local disk: the path's, or a copy."""
+  if "://" not in os.fspath(path):
+    yield path
+    return
+  with tempfile.NamedTemporaryFile() as copy:
+    with reading(path):
+      copy.write(path.read_bytes())
+    copy.flush()
+    yield pathlib.Path(copy.name)
+
+
+@contextlib.contextmanager
+def reading(path: Any, name: Any = None) -> Iterator[None]:
+  """Raises ValueError, naming the file, if the block cannot read it.
+
+  Args:
+    path: the file.
+    name: the path in messages, by default the file's.
+  """
+  name = path if name is None else name
   try:
     with path.open("rb"):
       pass
     yield
   except OSError as error:
     raise ValueError(
-      f"weights {path} cannot be read: {files.reason(error)}"
+      f"weights {name} cannot be read: {files.reason(error)}"
     ) from error
   except safetensors.SafetensorError as error:
     raise ValueError(
-      f"weights {path} are damaged or not safetensors: {error}"
+      f"weights {name} are damaged or not safetensors: {clipped(str(error))}"
     ) from error

@@ -4,8 +4,10 @@ Boxes and names follow Figs. A.27-A.30. Where the figures are silent: the
 embedding scales and shifts in every ResNetBlock (`use_scale_shift_norm`),
 "hidden_size = 2 x channels" is the total width of queries, keys and values,
 skips are concatenated, one CombineEmbs serves all blocks, the 1/sqrt(2) is on
-the residual sum as in the works App. B.1 cites, and a UBlock's strided
-convolution is a sub-pixel one. (A convolution of nearest-neighbour copies
+the residual sum as in the works App. B.1 cites, attention's sum with its input
+is not scaled, GroupNorm and swish precede A.30's dense layer as they precede
+every other layer that ends a U-Net, and a UBlock's strided convolution is a
+sub-pixel one. (A convolution of nearest-neighbour copies
 makes the four pixels from nine shared weights, too few for the independent
 noise of single pixels, which the net is to predict.)
 """
@@ -24,6 +26,7 @@ from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
   adaptive_norm,
+  at_own_precision,
   depth_to_space,
   group_norm,
   pin_batch,
@@ -195,6 +198,7 @@ class EfficientUNet(nn.Module):
   out_channels: int = 3
   scan: bool = False
   dtype: Any = jnp.float32
+  precision: str = "highest"
 
   @property
   def stride(self) -> int:
@@ -205,6 +209,7 @@ class EfficientUNet(nn.Module):
     return stride
 
   @nn.compact
+  @at_own_precision
   def __call__(
     self, z: jax.Array, time: jax.Array, cond: Conditioning
   ) -> jax.Array:
@@ -234,5 +239,10 @@ class EfficientUNet(nn.Module):
         x = jnp.concatenate([x, skips.pop()], axis=-1)
 
     x = nn.swish(group_norm(self.norm_groups, "norm_out")(x))
-    head = nn.Dense(self.out_channels, kernel_init=zeros, name="dense_out")
+    head = nn.Dense(
+      self.out_channels,
+      precision=jax.lax.Precision.HIGHEST,
+      kernel_init=zeros,
+      name="dense_out",
+    )
     return head(x.astype(jnp.float32))

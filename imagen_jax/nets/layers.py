@@ -1,5 +1,6 @@
 """Leaves that both U-Nets share: norms, attention, resampling, features."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,25 @@ from jax.sharding import PartitionSpec as P
 from imagen_jax.types import BATCH_AXES, TextEmbedding
 
 zeros = nn.initializers.zeros_init()
+
+
+# What a net's `precision` may be. It concerns products of float32 alone.
+PRECISIONS = ("highest", "high", "default")
+
+
+def at_own_precision(call: Callable[..., Any]) -> Callable[..., Any]:
+  """Decorates a net's __call__: its products have the net's `precision`.
+
+  Left to themselves, TPUs round factors of float32 to bfloat16 and GPUs to
+  TF32. JAX keeps the precision with each product, for its gradient too.
+  """
+
+  @functools.wraps(call)
+  def within(self: nn.Module, *args: Any) -> Any:
+    with jax.default_matmul_precision(self.precision):
+      return call(self, *args)
+
+  return within
 
 
 def once_per_prompt(module: nn.Module, name: str, fn: Callable[[], Any]):

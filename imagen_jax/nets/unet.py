@@ -17,6 +17,7 @@ from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
   adaptive_norm,
+  at_own_precision,
   downsample,
   group_norm,
   layer_norm,
@@ -62,36 +63,36 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
   """ADM U-Net that attends to pixels and text (App. F.1).
 
-  image_size is the size at which `attn_resolutions` are counted; the net
-  itself takes any size divisible by 2^(levels - 1). num_res_blocks is of each
-  level, or one number for all. text_width is the width the text is projected
-  to before the attention layers; that there is a projection is ours. As a
-  super-resolution net it takes cond.lowres and cond.aug_level. remat says what
-  the blocks of each level keep for the backward pass, scan that equal blocks
-  are compiled as one loop (nets/blocks.py). emb_width is that of the embedding
-  of time, None for four times embed_dim. What follows it is not the paper's
-  to choose: DeepFloyd IF has other values.
+  It takes images of any size divisible by 2^(levels - 1). As a super-resolution
+  net it takes cond.lowres and cond.aug_level. The settings from norm_groups to
+  text_norm are not in the paper; DeepFloyd IF has other values.
   """
 
-  image_size: int = 64
-  embed_dim: int = 512
-  channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-  num_res_blocks: int | tuple[int, ...] = 3
-  attn_resolutions: tuple[int, ...] = (32, 16, 8)
-  text_cross_attn_res: tuple[int, ...] = (32, 16, 8)
-  per_head_channels: int = 64
-  feature_pooling_type: str = "attention"
+  image_size: int = 64  # pixels; the size at which resolutions are counted
+  embed_dim: int = 512  # the width of level 0, in channels
+  channel_mult: tuple[int, ...] = (1, 2, 3, 4)  # each level's width / embed_dim
+  num_res_blocks: int | tuple[int, ...] = 3  # of each level; one for all
+  attn_resolutions: tuple[int, ...] = (32, 16, 8)  # of self-attention, pixels
+  text_cross_attn_res: tuple[int, ...] = (32, 16, 8)  # of text, in pixels
+  per_head_channels: int = 64  # of attention
+  feature_pooling_type: str = "attention"  # or "mean"
+  # Not in the paper: the width that text is projected to for attention.
   text_width: int = 2048
+  # Not in the paper: whether pooling reads that projection, not the encoder's
+  # full width.
+  pool_projected: bool = False
   norm_groups: int = 32
-  out_channels: int = 3
-  emb_width: int | None = None
+  out_channels: int = 3  # 6 with a learned variance
+  emb_width: int | None = None  # of the time embedding; None is 4 embed_dim
   pool_head_channels: int = 64
-  residual_scale: float = 1.0
+  residual_scale: float = 1.0  # multiplies a residual block's sum
   activation: Callable[[jax.Array], jax.Array] = nn.swish
   text_norm: Callable[[str], nn.Module] = layer_norm
+  # What each level's blocks keep for the backward pass (nets/blocks.py).
   remat: tuple[str, ...] = ()
-  scan: bool = False
-  dtype: Any = jnp.float32
+  scan: bool = False  # whether equal blocks are compiled as one loop
+  dtype: Any = jnp.float32  # of products and convolutions
+  precision: str = "highest"  # of products of float32, one of PRECISIONS
 
   @property
   def stride(self) -> int:
@@ -198,11 +199,14 @@ class UNet(nn.Module):
     return in_turn(block, units, h, skips, remat=remat, scan=self.scan)
 
   @nn.compact
+  @at_own_precision
   def __call__(
     self, z: jax.Array, time: jax.Array, cond: Conditioning
   ) -> jax.Array:
     """z [B, H, W, C], time [B] in [0, 1000] -> [B, H, W, out] float32."""
     self.check_levels()
+    text = ProjectText(self.text_width, self.dtype, name="text")(cond.text)
+    pooled = cond.replace(text=text) if self.pool_projected else cond
     emb = CombineEmbs(
       self.embed_dim,
       self.emb_width or 4 * self.embed_dim,
@@ -211,8 +215,7 @@ class UNet(nn.Module):
       self.activation,
       dtype=self.dtype,
       name="combine_embs",
-    )(time, cond)
-    text = ProjectText(self.text_width, self.dtype, name="text")(cond.text)
+    )(time, pooled)
     widths = [self.embed_dim * m for m in self.channel_mult]
     last = len(widths) - 1
 
@@ -246,6 +249,10 @@ class UNet(nn.Module):
 
     h = self.activation(group_norm(self.norm_groups, "norm_out")(h))
     head = nn.Conv(
-      self.out_channels, (3, 3), kernel_init=zeros, name="conv_out"
+      self.out_channels,
+      (3, 3),
+      precision=jax.lax.Precision.HIGHEST,
+      kernel_init=zeros,
+      name="conv_out",
     )
     return head(h.astype(jnp.float32))

@@ -34,6 +34,13 @@ def together(act: Callable[[], Any]) -> Any:
   return found
 
 
+def from_first(values: np.ndarray) -> np.ndarray:
+  """Returns the first process's values, of one shape on all; all call it."""
+  if jax.process_count() == 1:
+    return values
+  return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
 def of_all(numbers: Sequence[int], words: str) -> tuple[np.ndarray, list[str]]:
   """Numbers [n, k] and a few words of each of n processes; all call it."""
   if jax.process_count() == 1:

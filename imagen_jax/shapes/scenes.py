@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 
+from imagen_jax import files
+
 COLORS = {
   "red": (220, 40, 40),
   "green": (40, 160, 60),
@@ -97,11 +99,42 @@ def to_json(scene: Scene, placed: tuple[Placed, ...]) -> str:
 
 
 def from_json(text: str | bytes) -> tuple[Scene, tuple[Placed, ...]]:
-  """The inverse of `to_json`."""
-  d = json.loads(text)
-  groups = tuple(Group(**g) for g in d["groups"])
-  placed = tuple(Placed(**p) for p in d["placed"])
-  return Scene(groups, d["relation"], d["background"]), placed
+  """Reads what `to_json` wrote, or what another data set has in its place.
+
+  Raises:
+    ValueError: the text is no scene.
+  """
+  try:
+    value = files.parse_json(text, "a scene")
+    groups = tuple(Group(**group) for group in value["groups"])
+    placed = tuple(Placed(**box) for box in value["placed"])
+    scene = Scene(groups, value["relation"], value["background"])
+    if _is_scene(scene):
+      return scene, placed
+  except (KeyError, TypeError):
+    pass
+  raise ValueError(
+    f"a scene is {files.quote(text)}, expected one as captioned_shapes "
+    "writes it"
+  )
+
+
+def _is_scene(scene: Scene) -> bool:
+  """Returns whether a scene has what scenes may have."""
+  options = {
+    "count": (1, 2, 3), "size": SIZES, "fill": FILLS, "color": COLORS,
+    "shape": SHAPES,
+  }  # fmt: skip
+  relations = {1: PLACES, 2: RELATIONS}.get(len(scene.groups), ())
+  return (
+    scene.relation in relations
+    and scene.background in COLORS
+    and all(
+      getattr(group, key) in known
+      for group in scene.groups
+      for key, known in options.items()
+    )
+  )
 
 
 def _pick(rng, options):

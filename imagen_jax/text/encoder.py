@@ -60,6 +60,19 @@ class Embedder:
     return text.replace(null=text)
 
 
+@dataclasses.dataclass(frozen=True)
+class Unconditional:
+  """Stands in for an Embedder where nets are unconditional."""
+
+  def __call__(self, params: Any, ids: None, mask: None) -> None:
+    """Returns None, for Conditioning.text."""
+
+  def for_training(
+    self, params: Any, ids: None, mask: None, dropped: jax.Array
+  ) -> None:
+    """Returns None, for Conditioning.text."""
+
+
 # One program for all encoders of the same settings.
 _embed = jax.jit(Embedder.__call__, static_argnames="self")
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.text.encoder import Embedder
+from imagen_jax.text.encoder import Embedder, Unconditional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,13 @@ class Text:
 
   def __post_init__(self):
     _ = self.embedder  # which checks null
+    for name, least, most in (
+      ("length", 2, 10_000),
+      ("batch_size", 1, 1_000_000),
+    ):
+      value = getattr(self, name)
+      if not least <= value <= most:
+        raise ValueError(f"{name} is {value}, expected {least} to {most:,}")
 
   @property
   def embedder(self) -> Embedder:
@@ -55,3 +62,33 @@ class Text:
       return jax.ShapeDtypeStruct(leaf.shape, dtype)
 
     return jax.tree_util.tree_map_with_path(kept, like)
+
+  @property
+  def dim(self) -> int:
+    """The width of the encoder's outputs."""
+    return self.encoder.emb_dim
+
+  def inputs(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of the captions of a training batch."""
+    shape = (rows, self.length)
+    return {
+      "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
+      "mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class NoText:
+  """Stands in for Text where nets are unconditional: config.text is None."""
+
+  length: None = None
+  dim: None = None
+  embedder: Unconditional = Unconditional()
+
+  def shapes(self) -> Any:
+    """Returns no weights."""
+    return {}
+
+  def inputs(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns nothing: captions are not read."""
+    return {}

@@ -1,17 +1,22 @@
 """SentencePiece with T5's conventions: no BOS, </s> = 1, pad = 0, unk = 2."""
 
+import hashlib
 import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 import sentencepiece
 from absl import logging
+from etils import epath
+
+from imagen_jax import files
 
 _SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
-# Of the texts that are cut, so many are named in full, each once. A data set
-# of captions is not the place to read about every one of them.
-_NAMED_CUTS = 20
+# So many texts are named in warnings of one kind, each once. A data set of
+# captions is not the place to read about every one of them.
+_NAMED = 20
+_CUT, _UNKNOWN = "are cut", "have what the text encoder does not know"
+_PARTS = 5  # parts of a prompt that one warning names
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -45,7 +50,11 @@ class Tokenizer:
   May be called from many threads at once and sent to other processes.
   ValueError for a model file that cannot be used, and for prompts that
   check_prompts refuses. Text over length loses its end, </s> stays, and a
-  warning says what is left of it.
+  warning says where it is cut. Another names the parts of a prompt that have no
+  piece: to the encoder they are all the same.
+
+  Attributes:
+    fingerprint: the SHA-256 of the model file, in hexadecimal.
   """
 
   def __init__(
@@ -57,8 +66,10 @@ class Tokenizer:
       )
     self.length = length
     self._lowercase = lowercase
-    self._model = _load(pathlib.Path(path))
-    self._cut: set[str] = set()
+    data = _read(path)
+    self._model = _parse(path, data)
+    self.fingerprint = hashlib.sha256(data).hexdigest()
+    self._named: dict[str, set[str]] = {_CUT: set(), _UNKNOWN: set()}
 
   @property
   def vocab_size(self) -> int:
@@ -76,6 +87,8 @@ class Tokenizer:
       if len(pieces) >= self.length:
         self._report_cut(prompt, pieces)
         pieces = pieces[: self.length - 1]
+      if _SPECIAL["unk"] in pieces:
+        self._report_unknown(prompt, pieces)
       ids[i, : len(pieces) + 1] = pieces + [_SPECIAL["eos"]]
       mask[i, : len(pieces) + 1] = True
     return ids, mask
@@ -88,36 +101,59 @@ class Tokenizer:
     ]
 
   def _report_cut(self, prompt: str, pieces: list[int]) -> None:
-    """Warns once per text, and for the first texts only."""
-    # Two threads may come here with one text: it is then named twice, no worse.
-    if prompt in self._cut or len(self._cut) > _NAMED_CUTS:
-      return
-    self._cut.add(prompt)
-    if len(self._cut) > _NAMED_CUTS:
+    """Warns that a prompt is cut."""
+    if self._is_new(_CUT, prompt):
       logging.warning(
-        "More than %d prompts are over %d tokens long; further cuts are not "
-        "reported.",
-        _NAMED_CUTS,
+        "prompt %s is %d tokens long, %d fit: cut after %s",
+        files.quote(prompt),
+        len(pieces) + 1,
         self.length,
+        repr(self._model.decode(pieces[: self.length - 1])[-40:]),
       )
-      return
-    logging.warning(
-      'prompt "%s" is %d tokens long, %d fit: cut to "%s"',
-      prompt,
-      len(pieces) + 1,
-      self.length,
-      self._model.decode(pieces[: self.length - 1]),
-    )
+
+  def _report_unknown(self, prompt: str, pieces: list[int]) -> None:
+    """Warns of the parts of a prompt, as far as it is used, without a piece."""
+    if self._is_new(_UNKNOWN, prompt):
+      texts = self._model.encode(prompt, out_type=str)
+      unknown = [t for t, i in zip(texts, pieces) if i == _SPECIAL["unk"]]
+      parts = list(dict.fromkeys(unknown))
+      named = ", ".join(files.quote(part, 40) for part in parts[:_PARTS])
+      logging.warning(
+        "prompt %s: the text encoder does not know %s%s",
+        files.quote(prompt),
+        named,
+        f" and {len(parts) - _PARTS} more" if len(parts) > _PARTS else "",
+      )
+
+  def _is_new(self, what: str, prompt: str) -> bool:
+    """Returns whether to warn: once per text, and of the first texts only."""
+    # Two threads may come here with one text: it is then named twice, no worse.
+    named = self._named[what]
+    if prompt in named or len(named) > _NAMED:
+      return False
+    named.add(prompt)
+    if len(named) > _NAMED:
+      logging.warning(
+        "More than %d prompts %s; further ones are not reported.", _NAMED, what
+      )
+      return False
+    return True
 
 
-def _load(path: pathlib.Path) -> sentencepiece.SentencePieceProcessor:
-  """The model in the file, with T5's ids; ValueError otherwise."""
+def _read(path: str | os.PathLike) -> bytes:
+  """Returns the bytes of a file, which may be on gs://."""
   try:
-    data = path.read_bytes()
-  except OSError as error:
+    return epath.Path(files.expand(path)).read_bytes()
+  except Exception as error:  # object stores raise many kinds
     raise ValueError(
-      f"vocabulary {path} cannot be read: {error.strerror}"
+      f"vocabulary {path} cannot be read: {files.reason(error)}"
     ) from error
+
+
+def _parse(
+  path: str | os.PathLike, data: bytes
+) -> sentencepiece.SentencePieceProcessor:
+  """Returns the model of a file's bytes; ValueError if it has not T5's ids."""
   model = sentencepiece.SentencePieceProcessor()
   try:
     model.LoadFromSerializedProto(data)

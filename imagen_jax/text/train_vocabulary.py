@@ -4,12 +4,11 @@
     --output=spiece.model --vocab_size=1000
 """
 
-import pathlib
 import sys
 
 from absl import app, flags, logging
 
-from imagen_jax.files import expand
+from imagen_jax import files
 from imagen_jax.text import vocabulary
 
 
@@ -32,9 +31,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")
   try:
-    text = pathlib.Path(expand(args.captions)).read_text(encoding="utf-8")
+    captions = files.read_lines(files.expand(args.captions), "captions")
     pieces = vocabulary.train_vocabulary(
-      text.split("\n"), args.output, vocab_size=args.vocab_size
+      captions, args.output, vocab_size=args.vocab_size
     )
   except OSError as error:
     sys.exit(f"train_vocabulary: {error.filename}: {error.strerror}")

@@ -11,10 +11,35 @@ from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.settings import Data
 
 
+def check_splits(data: Data, sample_split: str, *, captions: bool) -> None:
+  """Opens the splits that a run will read, and prepares the data set if needed.
+
+  It takes seconds where the data set is prepared, and no accelerator: call it
+  before anything that takes long.
+
+  Args:
+    data: says where the examples are.
+    sample_split: what sample grids show.
+    captions: whether captions are read.
+
+  Raises:
+    ValueError: a split or the data set cannot be used; the key is named.
+  """
+  keys = {"data.split": data.split, "train.sample_split": sample_split}
+  for key, split in keys.items():
+    load_source(
+      data.name, split, data.data_dir, features=_features(captions), key=key
+    )
+
+
+def _features(captions: bool) -> tuple[str, ...]:
+  return ("image", "caption") if captions else ("image",)
+
+
 def open_batches(
   stage: Stage,
   data: Data,
-  tokenizer: Tokenizer,
+  tokenizer: Tokenizer | None,
   *,
   split: str,
   batch_size: int,
@@ -22,9 +47,21 @@ def open_batches(
   rows: Sequence[int] | None = None,
   bad: BadRecords | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of a split for a stage; of each those rows, all by default."""
+  """Opens the batches of a split for a stage.
+
+  Args:
+    stage: says the resolutions and the crop.
+    data: says where the examples are.
+    tokenizer: turns captions into ids; None to read none.
+    split: one of the splits that check_splits has found.
+    batch_size: the examples of all hosts.
+    start_step: the first batch's step.
+    rows: the rows of each batch to read, all by default.
+    bad: counts the records that cannot be used.
+  """
+  features = _features(tokenizer is not None)
   return make_batches(
-    load_source(data.name, split, data.data_dir),
+    load_source(data.name, split, data.data_dir, features=features),
     size=stage.size,
     lowres_size=stage.lowres_size,
     crop=stage.crop_size,
@@ -35,4 +72,5 @@ def open_batches(
     rows=rows,
     cache=data.cache and split == data.split,
     bad=bad,
+    max_pixels=data.max_pixels,
   )

@@ -20,7 +20,7 @@ def sample_grid(
   stage: Stage,
   sampling: Sampling,
   params: Any,
-  text: TextEmbedding,
+  text: TextEmbedding | None,
   batch: dict[str, np.ndarray],
 ) -> np.ndarray:
   """One row per example: low-res picture (if any), sample, truth.

@@ -9,15 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from imagen_jax.checkpoints.manager import has_checkpoint
 from imagen_jax.data.feed import Feed
 from imagen_jax.data.pipeline import BadRecords
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import Tokenizer
-from imagen_jax.training.batches import open_batches
+from imagen_jax.training.batches import check_splits, open_batches
 from imagen_jax.training.preemption import Preemption
-from imagen_jax.training.setup import Run, Setup, set_up
+from imagen_jax.training.setup import Run, Setup, net_shapes, set_up
 
 # What is logged where a run ends while it waits for its first batch.
 STOPPED = "asked to end before the first step"
@@ -31,7 +32,7 @@ class Job:
     run: what is run.
     workdir: the folder of everything that the run writes.
     setup: the run's places and functions.
-    tokenizer: the text encoder's.
+    tokenizer: the text encoder's; None where nets are unconditional.
     text_params: the text encoder's weights, in their places.
     progress: logs lines; quiet on all processes but the first.
     preemption: whether the run was asked to end.
@@ -40,7 +41,7 @@ class Job:
   run: Run
   workdir: str
   setup: Setup
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
   text_params: Any
   progress: Progress
   preemption: Preemption
@@ -71,6 +72,21 @@ class Job:
     batches = self.batches(split, batch_size, bad=bad, **settings)
     with contextlib.closing(self.feed(itertools.islice(batches, 1))) as feed:
       return next(feed)
+
+
+def check_files(run: Run, workdir: str) -> None:
+  """Checks all files that a run names, before it reads or makes any.
+
+  Raises:
+    ValueError: the vocabulary, the text encoder's weights or train.start_from
+      cannot be read, or are not those of the nets; or a split of the data
+      cannot be used.
+  """
+  captions = published.check_text(run.text) is not None
+  path = run.training.start_from
+  if path and not has_checkpoint(workdir):  # a resumed run needs none
+    published.check_net(path, net_shapes(run.stage, run.text))
+  check_splits(run.data, run.training.sample_split, captions=captions)
 
 
 @contextlib.contextmanager

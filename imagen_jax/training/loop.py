@@ -13,7 +13,7 @@ from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
 from imagen_jax.progress import Progress
-from imagen_jax.training.job import STOPPED, Job, open_job
+from imagen_jax.training.job import STOPPED, Job, check_files, open_job
 from imagen_jax.training.lock import Writer, one_writer
 from imagen_jax.training.log import Callback, Log
 from imagen_jax.training.metrics import Metrics
@@ -59,6 +59,7 @@ def train(
   is wrong with data, weights or checkpoints, if another run writes into the
   workdir, and if the end cannot be saved.
   """
+  check_files(run, workdir)
   with hold_workdir(workdir) as writer, open_job(run, workdir) as job:
     step, interrupted = 0, False
     try:

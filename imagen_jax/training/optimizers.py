@@ -81,6 +81,13 @@ class Adam(Optimizer):
   b1: float = 0.9
   b2: float = 0.999
 
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ("b1", "b2"):
+      value = getattr(self, name)
+      if not 0 <= value < 1:
+        raise ValueError(f"{name} is {value}, expected at least 0, less than 1")
+
   def _rule(self) -> optax.GradientTransformation:
     return optax.adam(self.schedule, b1=self.b1, b2=self.b2, eps=1e-8)
 

@@ -28,11 +28,11 @@ class Samples:
 
   Attributes:
     batch: the examples, as data/pipeline.py makes them.
-    text: the embeddings of their captions.
+    text: the embeddings of their captions; None where the net has no text.
   """
 
   batch: dict[str, np.ndarray]
-  text: TextEmbedding
+  text: TextEmbedding | None
 
 
 def read_samples(job: Job) -> Samples:
@@ -40,7 +40,8 @@ def read_samples(job: Job) -> Samples:
   training = job.run.training
   batch = job.first_batch(training.sample_split, training.num_samples)
   encode = published.text_encoder(job.run.text, job.text_params)
-  return Samples(batch, encode.from_ids(batch["tokens"], batch["mask"]))
+  text = encode and encode.from_ids(batch["tokens"], batch["mask"])
+  return Samples(batch, text)
 
 
 class Trace:

@@ -3,16 +3,25 @@
 import dataclasses
 from typing import Any
 
+from imagen_jax.data.images import MAX_PIXELS, PIL_MAX_PIXELS
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Where the training pictures come from.
+  """Where the training images come from.
 
-  name and split as TFDS knows them; data_dir is where they are prepared. The
-  name captioned_shapes/endless needs none: its examples are drawn when read.
-  batch_size counts the examples of all hosts. cache keeps the resized
-  pictures of the split in memory. Training ends if more than max_bad_share of
-  the records cannot be used, or if none come for patience seconds.
+  Attributes:
+    name: the data set, as TFDS knows it. captioned_shapes/endless needs no
+      data_dir: its examples are drawn when they are read.
+    split: a split or a part of one, such as train[:10%].
+    data_dir: where data sets are prepared.
+    batch_size: the examples of all hosts.
+    seed: of the order, the crops, and the choice among several captions.
+    cache: keeps the resized images of the split in memory.
+    max_bad_share: training ends if more of the records cannot be used.
+    patience: training ends if no record comes for so many seconds.
+    max_pixels: an image of more is a bad record. A JPEG's pixels count once its
+      decoder has shrunk it towards the stage's resolution.
   """
 
   name: str = "captioned_shapes"
@@ -23,6 +32,7 @@ class Data:
   cache: bool = False
   max_bad_share: float = 0.01
   patience: float = 600.0
+  max_pixels: int = MAX_PIXELS
 
   def __post_init__(self):
     check_ranges(self, lowest={"batch_size": 1})
@@ -32,6 +42,11 @@ class Data:
       )
     if not self.patience > 0:
       raise ValueError(f"patience is {self.patience}, expected more than 0")
+    if not 1 <= self.max_pixels <= PIL_MAX_PIXELS:
+      raise ValueError(
+        f"max_pixels is {self.max_pixels}, expected 1 to {PIL_MAX_PIXELS}, the"
+        " most that Pillow opens"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

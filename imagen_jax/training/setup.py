@@ -1,6 +1,7 @@
 """A training run: what its config describes, and where its arrays lie."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from imagen_jax.parallel import mesh
 from imagen_jax.parallel.mesh import MeshShape
 from imagen_jax.parallel.sharding import Placement, placed
 from imagen_jax.stage import CHANNELS, Sampling, Stage
-from imagen_jax.text.settings import Text
+from imagen_jax.text.settings import NoText, Text
 from imagen_jax.training.optimizers import Optimizer
 from imagen_jax.training.settings import Data, Training
 from imagen_jax.training.step import (
@@ -30,7 +31,8 @@ class Run:
 
   Attributes:
     stage: the net, its schedule and its prediction.
-    text: the frozen text encoder, and the files of its weights and vocabulary.
+    text: the frozen text encoder, and the files of its weights and vocabulary;
+      or that there is none.
     data: the examples and their batches.
     training: how long to train, and what to log and save meanwhile.
     sampling: how sample grids are drawn.
@@ -39,7 +41,7 @@ class Run:
   """
 
   stage: Stage
-  text: Text
+  text: Text | NoText
   data: Data
   training: Training
   sampling: Sampling
@@ -48,6 +50,22 @@ class Run:
 
   def __post_init__(self):
     self.stage.check_sampling(self.sampling)
+    check_guidance(self.text, self.sampling)
+    steps, decay_steps = self.training.steps, self.optimizer.decay_steps
+    if decay_steps < steps:
+      raise ValueError(
+        f"optimizer.decay_steps is {decay_steps:,}, expected at least"
+        f" train.steps, {steps:,}: the learning rate is 0 after the decay"
+      )
+
+
+def check_guidance(text: Text | NoText, sampling: Sampling) -> None:
+  """Raises ValueError for guidance without a text to guide to."""
+  if isinstance(text, NoText) and sampling.guidance != 1:
+    raise ValueError(
+      f"sampling.guidance is {sampling.guidance}, expected 1: without a text"
+      " (text=None) there is nothing to guide to"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,18 +159,18 @@ def set_up(run: Run, devices: Mesh) -> Setup:
   )
 
 
-def init_net(stage: Stage, text: Text, key: jax.Array) -> Any:
+def init_net(stage: Stage, text: Text | NoText, key: jax.Array) -> Any:
   """Makes random weights of a stage's net, for the embeddings of text."""
-  dim = text.encoder.emb_dim
-  return stage.init(key, text_length=text.length, text_dim=dim)
+  return stage.init(key, text_length=text.length, text_dim=text.dim)
 
 
-def net_shapes(stage: Stage, text: Text) -> Any:
+@functools.lru_cache(maxsize=8)  # tracing the paper's nets takes a second
+def net_shapes(stage: Stage, text: Text | NoText) -> Any:
   """Returns the shapes of a stage's net, for the embeddings of text."""
   return jax.eval_shape(lambda: init_net(stage, text, jax.random.key(0)))
 
 
-def text_shapes(text: Text, placement: Placement) -> Any:
+def text_shapes(text: Text | NoText, placement: Placement) -> Any:
   """Returns shapes, dtypes and places of the text encoder's weights."""
   shapes = text.shapes()
   return placed(shapes, placement.params(shapes))
@@ -160,16 +178,12 @@ def text_shapes(text: Text, placement: Placement) -> Any:
 
 def batch_shapes(run: Run) -> Batch:
   """Returns shapes and dtypes of a batch of all hosts."""
-  stage, rows, ids = run.stage, run.data.batch_size, run.text.length
+  stage, rows = run.stage, run.data.batch_size
   side = stage.train_size
   image = lambda side: jax.ShapeDtypeStruct(
     (rows, side, side, CHANNELS), jnp.float32
   )
-  batch = {
-    "image": image(side),
-    "tokens": jax.ShapeDtypeStruct((rows, ids), jnp.int32),
-    "mask": jax.ShapeDtypeStruct((rows, ids), jnp.bool_),
-  }
+  batch = {"image": image(side), **run.text.inputs(rows)}
   if stage.lowres_size:
     batch["lowres"] = image(side // stage.factor)
   return batch

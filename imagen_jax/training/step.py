@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from imagen_jax.parallel.sharding import Placement, like_param
 from imagen_jax.stage import Draws, Stage
-from imagen_jax.text.encoder import Embedder
+from imagen_jax.text.encoder import Embedder, Unconditional
 
 Batch = dict[str, jax.Array]
 # Where the loss is told apart by log-SNR: below the first, ..., from the last.
@@ -79,7 +79,7 @@ def place_state(
 
 def batch_loss(
   stage: Stage,
-  embedder: Embedder,
+  embedder: Embedder | Unconditional,
   params: Any,
   text_params: Any,
   draws: Draws,
@@ -87,11 +87,12 @@ def batch_loss(
 ) -> tuple[jax.Array, jax.Array]:
   """Per-example loss and logsnr [B] of a batch of pictures and token ids.
 
-  params are the net's, text_params the encoder's. batch: image [B, H, W, 3],
-  tokens and mask [B, L], and lowres [B, h, w, 3] for a super-resolution stage.
+  params are the net's, text_params the encoder's. batch: image [B, H, W, 3];
+  tokens and mask [B, L] unless the net is unconditional; and lowres
+  [B, h, w, 3] for a super-resolution stage.
   """
   text = embedder.for_training(
-    text_params, batch["tokens"], batch["mask"], draws.dropped
+    text_params, batch.get("tokens"), batch.get("mask"), draws.dropped
   )
   return stage.loss(params, draws, batch["image"], text, batch.get("lowres"))
 
@@ -157,7 +158,7 @@ def updated(
 
 def make_train_step(
   stage: Stage,
-  embedder: Embedder,
+  embedder: Embedder | Unconditional,
   optimizer: optax.GradientTransformation,
   *,
   decay: float,

@@ -12,9 +12,9 @@ from imagen_jax.data.png import write_png
 from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.mesh import row_ways
 from imagen_jax.stage import Stage
-from imagen_jax.text.encoder import Embedder
+from imagen_jax.text.encoder import Embedder, Unconditional
 from imagen_jax.training.grids import batch_grid
-from imagen_jax.training.job import STOPPED, open_job
+from imagen_jax.training.job import STOPPED, check_files, open_job
 from imagen_jax.training.setup import Run
 from imagen_jax.training.step import Batch, TrainState, batch_loss
 
@@ -24,6 +24,7 @@ def dry_run(run: Run, workdir: str) -> bool:
 
   Trains nothing. Returns False if it was asked to end before it was done.
   """
+  check_files(run, workdir)
   with open_job(run, workdir) as job:
     data, training, setup = run.data, run.training, job.setup
     rows = range(min(training.num_samples, data.batch_size))
@@ -33,7 +34,9 @@ def dry_run(run: Run, workdir: str) -> bool:
     except Stopped:
       job.progress.say(STOPPED)
       return False
-    captions = job.tokenizer.decode(batch["tokens"], batch["mask"])
+    captions = [""] * len(rows)
+    if job.tokenizer:
+      captions = job.tokenizer.decode(batch["tokens"], batch["mask"])
     path = epath.Path(workdir) / "dry_run.png"
     if jax.process_index() == 0:
       write_png(path, batch_grid(batch, captions))
@@ -72,7 +75,7 @@ def memory_table(state: TrainState, text_params: Any) -> str:
 
 def model_flops(
   stage: Stage,
-  embedder: Embedder,
+  embedder: Embedder | Unconditional,
   params: Any,
   text_params: Any,
   batch: Batch,
@@ -89,7 +92,7 @@ def model_flops(
     return batch_loss(stage, embedder, params, text_params, draws, batch)
 
   def encode(text_params, batch):
-    return embedder(text_params, batch["tokens"], batch["mask"])
+    return embedder(text_params, batch.get("tokens"), batch.get("mask"))
 
   both = count_flops(forward, params, text_params, batch)
   encoding = count_flops(encode, text_params, batch)

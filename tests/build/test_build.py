@@ -103,11 +103,33 @@ def test_optimizer(config, expected):
   assert np.abs(results[0]["b"]).max() > 0.01
 
 
-def test_paths():
-  folder = published.PACKAGE / "weights"
-  assert published.packaged("weights/a.model") == folder / "a.model"
+def test_paths(tmp_path, monkeypatch):
+  """A path is the file system's; the package has a name of its own."""
+  monkeypatch.chdir(tmp_path)
+  name = "weights/shapes.model"
+  shipped = published.PACKAGE / name
+  assert published.packaged(f"package://{name}") == shipped
+  assert published.packaged(name) == shipped  # as older configs have it
+  assert str(published.packaged("weights/a.model")) == "weights/a.model"
   assert str(published.packaged("/weights/a.model")) == "/weights/a.model"
   assert "~" not in str(published.packaged("~/a.model"))
+  (tmp_path / "weights").mkdir()
+  (tmp_path / name).touch()
+  assert str(published.packaged(name)) == name
+  assert published.packaged(f"package://{name}") == shipped
+
+
+NOT_SHIPPED = (
+  "weights/a.model", "weights", "weights/", "", "a/b", "weights/../x",
+  "../imagen_jax/weights/shapes.model", "configs/shapes.py", "imagen.py",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOT_SHIPPED)
+def test_what_the_package_has_not(path):
+  with pytest.raises(ValueError, match="is no file of the package") as caught:
+    published.packaged(f"package://{path}")
+  assert "shapes.model" in str(caught.value)
 
 
 def test_the_tokenizer_of_the_package():
@@ -258,6 +280,6 @@ def test_a_stage_is_no_cascade_nor_the_other_way_round():
   with pytest.raises(ValueError, match="^config key stages is missing, expect"):
     build.cascade(shapes16.get_config())
   with pytest.raises(
-    ValueError, match="^config key batch_size is unknown, exp"
+    ValueError, match="^the config is of a cascade, expected that of"
   ):
     build.check_keys(shapes.get_config())

@@ -93,3 +93,42 @@ def test_verbs_that_train_import_no_extra():
   command = [sys.executable, "-c", code, *program.EXTRAS]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("path", "said"),
+  [
+    ("new/folder/a.bin", ""),
+    ("a.bin", ""),
+    ("e.pt", "has the wrong ending, expected .bin"),
+    (".", "is a folder, expected a file such as {path}/output.bin"),
+    ("folder.bin", "is a folder, expected a file such as {path}/output.bin"),
+    ("new/", "is a folder, expected a file such as {folder}/new/output.bin"),
+    ("file/a.bin", "cannot be written: Not a directory"),
+    ("file/b/a.bin", "cannot be written: Not a directory"),
+    ("package://weights/a.bin", "can only be read, expected a path of a disk"),
+    ("hf://a/b/c.bin", "can only be read, expected a path of a disk or gs://"),
+  ],
+)
+def test_outputs_are_checked_and_not_made(tmp_path, path, said):
+  (tmp_path / "folder.bin").mkdir()
+  (tmp_path / "file").touch()
+  before = sorted(tmp_path.rglob("*"))
+  given = path if "://" in path else f"{tmp_path}/{path}"
+  if said:
+    with pytest.raises(ValueError, match="^output ") as caught:
+      program.check_output("output", given, ".bin")
+    assert said.format(path=given, folder=tmp_path) in str(caught.value)
+  else:
+    program.check_output("output", given, ".bin")
+    program.check_output("output", given)
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_in_this_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  program.check_output("output", "a.bin", ".bin")
+  with pytest.raises(ValueError, match="output a.bin/b is a file, expected a"):
+    (tmp_path / "a.bin").mkdir()
+    (tmp_path / "a.bin" / "b").touch()
+    program.check_folder("output", "a.bin/b")

@@ -68,7 +68,11 @@ BAD = [
   ({"caption": b"caf\xe9 0"}, "caption is not UTF-8"),
   ({"caption": None}, "caption is NoneType, expected text"),
   ({"caption": 7}, "caption is int, expected text"),
-  ({"caption": ["number 7"]}, "caption is list, expected text"),
+  ({"caption": [7]}, "caption is int, expected text"),
+  ({"caption": []}, "caption is empty"),
+  ({"caption": ["", b" "]}, "caption is empty"),
+  ({"caption": ["number 7", b"caf\xe9"]}, "caption is not UTF-8"),
+  ({"caption": [["number 7"]]}, "caption is list, expected text"),
 ]
 
 
@@ -118,7 +122,7 @@ class Damaged:
 def test_records_of_a_damaged_file_are_bad(tmp_path):
   bad = BadRecords(max_share=1)
   damaged = examples(Damaged(tmp_path / "a"), bad)
-  used = [int(damaged[i]["tokens"][0]) for i in range(64)]
+  used = [int(damaged[i]["tokens"][0, 0]) for i in range(64)]
   lost = set(range(64)) - set(used)
   assert 3 <= len(lost) <= bad.count < 16
   assert "Corrupted" in bad.reasons[0]
@@ -134,6 +138,21 @@ def test_a_record_that_cannot_be_read_is_named_in_one_line(kind):
 
   with pytest.raises(ValueError, match="^record 0: no such chunk$"):
     examples(Source([0]))[0]
+
+
+def test_a_reason_is_printable_and_short():
+  """It may quote a data set's text: escape sequences, or megabytes of it."""
+
+  class Source(list):
+    def __getitem__(self, index):
+      raise ValueError("\x1b[31m\u202e" + "x" * 10**6)
+
+  bad = BadRecords(max_share=1)
+  with pytest.raises(ValueError, match="on are bad") as caught:
+    examples(Source([0]), bad)[0]
+  for said in (str(caught.value), *bad.reasons):
+    assert said.isprintable() and len(said) < 400
+  assert bad.reasons[0].startswith(r"record 0: '\x1b[31m\u202exxx")
 
 
 def test_what_the_source_does_wrong_is_raised():
@@ -289,6 +308,11 @@ def test_settings():
     message = f"max_bad_share is {share}, expected 0 to 1"
     with pytest.raises(ValueError, match=message):
       Data(max_bad_share=share)
+  for most in (0, -1, 178_956_971):
+    with pytest.raises(
+      ValueError, match=f"max_pixels is {most}, expected 1 to"
+    ):
+      Data(max_pixels=most)
   for patience in (0, -1.0, float("nan")):
     message = f"patience is {patience}, expected more than 0"
     with pytest.raises(ValueError, match=message):

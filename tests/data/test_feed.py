@@ -2,9 +2,11 @@ import itertools
 import signal
 import threading
 import time
+import types
 
 import pytest
 
+from imagen_jax.data import feed as feeds
 from imagen_jax.data.feed import Feed, Stopped
 
 
@@ -17,8 +19,10 @@ def feed(source, patience=60.0, say=say_nothing, **options):
 
 
 @pytest.fixture
-def stalled():
+def stalled(monkeypatch):
   """An iterator of 0 and 1 that then hangs, until the test is over."""
+  monkeypatch.setattr(feeds, "_ENDING", 0.01)
+  monkeypatch.setattr(feeds, "_POLL", 0.01)
   release = threading.Event()
 
   def source():
@@ -29,6 +33,22 @@ def stalled():
 
   yield source()
   release.set()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock for feeds, which a wait sets forward by 0.1 s at every look."""
+  now = itertools.count()
+  clock = types.SimpleNamespace(monotonic=lambda: next(now) / 10)
+  monkeypatch.setattr(feeds, "time", clock)
+  monkeypatch.setattr(feeds, "_POLL", 0.001)
+  return now
+
+
+def until(found):
+  """Waits for another thread; if that never comes, the test does not end."""
+  while not found():
+    time.sleep(0.001)
 
 
 def test_gives_what_the_source_gives_in_its_order():
@@ -44,10 +64,8 @@ def test_gives_what_the_source_gives_in_its_order():
 def test_reads_ahead_but_not_endlessly():
   read = []
   ahead = feed(map(read.append, itertools.count()), ahead=3)
-  limit = time.monotonic() + 5
-  while len(read) < 4 and time.monotonic() < limit:
-    time.sleep(0.01)
-  time.sleep(0.1)
+  until(lambda: len(read) == 4)
+  time.sleep(0.1)  # for more, if there were to be more
   assert read == [0, 1, 2, 3]  # three are ready, one has no place yet
   next(ahead)
   ahead.close()
@@ -68,9 +86,10 @@ def test_errors_arrive_unchanged_after_what_came_before():
     assert caught.value is error
 
 
-def test_a_stall_is_told_of_and_ended(stalled):
+def test_a_stall_is_told_of_and_ended(stalled, clock):
   said = []
   ahead = feed(stalled, patience=0.9, say=said.append, warn_every=0.3)
+  until(ahead._ready.full)
   assert [next(ahead), next(ahead)] == [0, 1] and not said
   with pytest.raises(ValueError) as caught:
     next(ahead)
@@ -84,46 +103,55 @@ def test_a_stall_is_told_of_and_ended(stalled):
   ahead.close()
 
 
-def test_waiting_is_counted():
+def test_waiting_is_counted(clock):
+  go_on = threading.Event()
+
   def source():
     yield 0
-    time.sleep(0.5)
+    go_on.wait()
     yield 1
 
-  ahead = feed(source())
+  # Its second look but one lets the source go on.
+  looks = itertools.count()
+  stop = lambda: next(looks) == 3 and go_on.set()
+  ahead = feed(source(), stop=stop)
+  until(lambda: ahead._ready.qsize() == 1)
   next(ahead)
-  assert ahead.waited < 0.4
+  assert ahead.waited == pytest.approx(0.1)  # between two looks at the clock
   next(ahead)
-  assert 0.3 < ahead.waited < 5
+  assert ahead.waited > 0.5  # five looks and more
+  until(lambda: ahead._ready.qsize() == 1)
   before = ahead.waited
   with pytest.raises(StopIteration):
     next(ahead)
-  assert before <= ahead.waited < before + 0.3
+  assert ahead.waited == pytest.approx(before + 0.1)
 
 
-def test_time_between_calls_is_not_waiting():
+def test_time_between_calls_is_not_waiting(clock):
   ahead = feed(range(3), patience=0.2)
   for i in range(3):
-    time.sleep(0.3)  # longer than patience, but nobody waits
+    for _ in range(50):  # five seconds, but nobody waits
+      next(clock)
+    until(lambda: not ahead._ready.empty())
     assert next(ahead) == i
-  assert ahead.waited < 0.2
+  assert ahead.waited == pytest.approx(0.3)
 
 
 def test_a_wait_that_is_told_to_stop_stops(stalled):
-  stop = threading.Event()
-  ahead = feed(stalled, stop=stop.is_set)
+  looks = itertools.count()
+  ahead = feed(stalled, stop=lambda: next(looks) > 3)
+  until(ahead._ready.full)
   assert [next(ahead), next(ahead)] == [0, 1]
-  threading.Timer(0.2, stop.set).start()
   with pytest.raises(Stopped):
     next(ahead)
-  assert 0.1 < ahead.waited < 5
+  assert next(looks) == 5
   ahead.close()
 
 
 def test_what_is_ready_comes_in_spite_of_stop():
-  ahead = feed(range(2), stop=lambda: True)
-  time.sleep(0.2)
-  assert list(ahead) == [0, 1]
+  ahead = feed(range(1), stop=lambda: True)
+  until(ahead._ready.full)  # the item, and the end
+  assert list(ahead) == [0]
 
 
 def test_a_signal_is_noticed_while_waiting(stalled):
@@ -143,19 +171,18 @@ def test_a_signal_is_noticed_while_waiting(stalled):
 
 
 def test_close_ends_the_thread():
-  for ahead in (feed(itertools.count()), feed([]), feed([1])):
-    time.sleep(0.1)  # until its queue is full, or its source empty
+  for ahead, count in ((feed(itertools.count()), 2), (feed([]), 1)):
+    until(lambda ahead=ahead, count=count: ahead._ready.qsize() == count)
     ahead.close()
-    assert not ahead._thread.is_alive()
+    until(lambda ahead=ahead: not ahead._thread.is_alive())
     with pytest.raises(Stopped):
       next(ahead)
     ahead.close()
 
 
 def test_close_leaves_a_thread_that_hangs(stalled):
+  """Were it to wait for the thread, this would not end."""
   ahead = feed(stalled)
   assert [next(ahead), next(ahead)] == [0, 1]
-  begun = time.monotonic()
   ahead.close()
-  assert time.monotonic() - begun < 5
   assert ahead._thread.is_alive() and ahead._thread.daemon

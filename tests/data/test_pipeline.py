@@ -163,6 +163,45 @@ def test_captions_that_are_text(caption, text):
   assert set(seen) == {text}
 
 
+def make_lists(n=10, each=4):
+  """Records of some captions each, of which one is blank."""
+  return [
+    record
+    | {"caption": [f"number {each * i + k}" for k in range(each)] + [b" "]}
+    for i, record in enumerate(make_source(n))
+  ]
+
+
+def captions_of(batches):
+  return np.stack([batch["tokens"][:, 0] for batch in batches])
+
+
+def test_of_a_list_each_epoch_has_one_caption_by_the_seed():
+  found = captions_of(take(10, make_lists())).reshape(8, 10)
+  assert (np.sort(found // 4, 1) == np.arange(10)).all()  # one for a record
+  by_record = np.take_along_axis(found, np.argsort(found // 4, 1), 1) % 4
+  assert all(len(set(chosen)) > 1 for chosen in by_record.T)
+  assert set(by_record.ravel()) == {0, 1, 2, 3}
+  other = captions_of(take(10, make_lists(), seed=4))
+  assert (other.ravel() != found.ravel()).any()
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_hosts_and_resumed_runs_take_the_same_captions(cache):
+  whole = captions_of(take(7, make_lists(), cache=cache))
+  late = captions_of(take(3, make_lists(), start_step=4))
+  np.testing.assert_array_equal(late, whole[4:])
+  for rows in (range(4), [6, 7]):
+    part = captions_of(take(7, make_lists(), rows=rows, cache=cache))
+    np.testing.assert_array_equal(part, whole[:, list(rows)])
+
+
+def test_a_list_of_one_caption_is_that_caption():
+  source = make_source()
+  lists = [r | {"caption": [r["caption"]]} for r in source]
+  assert_same(take(3, lists, **CROPS), take(3, source, **CROPS))
+
+
 @pytest.mark.parametrize(
   ("caption", "reason"),
   [
@@ -224,3 +263,15 @@ def test_an_empty_source_is_refused():
     pipeline.make_batches(
       [], size=16, tokenize=tokenize, global_batch=8, seed=3
     )
+
+
+def test_without_a_tokenizer_captions_are_not_read():
+  """Of unconditional nets: there need not be any."""
+  source = make_source()
+  expected = take(2, source)
+  images_alone = [{"image": record["image"]} for record in source]
+  for batch, whole in zip(
+    take(2, images_alone, tokenize=None), expected, strict=True
+  ):
+    assert batch.keys() == {"image"}
+    np.testing.assert_array_equal(batch["image"], whole["image"])

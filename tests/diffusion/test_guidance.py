@@ -90,11 +90,13 @@ def test_default_percentile_is_the_papers():
   assert guidance.DynamicThreshold().p == 99.5
 
 
-@pytest.mark.parametrize("p", [-0.1, 100.5, float("nan")])
+@pytest.mark.parametrize("p", [-0.1, 0, 0.995, 1, 100.5, float("nan")])
 def test_percentile_out_of_range(p):
-  with pytest.raises(ValueError, match=r"percentile p=.* in 0\.\.100"):
+  """A share, of 0 to 1, would be the static threshold bit for bit."""
+  said = "^threshold p is .*, expected a percentile above 1 and at most 100"
+  with pytest.raises(ValueError, match=said):
     guidance.dynamic_threshold(jnp.ones((1, 2)), p)
-  with pytest.raises(ValueError, match=r"percentile p=.* in 0\.\.100"):
+  with pytest.raises(ValueError, match=said):
     guidance.DynamicThreshold(p)
 
 

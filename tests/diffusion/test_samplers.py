@@ -16,7 +16,7 @@ from imagen_jax.diffusion import (
   schedules,
 )
 from imagen_jax.diffusion.samplers import Denoised, Step
-from imagen_jax.diffusion.sampling import time
+from imagen_jax.diffusion.sampling import Sampling, UniformTime, time
 
 COSINE = schedules.CosineSchedule()
 LINEAR = schedules.LinearSchedule()
@@ -48,7 +48,7 @@ def every_sampler(keys, z_t, x_hat, step):
 
 
 def uniform(steps, schedule=COSINE):
-  return schedule(time(jnp.arange(steps), steps))
+  return schedule(time(jnp.arange(steps), Sampling(steps).args(), schedule))
 
 
 def make_keys(n, seed=0):
@@ -279,7 +279,7 @@ def test_parts_of_the_steps_give_the_bits_of_all():
     return samplers.advance(
       carry, first, last,
       keys=keys, denoise=gaussian_denoiser, steps=steps, sampler=sampler,
-      logsnr=lambda i: COSINE(time(i, steps)),
+      logsnr=lambda i: COSINE(UniformTime()(i, steps, COSINE)),
     )  # fmt: skip
 
   whole = run(samplers.begin(keys, (2, 2, 3)), 0, steps)

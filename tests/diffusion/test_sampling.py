@@ -6,22 +6,67 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion import guidance, samplers
-from imagen_jax.diffusion.sampling import Sampling, time
+from imagen_jax.diffusion.sampling import (
+  Sampling,
+  UniformLogSNR,
+  UniformTime,
+  time,
+)
+from imagen_jax.diffusion.schedules import (
+  CosineSchedule,
+  DiscreteCosineSchedule,
+  LinearSchedule,
+)
+
+COSINE = CosineSchedule()
 
 
 def test_uniform_times_end_one_step_above_zero():
-  times = time(jnp.arange(5), 4)
+  times = time(jnp.arange(5), Sampling(4).args(), COSINE)
   np.testing.assert_array_equal(times, [1, 0.75, 0.5, 0.25, 0])
   expected = jnp.linspace(1.0, 0.0, 65)
-  np.testing.assert_allclose(time(jnp.arange(65), 64), expected, atol=1e-7)
+  times = time(jnp.arange(65), Sampling(64).args(), COSINE)
+  np.testing.assert_allclose(times, expected, atol=1e-7)
   assert Sampling().num_steps == 256 and Sampling(3).num_steps == 3
 
 
 def test_listed_times_are_thousandths():
   args = Sampling(timesteps=(990, 500, 7)).args()
   assert args.steps == 3 and args.timesteps.shape == (1000,)
-  times = time(jnp.arange(4), args.steps, args.timesteps)
+  times = time(jnp.arange(4), args, COSINE)
   np.testing.assert_allclose(times, [0.99, 0.5, 0.007, 0.007], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, LinearSchedule()])
+@pytest.mark.parametrize("t_first", [1.0, 0.995])
+def test_levels_uniform_in_logsnr(schedule, t_first):
+  args = Sampling(25, grid=UniformLogSNR(t_first, t_last=0.02)).args()
+  times = time(jnp.arange(26), args, schedule)
+  assert times[0] == np.float32(t_first) and times[24] == np.float32(0.02)
+  assert times[25] == times[24]  # there is no step after the last
+  expected = np.linspace(*schedule(np.array([t_first, 0.02])), 25)
+  np.testing.assert_allclose(schedule(times[:25]), expected, atol=5e-3)
+
+
+def test_levels_of_a_table_are_its_own():
+  args = Sampling(25, grid=UniformLogSNR(t_first=0.98)).args()
+  steps = 1000 * time(jnp.arange(25), args, DiscreteCosineSchedule())
+  np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
+  assert (round(float(steps[0])), steps[-1]) == (980, 10)
+  assert np.all(np.diff(steps) < 0)
+
+
+def test_one_step_is_at_the_beginning():
+  args = Sampling(1, grid=UniformLogSNR()).args()
+  assert time(jnp.int32(0), args, COSINE) == 1.0
+
+
+@pytest.mark.parametrize(
+  "times", [(1.0, 0.0), (0.5, 0.5), (1.1, 0.1), (0.1, 0.5), (1.0, np.nan)]
+)
+def test_bad_ends_of_a_grid_are_named(times):
+  with pytest.raises(ValueError, match="t_first is .*t_last .*, expected 0 <"):
+    UniformLogSNR(*times)
 
 
 def test_other_values_are_arguments_of_the_same_types():
@@ -31,6 +76,7 @@ def test_other_values_are_arguments_of_the_same_types():
     jax.tree.structure(sampling.args()),
     [jax.typeof(leaf) for leaf in jax.tree.leaves(sampling.args())],
   )
+  assert Sampling().grid == UniformTime()
   plain = Sampling(9, 3.0, ancestral(0.0), dynamic(95.0), 0.1)
   same = Sampling(2000, 4, ancestral(1), dynamic(90), 0.3)
   assert key(plain) == key(same)
@@ -41,6 +87,7 @@ def test_other_values_are_arguments_of_the_same_types():
     plain.replace(step=samplers.DDIM()),
     plain.replace(threshold=dynamic(95.0, cap=2.0)),
     plain.replace(timesteps=(5, 0)),
+    plain.replace(grid=UniformLogSNR()),
   ):
     assert key(plain) != key(other)
 

@@ -159,3 +159,17 @@ def test_schedules_are_hashable_settings():
   assert hash(TABLE) == hash(schedules.DiscreteCosineSchedule())
   assert hash(COSINE) == hash(schedules.CosineSchedule())
   assert LINEAR == schedules.LinearSchedule() != COSINE
+
+
+def test_all_steps_of_a_table_are_drawn_alike():
+  """Rounded, step 0 would come half as often and step 999 1.5 times."""
+  u = (np.arange(64_000, dtype=np.float32) + 0.5) / 64_000
+  table = schedules.DiscreteCosineSchedule()
+  steps = np.round(1000 * np.asarray(table.from_uniform(u))).astype(int)
+  np.testing.assert_array_equal(np.bincount(steps), np.full(1000, 64))
+  # The look-up gives these very steps.
+  time = 1000 * table.inverse(table(table.from_uniform(u)))
+  np.testing.assert_array_equal(np.round(time), steps)
+  assert table.from_uniform(np.nextafter(np.float32(1), 0)) < 1
+  for schedule in (schedules.CosineSchedule(), schedules.LinearSchedule()):
+    np.testing.assert_array_equal(schedule.from_uniform(u), u)

@@ -16,6 +16,7 @@ import tensorstore as ts
 from ml_collections import ConfigDict
 
 from imagen_jax import build
+from imagen_jax.interop import t5
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "oracles" / "make_t5_fixture.py"
 # What t5x's own files have of it; the path is a name, wherever it is.
@@ -106,7 +107,8 @@ def write_t5x():
   """write_t5x(folder, flat): checkpoint_N of a full model, as t5x saves it.
 
   Of its decoder and its Adafactor the file tells, but their arrays are not
-  there. inline: names of leaves in the msgpack; the rest are zarr.
+  there. inline: names of leaves in the msgpack; the rest are zarr. kvstore
+  "orbax" is a newer t5x's file.
   """
 
   def leaf(folder, name, value, kvstore):
@@ -123,6 +125,8 @@ def write_t5x():
     }
     store = ts.open(spec, create=True).result()
     store.write(value).result()
+    if kvstore == "orbax":
+      return f"PLACEHOLDER://{name}"
     # t5x registers this as the state of a spec.
     return store.spec().to_json() | KVSTORES[kvstore](name)
 
@@ -132,13 +136,10 @@ def write_t5x():
       name: value if name in inline else leaf(folder, name, value, kvstore)
       for name, value in flat.items()
     }
+    about = {"shape": [4, 4], "chunks": [4, 4]}
     gone = lambda name: (
-      {
-        "driver": "zarr",
-        "dtype": "float32",
-        "metadata": {"shape": [4, 4], "chunks": [4, 4]},
-      }
-      | KVSTORES[kvstore](name)
+      {"driver": "zarr", "dtype": "float32", "metadata": about}
+      | KVSTORES.get(kvstore, KVSTORES["file"])(name)
     )
     target["decoder/logits_dense/kernel"] = gone("target.decoder.logits_dense")
     moments = {"v_row": gone("state.v_row"), "m": np.zeros(1, np.float32)}
@@ -146,9 +147,24 @@ def write_t5x():
       "target": flax.traverse_util.unflatten_dict(target, sep="/"),
       "state": {"step": np.int32(7), "param_states": {"mlp": moments}},
     }
-    contents = {"version": version, "optimizer": contents}
+    if kvstore != "orbax":
+      contents = {"version": version, "optimizer": contents}
     data = flax.serialization.msgpack_serialize(contents)
     (folder / "checkpoint").write_bytes(data)
     return folder
 
   return write
+
+
+@pytest.fixture
+def refused(like):
+  """refused(path) -> the one sentence that load says of it."""
+
+  def refused(path):
+    with pytest.raises(ValueError) as caught:
+      t5.load(path, like)
+    print(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    return str(caught.value)
+
+  return refused

@@ -25,7 +25,8 @@ class Server(http.server.ThreadingHTTPServer):
     super().__init__(("localhost", 0), Handler)
     self.root, self.gated, self.status = root, set(), None
     self.requests, self.revisions = [], {"main"}
-    threading.Thread(target=self.serve_forever, daemon=True).start()
+    serve = lambda: self.serve_forever(poll_interval=0.01)
+    threading.Thread(target=serve, daemon=True).start()
 
   @property
   def url(self) -> str:

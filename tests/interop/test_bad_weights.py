@@ -10,23 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from imagen_jax.interop import t5
-
 BLOCK = "encoder.block.0.layer.0.SelfAttention."
-
-
-@pytest.fixture
-def refused(like):
-  """refused(path) -> the one sentence that load says of it."""
-
-  def refused(path):
-    with pytest.raises(ValueError) as caught:
-      t5.load(path, like)
-    print(caught.value)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
-    return str(caught.value)
-
-  return refused
 
 
 class Bomb:
@@ -132,24 +116,57 @@ def test_a_shard_is_missing_or_lacks_a_tensor(
   assert refused(tmp_path) == said
 
 
+NAMES = "expected the names of safetensors files beside it"
+
+
 @pytest.mark.parametrize(
-  "index",
+  ("index", "said"),
   [
-    "{",
-    "[]",
-    "{}",
-    '{"weight_map": ["a"]}',
-    '{"weight_map": {"a": 1}}',
-    '{"weight_map": {"a": "../a.safetensors"}}',
+    ("{", "is not JSON: Expecting property name"),
+    ("[" * 200_000, "is nested too deeply, expected at most 100 levels"),
+    ('{"a": ' * 101 + "1" + "}" * 101, "is nested too deeply, expected at"),
+    ("[]", "has no weight_map, expected one from tensors to the safetensors"),
+    ("{}", "has no weight_map, expected"),
+    ('{"weight_map": ["a"]}', "has no weight_map, expected"),
+    ('{"weight_map": {"a": 1}}', f"names the file '1', {NAMES}"),
+    ('{"weight_map": {"a": null}}', f"names the file 'None', {NAMES}"),
+    (
+      json.dumps({"weight_map": {"a": "\x1b[2J\n" * 10**6}}),
+      "names the file '\\x1b[2J\\n",
+    ),
   ],
 )
-def test_no_index(tmp_path, refused, index):
+def test_no_index(tmp_path, refused, index, said):
   path = tmp_path / "model.safetensors.index.json"
   path.write_text(index)
-  assert refused(tmp_path) == (
-    f"weights {path} are no index, expected JSON with a weight_map from "
-    "tensors to files beside it"
-  )
+  assert refused(tmp_path).startswith(f"index of weights {path} {said}")
+
+
+# Patterns, and paths out of the repository.
+STRAYS = (
+  "*", "*.safetensors", "?.safetensors", "[a].safetensors", "a/b.safetensors",
+  "../a.safetensors", "/a.safetensors", "..\\a.safetensors", ".safetensors",
+  "..", "", ".a.safetensors", "a.py", "a.safetensors.py", "a\n.safetensors",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_an_index_names_files_beside_it_alone(tmp_path, refused, name):
+  path = tmp_path / "model.safetensors.index.json"
+  path.write_text(json.dumps({"weight_map": {"a": name}}))
+  said = f"index of weights {path} names the file {name!r}, {NAMES}"
+  assert refused(tmp_path) == said
+
+
+BAD_NAMES = ("\x1b]0;you\x07", "a\nb", "n" * 10**6, " a", "")
+
+
+@pytest.mark.parametrize("bad", BAD_NAMES)
+def test_names_of_tensors_are_escaped_and_cut(tmp_path, state, refused, bad):
+  path = tmp_path / "model.safetensors"
+  safetensors.numpy.save_file(state | {bad: np.ones(2, np.float32)}, path)
+  assert f"have the unknown {bad!r}"[:60] in refused(path)
+  assert refused(path).isprintable()
 
 
 # --- Those of another net.
@@ -172,7 +189,8 @@ def test_misfits_are_named_as_the_file_names_them(tmp_path, state, refused):
     f"{wi.format(0, '_0')}, {wi.format(0, '_1')}, {wo.format(0)}, "
     f"{wi.format(1, '_0')} and 5 more; they have the unknown "
     f"{wi.format(0, '')}; they have encoder.final_layer_norm.weight as "
-    f"I8[40] (expected 40), {BLOCK}q.weight as float64[40,48] (expected 48,40)"
+    "I8[40] (expected floats of 16 bits or more, 40), "
+    f"{BLOCK}q.weight as float64[40,48] (expected 48,40)"
   )
 
 
@@ -210,7 +228,7 @@ def test_a_t5x_checkpoint_of_another_version(
     ({"version": 3}, "have no parameters as t5x stores them"),
     ({"version": 3, "optimizer": {"target": {}}}, "have no parameters as t5x"),
     (
-      {"version": 3, "optimizer": {"target": {"a": "PLACEHOLDER://a"}}},
+      {"version": 3, "optimizer": {"target": {"a": "elsewhere://a"}}},
       "have no parameters as t5x stores them",
     ),
     (
@@ -220,10 +238,33 @@ def test_a_t5x_checkpoint_of_another_version(
           "target": {"a": {"driver": "zarr", "kvstore": "x", "metadata": {}}}
         },
       },
-      "describe arrays in another way than t5x",
+      "have no parameters as t5x stores them",
     ),
+    ({"target": {"a": "PLACEHOLDER://.."}}, "have no parameters as t5x stores"),
+    ({"target": {"a": "PLACEHOLDER://"}}, "have no parameters as t5x stores"),
+    (b"\x91" * 100_000 + b"\xc0", "are damaged or not of t5x"),
+    (
+      b"\x82\xa7version\x03\xa9optimizer\x81\xa6target"
+      + b"\x81\xa1a" * 900
+      + b"\xc0",
+      "have no parameters as t5x stores them",
+    ),
+    ({"version": "\x1b" * 10**6}, "are of t5x's version '\\x1b"),
   ],
-  ids=["empty", "tensorflow", "flax", "bare", "hollow", "orbax", "spec"],
+  ids=[
+    "empty",
+    "tensorflow",
+    "flax",
+    "bare",
+    "hollow",
+    "scheme",
+    "spec",
+    "out of the folder",
+    "the folder",
+    "nested",
+    "nested less",
+    "long",
+  ],
 )
 def test_a_file_named_checkpoint_of_another_kind(tmp_path, refused, data, said):
   path = tmp_path / "checkpoint"

@@ -179,11 +179,44 @@ def test_all_wrong_tensors_are_named_at_once(nets, states, tmp_path):
     ("time_embedding_act_fn", "gelu"),
     ("sample_size", None),
     ("up_block_types", ["UpBlock2D"] * 3),
+    ("norm_num_groups", 7),
+    ("attention_head_dim", 7),
+    ("addition_embed_type_num_heads", 7),
+    ("sample_size", 66),
+    ("block_out_channels", [16] * 100_000),
+    ("layers_per_block", 10**7),
+    ("layers_per_block", [2, 10**7, 2]),
   ],
 )
 def test_another_config_is_refused(key, value):
-  with pytest.raises(ValueError, match=f"config.json has .*{key[:4]}"):
+  with pytest.raises(ValueError, match=f"config.json has .*{key[:4]}") as found:
     diffusers.unet(CONFIGS["if_1"] | {key: value})
+  assert len(str(found.value)) < 400
+
+
+# What JSON may hold in place of a number, or of anything.
+ODD = (
+  0, -1, 10**7, 2**62, 10**400, 1.5, 0.0, -0.5, float("nan"), float("inf"),
+  1e-320, True, False, "2", "\x1b[2J" * 10**5, [], [0, 0, 0], [True] * 3, {},
+  [[2]] * 3, [None] * 3, ["a"] * 3, {"a": 1}, None,
+)  # fmt: skip
+KEYS = sorted({key for config in CONFIGS.values() for key in config})
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_odd_values_are_refused_or_harmless(key):
+  """Those of a key that is not read, and null for a default, are harmless."""
+  scales = ("resnet_out_scale_factor", "mid_block_scale_factor")
+  for value in ODD:
+    keys = scales if key in scales else (key,)
+    try:
+      net = diffusers.unet(CONFIGS["if_2_l"] | dict.fromkeys(keys, value))
+    except ValueError as error:
+      assert str(error).startswith("config.json has "), (key, value)
+      assert len(str(error)) < 400 and str(error).isprintable()
+    else:
+      assert max(net.blocks) < 20 and 0 < net.residual_scale < 1e4
+      assert type(net.image_size) is int and net.image_size < 10**6
 
 
 def test_a_config_that_cannot_be_read(tmp_path):
@@ -191,6 +224,9 @@ def test_a_config_that_cannot_be_read(tmp_path):
     diffusers.read_config(tmp_path)
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(ValueError, match="is not JSON"):
+    diffusers.read_config(tmp_path)
+  (tmp_path / "config.json").write_text('{"a": ' * 99_999 + "}" * 99_999)
+  with pytest.raises(ValueError, match="is nested too deeply"):
     diffusers.read_config(tmp_path)
   (tmp_path / "config.json").write_text("[]")
   with pytest.raises(ValueError, match="has no settings"):

@@ -3,8 +3,11 @@
 From a server on this machine that answers as the Hub does.
 """
 
+import json
 import pathlib
+import re
 import runpy
+import shlex
 import sys
 
 import huggingface_hub
@@ -12,9 +15,11 @@ import numpy as np
 import pytest
 from absl import logging
 from huggingface_hub import constants
+from ml_collections import ConfigDict
 
-from imagen_jax import build
-from imagen_jax.interop import download, published
+from imagen_jax import build, export
+from imagen_jax.cli import command_line
+from imagen_jax.interop import download, published, t5
 
 SERVER = runpy.run_path(str(pathlib.Path(__file__).with_name("hub_server.py")))
 IF = "DeepFloyd/IF-I-XL-v1.0"
@@ -111,6 +116,46 @@ def test_with_an_index_come_the_shards(server, text, state, path, write_shards):
   assert len(server.requests) == 4
 
 
+@pytest.mark.parametrize("at", ["", "@refs/pr/1", "@v1", "@refs/pr/1/"])
+def test_a_whole_repository(server, text, state, at, write_shards):
+  """As google/t5-v1_1-base has its safetensors at the root of a revision."""
+  server.revisions |= {"refs/pr/1", "v1"}
+  root = write_shards(server.root / "google/t5", state)
+  write(root, ["config.json", "pytorch_model.bin", "a.py", "onnx/a.json"])
+  (root / "config.json").write_text("{}")
+  params = build.load_text(text(f"hf://google/t5{at}"))
+  table = params["token_embedder"]["embedding"]
+  np.testing.assert_array_equal(table, state["shared.weight"])
+  assert len(server.requests) == 5  # three shards, index and config
+  moved = download.moved(f"hf://google/t5{at}", "else")
+  assert moved == f"hf://else/t5{at.rstrip('/')}"
+
+
+@pytest.mark.parametrize(
+  "path", ["t5@refs/pr/1", "t5@refs/pr/1/model.safetensors", "t5@v1/in/"]
+)
+def test_sizes_come_from_the_hub_alone(server, params, path):
+  """Of the weights nothing is fetched before they are read."""
+  server.revisions |= {"refs/pr/1", "v1"}
+  for folder in ("google/t5", "google/t5/in"):
+    t5.save_hugging_face(server.root / folder, params)
+  config = {"vocabulary": "", "weights": f"hf://google/{path}"}
+  assert build.text(ConfigDict(config)).encoder.emb_dim == 40
+  assert server.requests == [f"google/t5/{'in/' * ('in' in path)}config.json"]
+
+
+@pytest.mark.parametrize("name", ["*", "*.safetensors", "../b.safetensors"])
+def test_an_index_cannot_ask_for_more(server, name):
+  """Of {"a": "*"} came pickles, .py files and all else."""
+  repo = server.root / "someone/all"
+  write(repo, ["a.bin", "a.pkl", "a.py", "a.safetensors"])
+  index = repo / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": {"a": name}}))
+  said = refused(f"hf://someone/all/{index.name}")
+  assert f" names the file {name!r}, expected the names of safe" in said
+  assert server.requests == [f"someone/all/{index.name}"]
+
+
 def test_what_was_fetched_needs_no_connection(server, tmp_path, monkeypatch):
   path = published.packaged(f"hf://{IF}/unet")
   point_at("http://localhost:9", tmp_path, monkeypatch)
@@ -132,14 +177,29 @@ def test_the_licence_is_told_of_once(server, monkeypatch):
   assert len(told) == 2
 
 
+def test_the_commands_of_readme_can_be_parsed():
+  readme = pathlib.Path(__file__).parents[2] / "README.md"
+  text = readme.read_text("utf-8")
+  found = re.findall(r"hf://[a-z][^\s`]*", text)
+  assert len(found) == 2
+  for path in found:
+    assert download.shown(download.parse(path)) == path
+  command = re.findall(r"imagen_jax.export ((?:.*\\\n)+.*)", text)[0]
+  args = shlex.split(command.replace("\\\n", ""))
+  config = command_line.parse(export.define_flags, args).config
+  assert build.text(config.text).weights == found[0]
+  assert config.text.vocabulary == found[1]
+
+
 # --- What goes wrong.
 
 
 def test_paths_of_no_repository(server):
   form = "hf://OWNER/REPO/PATH or hf://OWNER/REPO@REVISION/PATH"
   for path in (
-    "a", "a/b", "a/b/", "a/b/../c", "a/b/./c", "a/b//c", "a/b@/c", "/b/c",
-    "a/b@v1", "a/b@refs/pr/1", "../b/c", "datasets/a/b/c", "a/b@..%2F..%2Fc/d",
+    "a", "a/b/../c", "a/b/./c", "a/b//c", "a/b@/c", "/b/c", "../b/c", "a//b",
+    "datasets/a/b/c", "datasets/a/b", "a/b@..%2F..%2Fc/d", "a/b@../c", "a/b/*",
+    "a/b/unet/*", "a/b/?.json", "a/b/[a-z]", "a/b@v*/c", "a/b/c\\d",
   ):  # fmt: skip
     said = f"hf://{path} names no part of a repository, expected {form}"
     assert refused(f"hf://{path}") == said

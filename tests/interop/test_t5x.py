@@ -59,6 +59,20 @@ def test_a_checkpoint_is_read_wherever_it_was_made(
   assert_same(t5.load(folder, like), params)
 
 
+@pytest.mark.parametrize("within", ["", "state"])
+@pytest.mark.parametrize("kvstore", ["gcs", "orbax"])
+def test_a_checkpoint_by_its_folder_or_its_file(
+  tmp_path, flat, params, like, write_t5x, within, kvstore
+):
+  """A newer t5x has all of it in a folder `state`."""
+  folder = write_t5x(tmp_path / "ck" / within, flat, kvstore=kvstore)
+  for path in (tmp_path / "ck", folder, folder / "checkpoint"):
+    assert_same(t5.load(path, like), params)
+    assert_same(t5.load(str(path), like), params)
+  with pytest.raises(ValueError, match="ck has a checkpoint, expected a new"):
+    t5.save_t5x(tmp_path / "ck", params)
+
+
 @pytest.mark.parametrize("stack", ["encoder", "layers"])
 @pytest.mark.parametrize("heads", [False, True])
 def test_stacked_layers_are_taken_apart(

@@ -76,12 +76,13 @@ def test_all_misfits_are_named_at_once():
   }
   wanted = {"turned": (12, 8), "gone": (1,), "scaled": (2,)}
   wanted |= {"whole": (2,), "short": (2,)}
+  floats = "(expected floats of 16 bits or more, 2)"
   with pytest.raises(ValueError) as caught:
     check("file", found, wanted | {"right": (8, 12)})
   assert str(caught.value) == (
     "weights file are not those of the config's net: they lack gone; they "
     "have the unknown new_0, new_1, new_2, new_3 and 3 more; they have turned "
-    "as float32[8,12] (expected 12,8), scaled as F8_E4M3[2] (expected 2), "
-    "whole as int8[2] (expected 2), short as float8_e5m2[2] (expected 2)"
+    f"as float32[8,12] (expected 12,8), scaled as F8_E4M3[2] {floats}, "
+    f"whole as int8[2] {floats}, short as float8_e5m2[2] {floats}"
   )
   check("file", {"right": found["right"]}, {"right": (8, 12)})

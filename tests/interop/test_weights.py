@@ -104,31 +104,71 @@ def spoil(data: bytes) -> dict[str, bytes]:
 @pytest.mark.parametrize("how", list(spoil(b"")))
 def test_a_damaged_file_is_named(path, how):
   path.write_bytes(spoil(path.read_bytes())[how])
-  with pytest.raises(ValueError) as caught:
-    weights.load_weights(path, LIKE)
-  print(caught.value)
-  assert str(caught.value).startswith(
-    f"weights {path} are damaged or not safetensors"
-  )
-  assert "\n" not in str(caught.value)
+  for read in (weights.load_weights, weights.check_file):
+    with pytest.raises(ValueError) as caught:
+      read(path, LIKE)
+    assert str(caught.value).startswith(
+      f"weights {path} are damaged or not safetensors"
+    )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    b"",
+    b"abc",
+    b"\xff" * 8,
+    (2**62).to_bytes(8, "little") + b"{}",
+    (9).to_bytes(8, "little") + b"{}",
+    (2).to_bytes(8, "little") + b"[]",
+    (2).to_bytes(8, "little") + b"{,",
+    (20).to_bytes(8, "little") + b'{"__metadata__": [ ]}',
+    (200_000).to_bytes(8, "little") + b"[" * 200_000,
+  ],
+)
+def test_metadata_of_a_damaged_file(tmp_path, data):
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=f"weights {path} (are damaged|is )"):
+    weights.read_metadata(path)
 
 
 def test_no_file(tmp_path):
   path = tmp_path / "net.safetensors"
-  with pytest.raises(ValueError, match=f"^weights {path} cannot be read: No s"):
-    weights.load(path, LIKE)
-  with pytest.raises(ValueError, match=f"^{tmp_path} is no training run: it"):
-    weights.load(tmp_path, LIKE)
+  for read in (weights.load, weights.check_file):
+    with pytest.raises(ValueError, match=f"^weights {path} cannot be read: No"):
+      read(path, LIKE)
+    with pytest.raises(ValueError, match=f"^{tmp_path} is no training run: it"):
+      read(tmp_path, LIKE)
+    with pytest.raises(ValueError, match="a.pt are a pickle"):
+      read(tmp_path / "a.pt", LIKE)
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(ValueError, match="holds no complete checkpoint"):
+    weights.check_file(tmp_path, LIKE)
+
+
+def test_a_check_reads_the_header_alone(path):
+  """As on gs://, where a part cannot be read."""
+  weights.check_file(path, LIKE)
+  found = weights._described(path)
+  assert {n: str(t) for n, t in found.items()} == {
+    n: str(t) for n, t in weights.open_file(path).items()
+  }
+  header = json.dumps({"a": {"dtype": [], "shape": 3}}).encode()
+  path.write_bytes(len(header).to_bytes(8, "little") + header)
+  with pytest.raises(ValueError, match="are damaged or not safetensors: the h"):
+    weights._described(path)
 
 
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    ({"b_0/w": None}, "have no parameter b_0/w$"),
-    ({"c": jnp.ones(2)}, "have an unknown parameter c$"),
+    ({"b_0/w": None}, "lack b_0/w$"),
+    ({"c": jnp.ones(2)}, "have the unknown c$"),
     (
       {"a/bias": jnp.ones((4, 1))},
-      r"have a/bias of shape \(4, 1\), expected \(4,\)$",
+      r"have a/bias as float32\[4,1\] \(expected 4\)$",
     ),
   ],
   ids=["fewer", "more", "shape"],
@@ -137,7 +177,8 @@ def test_weights_of_another_net_are_refused(path, change, said):
   flat = safetensors.flax.load_file(path) | change
   flat = {name: v for name, v in flat.items() if v is not None}
   path.write_bytes(safetensors.flax.save(flat))
-  with pytest.raises(ValueError, match=f"^weights {path} {said}"):
+  net = "are not those of the config's net: they"
+  with pytest.raises(ValueError, match=f"^weights {path} {net} {said}"):
     weights.load_weights(path, LIKE)
 
 

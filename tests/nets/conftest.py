@@ -5,14 +5,20 @@ import jax.numpy as jnp
 import pytest
 
 
-def equations(jaxpr):
-  """Every equation, those of programs within programs too."""
+def all_equations(jaxpr):
+  """Yields every equation, those of programs within programs too."""
   for equation in jaxpr.eqns:
     yield equation
     for value in equation.params.values():
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):
-        yield from equations(inner)
+        yield from all_equations(inner)
+
+
+@pytest.fixture(scope="session")
+def equations():
+  """equations(jaxpr): all of them, within programs too."""
+  return all_equations
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +31,7 @@ def dtypes_into():
   def dtypes_into(fn, names, *args, shape=None):
     found = [
       variable.aval
-      for equation in equations(jax.make_jaxpr(fn)(*args).jaxpr)
+      for equation in all_equations(jax.make_jaxpr(fn)(*args).jaxpr)
       if equation.primitive.name in names
       for variable in equation.invars
     ]

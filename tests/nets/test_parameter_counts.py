@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from imagen_jax.nets.efficient_unet import SR256_BLOCKS, EfficientUNet
 from imagen_jax.nets.unet import UNet
@@ -38,18 +39,25 @@ def attention(c, hidden, self_attention, text_width):
   return 2 * c + conv(c, hidden) + sources + conv(hidden, c)
 
 
-def embedding(features, sinusoids, text_width):
-  """An MLP per sinusoid; pooling of the raw text; its one projection."""
+def embedding(features, sinusoids, text_width, pool_width=T5_XXL):
+  """An MLP per sinusoid; pooling of text of a width; its one projection."""
   width = 4 * features
   total = sinusoids * (conv(features, width) + conv(width, width))
   if text_width:
-    pooling = 2 * T5_XXL + T5_XXL + 3 * conv(T5_XXL, T5_XXL)
-    total += pooling + conv(T5_XXL, width) + 2 * width
+    pooling = 2 * pool_width + pool_width + 3 * conv(pool_width, pool_width)
+    total += pooling + conv(pool_width, width) + 2 * width
     total += conv(T5_XXL, text_width)
   return total
 
 
-def adm(width, text_width=0, mult=(1, 2, 3, 4), blocks=3, attending=(1, 2, 3)):
+def adm(
+  width,
+  text_width=0,
+  pool_width=T5_XXL,
+  mult=(1, 2, 3, 4),
+  blocks=3,
+  attending=(1, 2, 3),
+):
   """The layout of guided-diffusion: level 0 has no attention."""
 
   def res(i, o):
@@ -61,7 +69,7 @@ def adm(width, text_width=0, mult=(1, 2, 3, 4), blocks=3, attending=(1, 2, 3)):
     return attention(c, c, True, text_width) if level in attending else 0
 
   h, skips, last = width, [width], len(mult) - 1
-  total = conv(3, width, 3) + embedding(width, 1, text_width)
+  total = conv(3, width, 3) + embedding(width, 1, text_width, pool_width)
   for level, m in enumerate(mult):
     c = m * width
     for _ in range(blocks):
@@ -122,12 +130,23 @@ def test_adm_imagenet_64():
   assert round((ours + classes + variances) / 1e5) == 2959
 
 
-def test_the_papers_base_net_has_two_billion():
-  """App. F.1 as printed; 2098M of it are the layout without any text."""
-  assert round(adm(512) / 1e6) == 2098
-  ours = count(UNet())
-  assert ours == adm(512, text_width=2048)
-  assert 2.30e9 < ours < 2.31e9
+@pytest.mark.parametrize(
+  ("width", "millions"), [(192, 320), (256, 568), (320, 886), (512, 2263)]
+)
+def test_the_papers_base_nets(width, millions):
+  """App. F.1, whose 2B is printed; 2098M of it are the layout without text.
+
+  Text is projected to 4 embed_dim before it is pooled and attended to.
+  """
+  assert width != 512 or round(adm(width) / 1e6) == 2098
+  net = UNet(embed_dim=width, text_width=4 * width, pool_projected=True)
+  ours = count(net)
+  assert ours == adm(width, text_width=4 * width, pool_width=4 * width)
+  assert round(ours / 1e6) == millions
+
+
+def test_pooling_of_the_encoders_full_width():
+  assert count(UNet()) == adm(512, text_width=2048)
 
 
 def test_the_papers_super_resolution_nets():

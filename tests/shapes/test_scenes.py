@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -138,6 +139,37 @@ def test_json_gives_the_scene_back():
     text = scenes.to_json(scene, placed)
     assert scenes.from_json(text) == (scene, placed)
     assert scenes.from_json(text.encode()) == (scene, placed)
+
+
+BAD_SCENES = {
+  "nested": "[" * 100_000,
+  "no JSON": "{",
+  "a list": "[]",
+  "a number": "1",
+  "no text": np.uint8(1),
+  "no groups": '{"groups": [], "placed": [], "relation": "top", "backgroun',
+  "another key": {"groups": [{"colour": "red"}]},
+  "no list": {"groups": 3},
+  "unknown colour": {"background": "mauve"},
+  "unhashable": {"background": []},
+  "place of two": {"relation": "top"},
+  "long": {"relation": "\x1b" * 10**6},
+}
+
+
+@pytest.mark.parametrize("how", BAD_SCENES)
+def test_no_scene(how):
+  bad = BAD_SCENES[how]
+  if isinstance(bad, dict):
+    group = {"count": 1, "size": "small", "fill": "plain", "color": "red"}
+    groups = [group | {"shape": "star"}] * 2
+    good = {"groups": groups, "placed": [], "relation": "above"}
+    good["background"] = "black"
+    assert scenes.from_json(json.dumps(good))
+    bad = json.dumps(good | bad)
+  with pytest.raises(ValueError, match="a scene is ") as caught:
+    scenes.from_json(bad)
+  assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
 
 
 def test_unknown_split():

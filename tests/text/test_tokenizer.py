@@ -1,12 +1,14 @@
 """Tokenizer: T5's conventions, truncation, threads, bad input."""
 
 import concurrent.futures
+import hashlib
 import pickle
 
 import numpy as np
 import pytest
 import sentencepiece
 from absl import logging
+from etils import epath
 
 from imagen_jax.text.tokenizer import Tokenizer, empty_prompt
 
@@ -83,9 +85,69 @@ def test_too_long_is_cut_keeps_eos_and_is_reported(vocabulary, warnings):
   count = (whole != 0).sum()
   (line,) = warnings
   assert line.startswith(
-    f'prompt "{PROMPT}" is {count} tokens long, 5 fit: cut to "two red '
+    f"prompt '{PROMPT}' is {count} tokens long, 5 fit: cut after 'two red "
   )
-  assert "\n" not in line and "square" not in line.partition("cut to")[2]
+  assert "\n" not in line and "square" not in line.partition("cut after")[2]
+
+
+def test_warnings_of_long_prompts_are_short(vocabulary, warnings):
+  cut, unknown = "\x1b[2J\n" * 50_000, "星" * 50_000
+  Tokenizer(vocabulary, 128)([cut, unknown])
+  assert len(warnings) == 2
+  for line in warnings:
+    assert len(line) < 300 and line.isprintable()
+
+
+@pytest.mark.parametrize(
+  ("prompt", "parts"),
+  [
+    ("a red star", None),
+    ("two red ★ circles", "'★'"),
+    ("紅い星", "'紅い星'"),
+    ("a star 🌟 above a 🚀", "'🌟', '🚀'"),
+    ("a 🌟 above a 🌟", "'🌟'"),
+    ("a é star", "'é'"),
+    ("é è ê ë ā ă ą", "'é', 'è', 'ê', 'ë', 'ā' and 2 more"),
+    ("a \x07 star \x1b[2J", None),  # normalisation removes them
+  ],
+)
+def test_what_the_encoder_does_not_know_is_named(
+  tokenizer, warnings, prompt, parts
+):
+  for _ in range(2):
+    tokenizer([prompt])
+  said = f"prompt {prompt!r}: the text encoder does not know {parts}"
+  assert warnings == ([said] if parts else [])
+
+
+def test_unknown_parts_beyond_the_cut_are_not_named(vocabulary, warnings):
+  Tokenizer(vocabulary, 4)([f"{PROMPT} 星"])
+  (line,) = warnings
+  assert "cut after" in line
+
+
+def test_of_many_unknown_prompts_the_first_are_named(tokenizer, warnings):
+  tokenizer([f"星 {i}" for i in range(100)])
+  assert len(warnings) == 21
+  assert warnings[-1].startswith("More than 20 prompts have what the text enco")
+
+
+@pytest.mark.parametrize("prefix", ["gs://bucket/", "gs://bucket/a folder/"])
+def test_a_vocabulary_in_a_bucket(vocabulary, monkeypatch, prefix):
+  """Its path was once made one of a disk, /gs/bucket/..."""
+  opened = []
+
+  def read_bytes(path):
+    opened.append(str(path))
+    return vocabulary.read_bytes()
+
+  path = prefix + "spiece.model"
+  monkeypatch.setattr(type(epath.Path(path)), "read_bytes", read_bytes)
+  found = Tokenizer(path, 32)
+  assert opened == [path]
+  assert found.fingerprint == Tokenizer(str(vocabulary), 32).fingerprint
+  digest = hashlib.sha256(vocabulary.read_bytes()).hexdigest()
+  assert found.fingerprint == digest
 
 
 def test_exact_fit_is_not_cut(vocabulary, warnings):
@@ -105,7 +167,7 @@ def test_cuts_are_reported_once_per_text_and_not_without_end(
   assert len(warnings) == 1
   tokenizer([f"{PROMPT} {i}" for i in range(100)])
   assert len(warnings) == 21
-  assert warnings[-1].startswith("More than 20 prompts are over 4 tokens")
+  assert warnings[-1].startswith("More than 20 prompts are cut; furth")
 
 
 def test_same_from_many_threads_and_after_pickling(tokenizer, captions):

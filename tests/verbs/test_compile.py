@@ -145,6 +145,19 @@ def test_a_config_says_what_it_is_of(config, mode):
   assert programs.mode_of(config) == mode
 
 
+@pytest.mark.parametrize(
+  "text", ["{", "3", '["a"]', '[{"command": "a"}]', "[" * 100_000, '"a"']
+)
+def test_rows_that_are_none_are_refused_before_the_work(tmp_path, text):
+  path = tmp_path / "rows.json"
+  path.write_text(text)
+  with pytest.raises(ValueError, match=f"^json {path} "):
+    report.rows_of(path)
+  assert report.rows_of(tmp_path / "none.json") == []
+  report.keep(tmp_path / "new.json", [ROW])
+  assert report.rows_of(tmp_path / "new.json") == [ROW]
+
+
 def test_the_committed_table_is_that_of_the_committed_rows():
   path = pathlib.Path(__file__).parents[2] / "launch" / "compiled.json"
   rows = json.loads(path.read_text())

@@ -75,7 +75,7 @@ def test_bad_input_is_one_line_and_makes_nothing(done, here):
     "error: --num_images is 1, expected at least 2",
     f"error: outdir {file}/new cannot be written: Not a directory",
     "error: captioned_shapes/tiny has no split 'val', only train, test, "
-    "test_unseen",
+    "test_unseen: change --split",
   ]
   assert done.stdout.splitlines().count("exit 1") == 3
   assert not (here / "none").exists()

@@ -3,6 +3,7 @@
 A run's weights are exported in test_end_to_end.py.
 """
 
+import hashlib
 import re
 import runpy
 
@@ -13,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from imagen_jax import build
+from imagen_jax.interop import published, t5
 
 NEEDED = "--output and one of --workdir and --text are needed, see --help"
 CALLS = (
@@ -24,6 +26,12 @@ CALLS = (
   ["--output={out}/no"],
   ["--text=t5x", "--workdir=run", "--output={out}/no"],
   ["--text=t5x", "--output={out}/no", "--config.text.weights=nowhere"],
+  ["--workdir=run", "--output={out}/e.bin"],
+  ["--workdir=run", "--output={out}/e/"],
+  ["--workdir=run", "--output={out}"],
+  ["--workdir=run", "--output=package://weights/e.safetensors"],
+  ["--text=t5x", "--output=hf://a/b/e"],
+  ["--text=hugging_face", "--output={out}/hub/model.safetensors"],
 )
 SAID = (
   "{out}/t5x has a checkpoint, expected a new folder",
@@ -32,6 +40,14 @@ SAID = (
   NEEDED,
   NEEDED,
   "weights nowhere cannot be read: No such file or directory",
+  "output {out}/e.bin has the wrong ending, expected .safetensors",
+  "output {out}/e/ is a folder, expected a file such as "
+  "{out}/e/output.safetensors",
+  "output {out} is a folder, expected a file such as {out}/output.safetensors",
+  "output package://weights/e.safetensors can only be read, expected a path of "
+  "a disk or gs://",
+  "output hf://a/b/e can only be read, expected a path of a disk or gs://",
+  "output {out}/hub/model.safetensors is a file, expected a folder",
 )
 
 
@@ -46,10 +62,18 @@ def done(config, out, run_each):
   return run_each("export", [[f"--config={config}", *call] for call in calls])
 
 
+def fingerprint() -> str:
+  """The SHA-256 of the vocabulary of all configs here."""
+  vocabulary = published.packaged("package://weights/shapes.model")
+  return hashlib.sha256(vocabulary.read_bytes()).hexdigest()
+
+
 def test_it_tells_what_it_wrote_and_what_it_cannot(done, out):
+  digest = fingerprint()
   lines = [line for line in done.stdout.splitlines() if line != "exit None"]
   for line, name, layout in zip(lines, ("hub", "t5x"), ("hugging_face", "t5x")):
-    said = rf"{out}/{name}: \d\.\d\d MB, text encoder as {layout}"
+    said = rf"{out}/{name}: \d\.\d\d MB, text encoder as {layout}, "
+    said += f"vocabulary {digest[:16]}..."
     assert re.fullmatch(said, line), line
   assert lines[2:] == ["exit 1"] * len(SAID)
   said = [line for line in done.stderr.splitlines() if "error: " in line]
@@ -64,6 +88,7 @@ def test_it_is_read_back_as_it_was(done, config, out, name):
   config.text.weights = str(out / name)
   found = build.load_text(build.text(config.text))
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert t5.recorded_vocabulary(out / name) == fingerprint()
 
 
 def test_the_names_are_those_of_the_layout(done, config, out):

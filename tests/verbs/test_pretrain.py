@@ -13,7 +13,7 @@ from imagen_jax.interop import weights
 
 @pytest.fixture(scope="module")
 def done(here, run_each):
-  """A short run that succeeds, and five that do not."""
+  """A short run that succeeds, and seven that do not."""
   (here / "captions.txt").write_text(
     "a red star\tone star that is red\na blue circle\ta circle, it is blue\n"
   )
@@ -30,6 +30,8 @@ def done(here, run_each):
       [*args, f"--captions={here}/one.txt", f"--output={here}/bad.safetensors"],
       [*args, "--captions=nowhere.txt", f"--output={here}/bad.safetensors"],
       [*args, good, f"--output={here}/bad.safetensors", int8],
+      [*args, good, f"--output={here}/new"],
+      [*args, good, f"--output={here}/new/t5.model"],
     ],
   )
 
@@ -53,17 +55,24 @@ def test_what_it_writes_is_the_encoder_of_the_config(done, here):
   ):
     moved = (new != old.astype(jnp.bfloat16)).mean()
     assert moved > 0.1 or names[-1].key == "scale"  # 1, not yet 1 + 1/256
-  assert weights.read_metadata(path)["steps"] == "3"
+  note = weights.read_metadata(path)
+  assert note["steps"] == "3"
+  tokenizer = build.tokenizer(config)
+  assert note["vocabulary_sha256"] == tokenizer.fingerprint
 
 
 def test_bad_input_is_one_line_and_makes_nothing(done, here):
   assert done.stderr.splitlines() == [
     "error: --captions and --output are needed, see --help",
-    f"error: folder {here}/file/new cannot be written: Not a directory",
+    f"error: output {here}/file/new cannot be written: Not a directory",
     f"error: line 2 of {here}/one.txt has 1 caption(s) in 1 column(s), "
     "expected two or more and none empty",
     "error: captions nowhere.txt cannot be read: No such file or directory",
     "error: config text.int8 is True, expected False for training",
+    f"error: output {here}/new is a folder, expected a file such as "
+    f"{here}/new/output.safetensors",
+    f"error: output {here}/new/t5.model has the wrong ending, expected "
+    ".safetensors",
   ]
-  assert done.stdout.splitlines().count("exit 1") == 5
+  assert done.stdout.splitlines().count("exit 1") == 7
   assert not (here / "bad.safetensors").exists()

@@ -1,0 +1,149 @@
+"""Samples and colours of decoded images, as sRGB of 8 bits on white."""
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from imagen_jax.data import encoded
+
+# A profile that changes no level by more than this is sRGB under another name:
+# several makers have each their own, with other roundings.
+_SAME = 2
+_SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+
+
+def eight_bits(
+  picture: Image.Image,
+  low: Image.Image | None,
+  still: encoded.Still,
+  top: int,
+  bottom: int,
+) -> Image.Image:
+  """Converts rows of an image to 8 bits, and its transparent colour to alpha.
+
+  Args:
+    picture: the image as PIL has it.
+    low: the lower 8 bits of colours of which the image has the higher 8.
+    still: what the file says of its samples.
+    top: the first row.
+    bottom: the row after the last.
+
+  Raises:
+    ValueError: the samples have no range that is known.
+  """
+  if picture.mode == "F":
+    raise ValueError("pixels are floats of unknown range")
+  box = (0, top, picture.width, bottom)
+  picture = picture if box[3] - top == picture.height else picture.crop(box)
+  if still.wide == "LA":
+    values = _wide(
+      np.asarray(picture)[..., ::2], np.asarray(picture)[..., 1::2]
+    )
+  elif low is not None:
+    values = _wide(np.asarray(picture), np.asarray(low.crop(box)))
+  elif picture.mode.startswith("I"):  # PIL itself would clip it to 8 bits
+    values = _grey(picture, still)
+  elif still.key is None:
+    return picture
+  else:
+    one_bit = picture.mode == "1"
+    values = np.asarray(picture.convert("L") if one_bit else picture)
+  eight = values if values.dtype == np.uint8 else _rounded(values)
+  if still.key is not None:
+    values = values.reshape(*values.shape[:2], -1)
+    hidden = (values == np.array(still.key)).all(-1, keepdims=True)
+    eight = eight.reshape(*values.shape)
+    eight = np.concatenate(
+      [eight, np.where(hidden, np.uint8(0), np.uint8(255))], -1
+    )
+  return Image.fromarray(eight)
+
+
+def _wide(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+  """Joins the bytes of numbers of 16 bits."""
+  return high.astype(np.uint16) << 8 | low
+
+
+def _grey(picture: Image.Image, still: encoded.Still) -> np.ndarray:
+  """Returns grey as uint16 over its whole range."""
+  wide = np.asarray(picture)
+  if wide.min() < 0 or wide.max() >= 2**16:
+    raise ValueError("grey of more than 16 bits")
+  wide = wide.astype(np.uint16)
+  if still.bits == 12:
+    wide = wide << 4 | wide >> 8
+  return 65535 - wide if still.inverted else wide
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+  """uint16 0..65535 -> 0..255."""
+  return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def to_rgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+  """Converts an image of 8 bits to RGB; transparency lies on white.
+
+  Args:
+    picture: an image of any of PIL's modes of 8 bits or less.
+    profile: its ICC profile, of which one that is not sound, or is of another
+      kind of image, is ignored.
+  """
+  if not picture.has_transparency_data:
+    return _to_srgb(picture, profile)
+  grey = picture.mode in ("LA", "La")
+  whole = picture.convert("RGBA")
+  opaque = picture.convert("L") if grey else whole.convert("RGB")
+  colours = _to_srgb(opaque, profile)
+  colours.putalpha(whole.getchannel("A"))
+  # What lies under full transparency is arbitrary, often black.
+  white = Image.new("RGBA", picture.size, "white")
+  return Image.alpha_composite(white, colours).convert("RGB")
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+  if picture.mode in ("1", "P", "YCbCr"):
+    picture = picture.convert("L" if picture.mode == "1" else "RGB")
+  transform = profile and _transform(profile, picture.mode)
+  if not transform:
+    return picture.convert("RGB")
+  return ImageCms.applyTransform(picture, transform)
+
+
+@functools.lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+  """Returns what turns colours of a profile into sRGB, None if it is sRGB.
+
+  None too for a profile that is not sound, or of another mode.
+  """
+  try:
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if _SPACES.get(opened.profile.xcolor_space.strip()) != mode:
+      return None
+    transform = ImageCms.buildTransform(
+      opened,
+      ImageCms.createProfile("sRGB"),
+      mode,
+      "RGB",
+      # White stays white, and black becomes black.
+      ImageCms.Intent.RELATIVE_COLORIMETRIC,
+      ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if mode == "CMYK":
+      return transform
+    grid = _grid(mode)
+    changed = np.asarray(ImageCms.applyTransform(grid, transform)).astype(int)
+  except Exception:  # damage makes PIL raise errors of any type
+    return None
+  same = np.abs(changed - np.asarray(grid.convert("RGB"))).max() <= _SAME
+  return None if same else transform
+
+
+def _grid(mode: str) -> Image.Image:
+  """Returns an image of colours all over a mode's range."""
+  if mode == "L":
+    return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+  levels = np.arange(0, 256, 15, dtype=np.uint8)  # with both ends
+  cube = np.stack(np.meshgrid(levels, levels, levels), -1)
+  return Image.fromarray(cube.reshape(len(levels), -1, 3))

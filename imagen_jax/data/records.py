@@ -1,0 +1,128 @@
+"""Random access to the records of a prepared data set, without TensorFlow."""
+
+import bisect
+import collections
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
+
+from imagen_jax import files
+from imagen_jax.data import prepared
+
+try:
+  import resource
+except ImportError:  # on Windows
+  resource = None
+
+# A record is an image and its texts. The limit is on its size once
+# decompressed, and what parsing makes of it is a few times as large.
+MOST_BYTES = 2**26
+
+
+class Records(Sequence):
+  """Records dict(image=bytes or an array, caption=str or a list of str, ...).
+
+  Only the named features are decoded; text is str. Files are opened when they
+  are first read, and no more than a quarter of what the process may open.
+
+  Args:
+    builder: the prepared data set.
+    split: a split that it has, or a part of one, such as "train[:10%]".
+    features: the names of the features to read.
+  """
+
+  def __init__(
+    self,
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    features: Sequence[str],
+  ):
+    self._shards = builder.info.splits[split].file_instructions
+    for shard in self._shards:
+      prepared.check_inside(shard.filename, builder.data_dir)
+    self._ends = [*itertools.accumulate(s.take for s in self._shards)]
+    self._features = tfds.features.FeaturesDict(
+      {name: builder.info.features[name] for name in features}
+    )
+    # An encoded image stays as it is.
+    self._decoders = {
+      name: tfds.decode.SkipDecoding()
+      for name, feature in self._features.items()
+      if isinstance(feature, tfds.features.Image)
+    }
+    self._open = collections.OrderedDict()  # the last one was read last
+    self._most_open = _most_open()
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return self._ends[-1] if self._ends else 0
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Returns a record; ValueError for one that cannot be parsed."""
+    if not 0 <= index < len(self):
+      raise IndexError(f"record {index} is none of the {len(self)}")
+    shard = bisect.bisect_right(self._ends, index)
+    first = self._ends[shard] - self._shards[shard].take
+    data = self._reader(shard)[index - first]
+    if len(data) > MOST_BYTES:
+      raise ValueError(
+        f"it has {len(data):,} bytes, expected at most {MOST_BYTES:,}"
+      )
+    return self._parse(data)
+
+  def _reader(self, shard: int) -> Sequence[bytes]:
+    """Returns the records of a file; the one read longest ago is closed."""
+    with self._lock:
+      reader = self._open.pop(shard, None)
+      if reader is None:
+        reader = array_record_data_source.ArrayRecordDataSource(
+          [self._shards[shard]]
+        )
+      self._open[shard] = reader
+      if len(self._open) > self._most_open:
+        # Closed when no thread reads it any more.
+        self._open.popitem(last=False)
+    return reader
+
+  def _parse(self, data: bytes) -> dict[str, Any]:
+    """Parses the bytes of a record, which may be anything."""
+    try:
+      record = self._features.deserialize_example_np(
+        data, decoders=self._decoders
+      )
+    except Exception as error:  # protobuf's, numpy's and TFDS's, of any type
+      said = files.reason(error)
+      raise ValueError(f"it cannot be parsed ({said})") from error
+    return {
+      name: value if name == "image" else _as_text(name, value)
+      for name, value in record.items()
+    }
+
+
+def _as_text(name: str, value: Any) -> str | list[str]:
+  """Returns a text or texts of bytes as str; ValueError if not UTF-8."""
+  if isinstance(value, np.ndarray):
+    value = value.tolist()
+  if isinstance(value, list):
+    return [_as_text(name, each) for each in value]
+  if not isinstance(value, bytes):
+    return value
+  try:
+    return value.decode()
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{name} is not UTF-8") from error
+
+
+def _most_open() -> int:
+  """Returns how many files may be open: the rest is for the run's others."""
+  if resource is None:
+    return 64
+  soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft == resource.RLIM_INFINITY:
+    soft = 4096
+  return max(1, min(1024, soft // 4))

@@ -1,0 +1,88 @@
+"""What weights and vocabularies are, whatever their paths say."""
+
+import hashlib
+import os
+import re
+import zlib
+from collections.abc import Iterator
+
+from etils import epath
+
+from imagen_jax.checkpoints import manager
+from imagen_jax.interop import published
+
+_PARTS = (".safetensors", ".json")  # of a folder of published weights
+_IS_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def identity(path: str) -> str:
+  """Returns a text that changes with the contents of what a path names.
+
+  It is a checksum of a file's bytes, for a training run the step and a
+  checksum of its newest checkpoint, and for a folder of published weights a
+  checksum of its files. The same contents elsewhere have the same identity.
+
+  Args:
+    path: weights or a vocabulary, as configs name them.
+
+  Raises:
+    ValueError: there are no weights, or a file cannot be read.
+  """
+  where = published.packaged(path)
+  if not where.exists():
+    raise ValueError(f"{path} is not there, expected weights or a vocabulary")
+  try:
+    if not where.is_dir():
+      return _of_file(where)
+    if manager.directory(str(where)).is_dir():
+      return _of_run(str(where))
+    return _of_folder(where)
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _of_file(path: epath.Path) -> str:
+  """Returns SHA-256 of a file."""
+  # The Hub's cache has links to files whose names are their SHA-256.
+  if _IS_DIGEST.fullmatch(name := os.path.basename(os.path.realpath(path))):
+    return name
+  with path.open("rb") as file:
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+      digest.update(block)
+  return digest.hexdigest()
+
+
+def _of_run(workdir: str) -> str:
+  """Returns the step of a run's newest checkpoint, and a checksum."""
+  step, path = manager.newest(workdir)
+  sums = path / "checksums" / "metadata"
+  if not sums.exists():  # of an older version
+    return f"step {step}"
+  return f"step {step}, checksum {zlib.crc32(sums.read_bytes()):08x}"
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+  """Yields the files of a folder and of those within it."""
+  for path in folder.iterdir():
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
+
+
+def _of_folder(folder: epath.Path) -> str:
+  """Returns SHA-256 over the names and contents of a folder's files.
+
+  Of t5x's arrays, which are thousands of files, sizes and times stand for the
+  contents.
+  """
+  digest = hashlib.sha256()
+  for path in sorted(_files(folder)):
+    if path.suffix in _PARTS:
+      found = _of_file(path)
+    else:
+      stat = path.stat()
+      found = f"{stat.length} {stat.mtime}"
+    digest.update(f"{path.relative_to(folder)} {found}\n".encode())
+  return digest.hexdigest()

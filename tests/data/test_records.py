@@ -1,0 +1,133 @@
+"""Records of anyone's data set: damaged ones, and many files of them."""
+
+import contextlib
+import os
+import pathlib
+import resource
+import runpy
+import threading
+
+import numpy as np
+import pytest
+
+from imagen_jax.data import pipeline, records, source
+
+written = runpy.run_path(str(pathlib.Path(__file__).with_name("datasets.py")))
+png, some_records = written["png"], written["some_records"]
+TEXTS = written["TEXTS"]
+
+
+def load(tmp_path, stored, features=(), **options):
+  written["write_dataset"](tmp_path, stored, features, **options)
+  return source.load_source("my_set", "train", tmp_path)
+
+
+def tokenize(captions):
+  ids = np.array([[int(c.split()[1])] for c in captions], np.int32)
+  return ids, ids >= 0
+
+
+GARBAGE = {
+  "no proto": b"\xff\xff\xff\xff",
+  "empty": b"",
+  "cut": written["serialize"](some_records(1)[0])[:-9],
+  "no image": {"caption": b"number 1"},
+  "no caption": {"image": png()},
+  "no value": {"image": png(), "caption": []},
+  "two values": {"image": png(), "caption": [b"number 1", b"number 2"]},
+  "a number": {"image": png(), "caption": 3},
+  "numbers": {"image": [1, 2], "caption": b"number 1"},
+  "not UTF-8": {"image": png(), "caption": b"caf\xe9"},
+}
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_a_garbage_record_is_a_bad_one(tmp_path, kind):
+  """Whatever max_bad_share says, one that is not a record ended training."""
+  stored = some_records(4)
+  stored[2] = GARBAGE[kind]
+  opened, bad = load(tmp_path, stored), pipeline.BadRecords(max_share=1)
+  examples = pipeline.Examples(
+    opened, 8, tokenize=tokenize, cache=False, bad=bad
+  )
+  assert [int(examples[i]["tokens"][0, 0]) for i in (0, 1, 3)] == [0, 1, 3]
+  assert examples[2]["tokens"] in (0, 1, 3)
+  assert bad.count == 1 and bad.reasons[0].startswith("record 2: ")
+  assert bad.reasons[0].isprintable() and len(bad.reasons[0]) < 300
+
+
+def test_no_caption_of_a_list_is_a_bad_record(tmp_path):
+  opened = load(tmp_path, [{"image": png(), "caption": []}], {"caption": TEXTS})
+  with pytest.raises(ValueError, match="it cannot be parsed|caption is empty"):
+    pipeline.Examples(opened, 8, tokenize=tokenize, cache=False, bad=None)[0]
+
+
+def test_a_record_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
+  """As a few kilobytes that decompress to hundreds of megabytes."""
+  stored = [*some_records(2), bytes(20_000)]
+  opened = load(tmp_path, stored)
+  monkeypatch.setattr(records, "MOST_BYTES", 10_000)
+  assert opened[1]["caption"] == "number 1"
+  with pytest.raises(
+    ValueError, match="has 20,000 bytes, expected at most 10,"
+  ):
+    opened[2]
+
+
+def test_records_that_are_not_in_their_file(tmp_path):
+  opened = load(tmp_path, some_records(3), shardLengths=["5"])
+  assert len(opened) == 5 and opened[2]["caption"] == "number 2"
+  with pytest.raises((RuntimeError, ValueError, OSError)):
+    opened[4]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+  opened = load(tmp_path, some_records(4), shards=2)
+  (path,) = (tmp_path / "my_set/1.0.0").glob("*00001-of-00002")
+  path.unlink()
+  assert opened[1]["caption"] == "number 1"
+  with pytest.raises((RuntimeError, ValueError, OSError)):
+    opened[2]
+
+
+def open_shards(folder):
+  count = 0
+  for fd in os.listdir("/proc/self/fd"):
+    with contextlib.suppress(OSError):  # another thread closed it
+      count += str(folder) in os.readlink(f"/proc/self/fd/{fd}")
+  return count
+
+
+def test_many_files_need_few_descriptors(tmp_path, monkeypatch):
+  """Each file stayed open: with `ulimit -n 100` most records were bad ones."""
+  monkeypatch.setattr(records, "_most_open", lambda: 3)
+  opened = load(tmp_path, some_records(200), shards=180)
+  order = np.random.default_rng(0).permutation(200)
+  found, most = {}, []
+
+  def read(part):
+    for i in part:
+      found[i] = opened[i]["caption"]
+      most.append(open_shards(tmp_path))
+
+  threads = [
+    threading.Thread(target=read, args=(part,))
+    for part in np.array_split(order, 4)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert found == {i: f"number {i}" for i in range(200)}
+  # Three are kept, and each thread may read one that no longer is.
+  assert max(most) <= 3 + len(threads)
+
+
+@pytest.mark.parametrize(
+  ("soft", "most"),
+  [(100, 25), (1024, 256), (2, 1), (10**6, 1024), (None, 1024)],
+)
+def test_the_limit_leaves_descriptors_for_others(monkeypatch, soft, most):
+  limit = resource.RLIM_INFINITY if soft is None else soft
+  monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
+  assert records._most_open() == most
