@@ -111,9 +111,9 @@ def train(
 ) -> "Trained":
   """Trains a stage, as the command `python -m imagen_jax.train` does.
 
-  Call it again with the same workdir to resume. SIGTERM and Ctrl-C, a
+  Call it again with the same workdir to resume. SIGTERM, SIGHUP and Ctrl-C, a
   notebook's button to interrupt too, save the current step and return; after a
-  second one nothing more is saved.
+  second one nothing more is saved. One run at a time writes into a workdir.
 
   Args:
     config: the name of a shipped config, the path of a config file, or a
@@ -125,7 +125,8 @@ def train(
       in the first.
     allow_config_change: whether to resume a checkpoint of a config that
       computes something else.
-    profile_steps: the first and the last step to trace, into workdir/trace.
+    profile_steps: the first and the last step to trace, into workdir/trace, as
+      far as this run has them.
 
   Returns:
     The step that the run came to, its workdir, and whether it was interrupted.

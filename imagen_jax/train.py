@@ -2,9 +2,10 @@
 
   python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
 
-Called again with the same workdir it goes on from the newest checkpoint. On
-SIGTERM or Ctrl-C it saves and ends with exit code 75. --dry_run shows a batch
-and what the run will take, and ends before the first step.
+Run the same command again to resume from the newest checkpoint. On SIGTERM,
+SIGHUP or Ctrl-C it saves and ends with exit code 75. A workdir that another run
+writes into is refused. --dry_run shows a batch and what the run will take, and
+ends before the first step.
 """
 
 import sys

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 ENV = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
 
 PREAMBLE = """
-import os, resource, signal, subprocess, sys, threading
+import os, resource, signal, subprocess, sys
 from absl import logging
 import jax, numpy as np
 from imagen_jax.parallel import distributed, processes
@@ -148,12 +148,11 @@ run.save(1, state(1), {})
 run.wait()
 path = workdir + "/checkpoints/2.orbax-checkpoint-tmp"
 
-def kill():
-  while not os.path.exists(path):
-    pass
-  os.kill(os.getpid(), signal.SIGKILL)
+def kill(event, args):
+  if event == "os.rename" and os.fspath(args[0]) == path:
+    os.kill(os.getpid(), signal.SIGKILL)
 
-threading.Thread(target=kill).start()
+sys.addaudithook(kill)
 run.save(2, state(2, 10 * large), {})
 run.wait()
 """

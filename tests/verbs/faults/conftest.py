@@ -98,8 +98,11 @@ class Run:
   def until_true(self, found, timeout: float = 300) -> None:
     """Waits until found(); the process must not end before."""
     end = time.monotonic() + timeout
-    while not found():
-      assert self.process.poll() is None, (self.out, self.err)
+    while True:
+      ended = self.process.poll() is not None  # before: it may end in between
+      if found():
+        return
+      assert not ended, (self.out, self.err)
       assert time.monotonic() < end, (self.out, self.err)
       time.sleep(0.01)
 
