@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from imagen_jax.nets.layers import at_own_precision
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.text.tokenizer import Tokenizer
 
@@ -29,7 +30,13 @@ class Describer(nn.Module):
 
   encoder: T5Encoder
 
+  @property
+  def precision(self) -> str:
+    """The encoder's precision of products of float32."""
+    return self.encoder.precision
+
   @nn.compact
+  @at_own_precision
   def __call__(
     self, ids: jax.Array, mask: jax.Array, target: jax.Array
   ) -> jax.Array:

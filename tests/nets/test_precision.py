@@ -8,6 +8,7 @@ from jax.lax import Precision
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.nets.unet import UNet
+from imagen_jax.text.describe import Describer
 from imagen_jax.types import Conditioning, TextEmbedding
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -78,3 +79,13 @@ def test_t5(equations, name, precision):
   params = jax.eval_shape(net.init, jax.random.key(0), ids, ids > 0)
   found, _ = float32_precisions(equations, net.apply, params, ids, ids > 0)
   assert found == {(Precision[precision],) * 2}
+
+
+def test_what_pretrains_t5(equations):
+  net, ids = Describer(T5), jnp.ones((2, 3), jnp.int32)
+  params = jax.eval_shape(net.init, jax.random.key(0), ids, ids > 0, ids)
+  found, count = float32_precisions(
+    equations, net.apply, params, ids, ids > 0, ids
+  )
+  assert found == {(Precision.HIGHEST,) * 2}
+  assert count > 30  # the decoder's too
