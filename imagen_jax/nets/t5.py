@@ -60,8 +60,8 @@ class T5Encoder(nn.Module):
   relpos_max_distance: int = 128
   scan: bool = False
   dtype: jnp.dtype = jnp.float32
-  precision: str = "highest"
   dense: Callable = float_dense
+  precision: str = "highest"
 
   @nn.compact
   @at_own_precision

@@ -78,9 +78,6 @@ class UNet(nn.Module):
   feature_pooling_type: str = "attention"  # or "mean"
   # Not in the paper: the width that text is projected to for attention.
   text_width: int = 2048
-  # Not in the paper: whether pooling reads that projection, not the encoder's
-  # full width.
-  pool_projected: bool = False
   norm_groups: int = 32
   out_channels: int = 3  # 6 with a learned variance
   emb_width: int | None = None  # of the time embedding; None is 4 embed_dim
@@ -93,6 +90,9 @@ class UNet(nn.Module):
   scan: bool = False  # whether equal blocks are compiled as one loop
   dtype: Any = jnp.float32  # of products and convolutions
   precision: str = "highest"  # of products of float32, one of PRECISIONS
+  # Not in the paper: whether pooling reads text projected to text_width, not
+  # the encoder's full width.
+  pool_projected: bool = False
 
   @property
   def stride(self) -> int:

@@ -111,7 +111,7 @@ def get_config():
   config.data.name = "captioned_shapes/tiny"
   config.data.data_dir = str(pathlib.Path(__file__).with_name("data"))
   config.data.batch_size = 8
-  config.optimizer.update(warmup_steps=2, decay_steps=12_000)
+  config.optimizer.update(warmup_steps=2, decay_steps=1_000_000)
   config.train.update(
     log_every=1, sample_every=10, checkpoint_every=5, num_samples=4
   )

@@ -41,6 +41,7 @@ def small(here, tmp_path):
   path.write_text(CONFIG.format(steps=3, **settings))
   config = runpy.run_path(str(path))["get_config"]()
   config.train.checkpoint_every = 3
+  config.optimizer.decay_steps = 1000
   return config
 
 

@@ -54,7 +54,7 @@ class Source:
   def __getitem__(self, index):
     record = self.source[index]
     return record | dict(caption=b"") if index % {every} == 0 else record
-batches.load_source = lambda name, split, folder, key=None: (
+batches.load_source = lambda name, split, folder, **_: (
   Source(load(name, split, folder)) if split == "train"
   else load(name, split, folder))
 """

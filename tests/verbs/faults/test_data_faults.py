@@ -24,7 +24,7 @@ class Source:
     while hangs:
       time.sleep(1000)
     return self.source[index]
-batches.load_source = lambda name, split, folder, key=None: (
+batches.load_source = lambda name, split, folder, **_: (
   Source(load(name, split, folder)) if split == {split!r}
   else load(name, split, folder))
 """
