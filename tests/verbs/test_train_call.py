@@ -213,6 +213,7 @@ def test_names_and_overrides(small, old):
   """The config by its path, with keys of its own; the given one is kept."""
   path = str(old.parents[1] / "config.py")
   change = {"train.steps": 2, "data.patience": 9.0}
+  change["optimizer.decay_steps"] = 1000  # as the old run had it
   assert imagen.train(path, old, overrides=change).step == 3
   kept = small.to_json_best_effort()
   with pytest.raises(ValueError, match="data.seed was 0, is 4 "):
