@@ -7,7 +7,7 @@ The second command compiles for 256 TPU v4, the paper's number (Sec. 4.1). The
 argument is the size of the ablation (App. D.3): 300M, 500M, 1B or 2B.
 
 The sizes have 320M, 568M, 886M and 2.26B parameters. The paper prints the sizes
-and the width embed_dim of 2B (App. F.1). Not in the paper: the other widths.
+and the width embed_dim of 2B (App. F.1). Not in the paper: the smaller widths.
 They are the multiples of 64 whose sizes come nearest. Of 2.26B parameters, the
 layout without text (ADM's) has 2.10B. The rest depends on how text enters,
 which the paper does not print. Here T5's outputs are projected once, from 4096

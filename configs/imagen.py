@@ -10,7 +10,7 @@ sampling of the COCO FID at 256x256, without the last stage: guidance 1.35 and 8
 (Table 1), no augmentation (App. D.2).
 
 Not in the paper: the numbers of steps, gamma, and guidance 5 at 1024, for which
-it says only that large weights are used. Azizi et al. 2023 (arXiv:2304.08466)
+it states only that large weights are used. Azizi et al. 2023 (arXiv:2304.08466)
 name DDIM with 32 steps for Imagen's last stage.
 """
 

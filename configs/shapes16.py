@@ -1,6 +1,6 @@
 """The demo's base stage: text to 16x16 images of captioned_shapes.
 
-The layout is that of App. F.1 in small. Not in the paper: this base stage
+The net has the layout of App. F.1 in small. Not in the paper: this base stage
 predicts x and uses Adam, which a run of two hours needs.
 
   python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR

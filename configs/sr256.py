@@ -4,7 +4,7 @@
   python -m imagen_jax.compile --config=configs/sr256.py --topology=v4-256
 
 The second command compiles for 128 TPU v4, the paper's number (Sec. 4.1). The
-net has 584M parameters. The paper says 600M, perhaps rounded, or with a wider
+net has 584M parameters. The paper states 600M, perhaps rounded, or with a wider
 embedding, whose width it does not print.
 
 Not in the paper: mesh, remat, bfloat16, EMA, the width of the embedding, and
@@ -20,7 +20,7 @@ from imagen_jax.configs import base_64
 
 
 def block(**settings: Any) -> dict[str, Any]:
-  """Returns a row of App. F.2's `blocks`, which includes the shared settings."""
+  """Returns a row of App. F.2's `blocks`, including the shared settings."""
   shared = dict(strides=(2, 2), kernel_size=(3, 3), remat="none")
   return shared | settings
 
