@@ -40,8 +40,8 @@ CHANNELS = 3
 class Draws:
   """Holds the random draws of a training batch, one row per example.
 
-  The draws are made for the whole batch at once. They do not depend on how the
-  batch is split afterwards.
+  All examples are drawn at once. The draws do not depend on how the batch is
+  split afterwards.
 
   Attributes:
     dropped: bool [B], True where the example loses its text.
@@ -80,7 +80,7 @@ class Stage:
 
   Attributes:
     net: the U-Net, with 3 output channels, or 6 with a learned variance.
-    size: height and width of the images, in pixels.
+    size: resolution of the images, in pixels.
     schedule: the noise schedule, a map of time to log-SNR.
     prediction: the quantity that the net predicts: eps, x or v.
     loss_space: the quantity whose squared error is the loss. The paper uses eps
@@ -91,12 +91,11 @@ class Stage:
       uniform one gives the same loss in every loss_space.
     times: called as times(key, batch), draws the uniform numbers [batch] that
       the schedule turns into the times of a training batch.
-    lowres_size: height and width of the low-resolution images, in pixels; None
-      for a base stage.
-    crop_size: height and width of the training crops, in pixels; None trains on
-      full images (Sec. 2.5 crops in stage 3).
-    text_drop: the probability of training an example on the null text (10 % in
-      Sec. 4.1).
+    lowres_size: resolution of the images to upsample, in pixels; None for a
+      base stage.
+    crop_size: size of the training crops, in pixels; None trains on full images
+      (stage 3 trains on crops, Sec. 2.5).
+    text_drop: probability of training on the null text (10 % in Sec. 4.1).
     max_aug_level: the largest augmentation level drawn in training; 1 in the
       paper (Sec. 2.4, Fig. A.32).
     aug_schedule: the noise schedule of the augmentation level.
@@ -182,7 +181,7 @@ class Stage:
 
   @property
   def train_size(self) -> int:
-    """The height and width of the images in a training batch, in pixels."""
+    """The size of the images in a training batch, in pixels."""
     return self.crop_size or self.size
 
   def init(
@@ -212,8 +211,7 @@ class Stage:
     """Returns the net's time input [B] in [0, 1000] for log-SNR [B].
 
     The time is rounded to 1/1024, which is coarser than the float32 error of
-    the schedule's inverse. The steps of a discrete schedule are thus whole
-    numbers.
+    the schedule's inverse. The steps of a discrete schedule are thus integers.
     """
     return jnp.round(STEPS * 1024 * self.schedule.inverse(logsnr)) / 1024
 
@@ -363,8 +361,7 @@ class Stage:
   ) -> Carry:
     """Runs the sampling steps first, ..., last - 1 (App. A).
 
-    The images are bit-identical whether the steps run in one call or in several
-    calls.
+    One call and several calls give bit-identical images.
 
     Args:
       params: the net's parameters.

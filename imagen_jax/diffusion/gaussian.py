@@ -56,9 +56,8 @@ def posterior(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns mean and variance of q(z_s|z_t,x) (App. A).
 
-  With d = logsnr_t - logsnr_s, the mean is
-  e^d (alpha_s/alpha_t) z_t + (1 - e^d) alpha_s x and the variance is
-  (1 - e^d) sigma_s^2.
+  The mean is e^d (alpha_s/alpha_t) z_t + (1 - e^d) alpha_s x, and the variance
+  is (1 - e^d) sigma_s^2, with d = logsnr_t - logsnr_s.
   """
   logsnr_s, logsnr_t = per_example(logsnr_s, x), per_example(logsnr_t, x)
   alpha_s, sigma_s = alpha_sigma(logsnr_s)

@@ -126,9 +126,9 @@ def dpm_step(
 ) -> jax.Array:
   """Takes a DPM-Solver++(2M) step (Lu et al. 2022, arXiv:2211.01095, Alg. 2).
 
-  z_s = (sigma_s / sigma_t) z_t - alpha_s (e^{-h} - 1) D, where
-  D = x_hat + h / (2 h_last) (x_hat - x_hat_last) extrapolates the last two
-  x_hat. The step lengths h and h_last are in log(alpha / sigma) = logsnr / 2.
+  z_s = (sigma_s / sigma_t) z_t - alpha_s (e^{-h} - 1) D. The estimate D = x_hat
+  + h / (2 h_last) (x_hat - x_hat_last) extrapolates the last two x_hat. The
+  step lengths h and h_last are in log(alpha / sigma) = logsnr / 2.
 
   Not in the source: a step more than twice as long as the previous one is of
   first order, as DDIM is. Lists such as DeepFloyd IF's super27 have neighbours

@@ -51,9 +51,9 @@ class MinSNR:
   Hang et al. 2023 (arXiv:2303.09556). The weight is min(1, gamma / SNR) in eps
   space and min(SNR, gamma) / (1 + SNR) in v space.
 
-  Not in the paper: for a net that predicts x, a uniform weight in eps space
-  lies nearly all at low noise, and a uniform weight in x space nearly all at
-  high noise.
+  Not in the paper: it suits a net that predicts x. A uniform weight in eps
+  space falls nearly all on low noise, and a uniform weight in x space nearly
+  all on high noise.
   """
 
   gamma: float = 5.0  # the SNR above which the weight of x is constant

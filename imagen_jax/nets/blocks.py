@@ -57,7 +57,7 @@ def in_turn(
     units: the modules of each block.
     carry: the first block's input.
     xs: a further input of each block, or None.
-    remat: a key of REMAT, what the blocks keep for the backward pass.
+    remat: a key of REMAT, which selects the results that the blocks keep.
     scan: whether neighbours of equal settings and shapes run as one loop.
 
   Returns:

@@ -54,8 +54,8 @@ class BlockSpec:
     self_attention: whether pixels attend to pixels.
     text_cross_attention: whether pixels attend to the text.
     num_attention_heads: the number of heads, a divisor of 2 channels.
-    remat: what the blocks keep for the backward pass, a key of REMAT in
-      nets/blocks.py. Not in the paper: it saves memory.
+    remat: a key of REMAT in nets/blocks.py, which selects the results that the
+      blocks keep for the backward pass. Not in the paper: it saves memory.
   """
 
   channels: int
@@ -156,12 +156,12 @@ class Body(nn.Module):
 
 
 class DBlock(nn.Module):
-  """Downsamples first, then computes (Fig. A.28)."""
+  """Downsamples first, then computes (Fig. A.28). Fields are as in Body."""
 
   spec: BlockSpec
-  groups: int  # of GroupNorm
-  scan: bool = False  # whether equal blocks are compiled as one loop
-  dtype: Any = jnp.float32  # of products and convolutions
+  groups: int
+  scan: bool = False
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, emb, text) -> jax.Array:
@@ -181,12 +181,12 @@ class DBlock(nn.Module):
 
 
 class UBlock(nn.Module):
-  """Computes first, then upsamples (Fig. A.29)."""
+  """Computes first, then upsamples (Fig. A.29). Fields are as in Body."""
 
   spec: BlockSpec
-  groups: int  # of GroupNorm
-  scan: bool = False  # whether equal blocks are compiled as one loop
-  dtype: Any = jnp.float32  # of products and convolutions
+  groups: int
+  scan: bool = False
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x, emb, text) -> jax.Array:

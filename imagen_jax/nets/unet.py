@@ -77,11 +77,10 @@ class UNet(nn.Module):
   text_cross_attn_res: tuple[int, ...] = (32, 16, 8)  # of text, in pixels
   per_head_channels: int = 64  # channels of a head of attention
   feature_pooling_type: str = "attention"  # or "mean"
-  # Not in the paper, which states no width: that of text projected for
-  # attention.
+  # Not in the paper, which states no width: that of the projected text.
   text_width: int = 2048
-  # Not in the paper: whether pooling reads the projected text. The alternative
-  # is text of the encoder's full width.
+  # Not in the paper: whether pooling reads the projected text in place of text
+  # of the encoder's full width.
   pool_projected: bool = False
   norm_groups: int = 32  # of GroupNorm
   out_channels: int = 3  # 6 with a learned variance
@@ -90,8 +89,8 @@ class UNet(nn.Module):
   residual_scale: float = 1.0  # multiplies a residual block's sum
   activation: Callable[[jax.Array], jax.Array] = nn.swish
   text_norm: Callable[[str], nn.Module] = layer_norm  # called with its name
-  # A key of REMAT for each level: what its blocks keep for the backward pass
-  # (nets/blocks.py). () is "none" for all.
+  # A key of REMAT for each level, which selects the results that its blocks
+  # keep for the backward pass (nets/blocks.py). () is "none" for all levels.
   remat: tuple[str, ...] = ()
   scan: bool = False  # whether equal blocks are compiled as one loop
   dtype: Any = jnp.float32  # of products and convolutions
