@@ -1,4 +1,4 @@
-"""The configs that come with imagen_jax; README says what each is of."""
+"""The configs that come with imagen_jax; README.md describes each of them."""
 
 import importlib
 from types import ModuleType

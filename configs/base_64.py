@@ -1,22 +1,22 @@
-"""The base stage: text to 64x64 pictures (App. F.1). 2B parameters.
+"""The base stage: text to 64x64 images (App. F.1), 2B parameters.
 
   python -m imagen_jax.train --config=configs/base_64.py --workdir=DIR
   python -m imagen_jax.compile --config=configs/base_64.py --topology=v4-512
 
-on 256 TPU v4, as the paper's (Sec. 4.1). The argument is the size of the
-ablation (App. D.3): 300M, 500M, 1B or 2B.
+The second command compiles for 256 TPU v4, the paper's number (Sec. 4.1). The
+argument is the size of the ablation (App. D.3): 300M, 500M, 1B or 2B.
 
-Parameters: 320M, 568M, 886M and 2.26B. The paper prints the sizes and, of 2B
-alone, the width embed_dim (App. F.1). Not in the paper: the other widths, which
-are the multiples of 64 that come nearest. Of 2.26B, 2.10B are the layout
-without text (ADM's). The rest depends on how text enters, which the paper does
-not print. Here T5's outputs are projected once, from 4096 to 4 embed_dim,
-before they are pooled and attended to.
+The sizes have 320M, 568M, 886M and 2.26B parameters. The paper prints the sizes
+and the width embed_dim of 2B (App. F.1). Not in the paper: the smaller widths.
+They are the multiples of 64 whose sizes come nearest. Of 2.26B parameters, the
+layout without text (ADM's) has 2.10B. The rest depends on how text enters,
+which the paper does not print. Here T5's outputs are projected once, from 4096
+to 4 embed_dim, before they are pooled and attended to.
 
-T5 is part of the step, frozen. Override `data` with images of your own. Not in
-the paper: mesh, bfloat16 and EMA. On 256 TPU v4 all that the backward pass
-needs fits, so remat is "none" (launch/compiled.md). On 256 v5e it fits with
---config.train.accumulate=2.
+The training step includes the frozen T5. Override `data` to train on images of
+your own. Not in the paper: mesh, bfloat16 and EMA. On 256 TPU v4 all that the
+backward pass needs fits, so remat is "none" (launch/compiled.md). On 256 v5e it
+fits with --config.train.accumulate=2.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ EMBED_DIM = {"300M": 192, "500M": 256, "1B": 320, "2B": 512}
 
 
 def get_config(size: str = "2B") -> ConfigDict:
-  """The config of the stage at a size."""
+  """Returns the config of the stage at a size."""
   if size not in EMBED_DIM:
     known = ", ".join(EMBED_DIM)
     raise ValueError(f"base_64.py:{size} is no size, expected {known}")
@@ -82,7 +82,7 @@ def get_config(size: str = "2B") -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-  """The size ablation (App. D.3): 400,000 steps each."""
+  """Yields the size ablation (App. D.3): 400,000 steps for each size."""
   for width in EMBED_DIM.values():
     yield {
       "stage.net.embed_dim": width,

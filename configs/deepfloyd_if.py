@@ -1,4 +1,4 @@
-"""DeepFloyd IF: text to 64x64 to 256x256, by its published weights.
+"""DeepFloyd IF: text to 64x64 to 256x256, with its published weights.
 
   python -m imagen_jax.sample --config=configs/deepfloyd_if.py:xl,l \\
     --prompt="a corgi in a beret"
@@ -7,17 +7,17 @@
 
 The weights are gated, and for research only: accept their licence at
 huggingface.co/DeepFloyd/IF-I-XL-v1.0, and put your token into HF_TOKEN. They
-are downloaded as they are first asked for; --weights names a folder that has
-them, by the repositories' names.
+are downloaded when they are first used. --weights names a folder that has them,
+by the names of their repositories.
 
-The argument is the sizes of its two nets, m, l or xl and m or l; a third,
-sr1024, puts the paper's own last stage on top, 256x256 to 1024x1024, which was
-never released: train it by configs/deepfloyd_if_train.py:sr1024. What the nets
-are is read from the config.json beside the weights. Sampling is as published:
-100 and 50 steps of its lists, the learned variance, guidance 7 and 4.
+The argument is the sizes of the two nets: m, l or xl, then m or l. A third,
+sr1024, adds the paper's last stage, 256x256 to 1024x1024, whose weights were
+never released: train it with configs/deepfloyd_if_train.py:sr1024. The
+config.json beside the weights describes each net. Sampling is as published: 100
+and 50 steps of IF's lists, the learned variance, guidance 7 and 4.
 
 For fewer steps, use DPM-Solver++ on levels uniform in log-SNR: --steps=25 and,
-for if1 and if2 alike, --config.if1.sampling.step.kind=dpm_solver++
+for both if1 and if2, --config.if1.sampling.step.kind=dpm_solver++
 --config.if1.sampling.grid.kind=logsnr --config.if1.sampling.grid.t_first=0.99.
 """
 
@@ -30,7 +30,7 @@ HUB = "hf://DeepFloyd"
 
 
 def stage(repository: str, **settings) -> dict:
-  """What both nets have in common."""
+  """Returns the settings that both nets share."""
   folder = f"{HUB}/{repository}/unet"
   net = dict(kind="diffusers", folder=folder, dtype="bfloat16")
   schedule = dict(kind="discrete_cosine")
@@ -41,6 +41,7 @@ def stage(repository: str, **settings) -> dict:
 
 
 def sampling(timesteps: str, guidance: float, cap: float, **others) -> dict:
+  """Returns a net's sampling settings, which include the shared ones."""
   return dict(
     timesteps=timesteps,
     guidance=guidance,
@@ -52,7 +53,7 @@ def sampling(timesteps: str, guidance: float, cap: float, **others) -> dict:
 
 
 def text(repository: str) -> dict:
-  """T5-XXL with the conventions of IF's nets, which see the padding too."""
+  """Returns T5-XXL with the conventions of IF, whose nets read padding too."""
   folder = f"{HUB}/{repository}"
   text = t5_xxl.get_config().text
   text.update(
@@ -68,7 +69,7 @@ def text(repository: str) -> dict:
 
 
 def get_config(sizes: str = "xl,l") -> ConfigDict:
-  """The cascade of nets of these sizes."""
+  """Returns the cascade of nets of these sizes."""
   given = dict(zip(SIZES, sizes.split(","), strict=False))
   known = all(size in SIZES[name] for name, size in given.items())
   if not known or sizes.count(",") not in (1, 2):

@@ -1,15 +1,16 @@
-"""Training with DeepFloyd IF's text: its two nets, tuned, or one on top.
+"""Training with DeepFloyd IF's text encoder: tunes a net of IF, or adds one.
 
   python -m imagen_jax.train --config=configs/deepfloyd_if_train.py:if1,xl \\
     --workdir=DIR --config.data.name=MINE
 
-The argument is if1 or if2 and the size, which start from the published weights
-(see configs/deepfloyd_if.py for their licence), or sr1024, the paper's last
-stage for 256x256 pictures of IF, from nothing. Sample from what was trained by
---config.if1.weights=DIR to configs/deepfloyd_if.py. The nets keep their learned
-variance, trained by the hybrid loss; --config.stage.net.out_channels=3 leaves
-it out, with --config.sampling.step.kind=ancestral. The optimizer's numbers and
-the mesh are ours, for 8 chips of 32 GiB.
+The argument is if1 or if2 with a size, or sr1024. if1 and if2 start from the
+published weights (configs/deepfloyd_if.py names their licence). sr1024, the
+paper's last stage for 256x256 images of IF, starts from random weights. To
+sample from trained weights, pass --config.if1.weights=DIR with
+configs/deepfloyd_if.py. if1 and if2 keep their learned variance, trained by the
+hybrid loss. To train without it, pass --config.stage.net.out_channels=3 and
+--config.sampling.step.kind=ancestral. Not in the paper: the optimizer's numbers
+and the mesh, which are for 8 chips of 32 GiB.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ from imagen_jax.configs import base_64, deepfloyd_if, sr1024
 
 
 def get_config(net: str = "if1,xl") -> ConfigDict:
-  """The config of a stage: of a net of a size."""
+  """Returns the training config of a net."""
   name, _, size = net.partition(",")
   if name == "sr1024" and not size:
     config = sr1024.get_config()

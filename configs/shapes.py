@@ -1,6 +1,6 @@
 """The demo's cascade, text -> 16x16 -> 64x64 -> 256x256.
 
-The weights come with the package, so this samples at once:
+The weights come with the package, so this command needs no training:
 
   python -m imagen_jax.sample --config=configs/shapes.py \
     --prompt="two red circles above a blue square on a yellow background"
@@ -12,7 +12,7 @@ from imagen_jax.configs import shapes16, shapes64, shapes256
 
 
 def get_config() -> ConfigDict:
-  """Stages by name, from small to large, and the text encoder they share."""
+  """Returns the stages, from small to large, and their shared text encoder."""
   config = ConfigDict()
   config.stages = ("shapes16", "shapes64", "shapes256")
   for name, module in zip(

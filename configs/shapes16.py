@@ -1,7 +1,7 @@
-"""The demo's base stage: text to 16x16 pictures of captioned_shapes.
+"""The demo's base stage: text to 16x16 images of captioned_shapes.
 
-The layout of App. F.1 in small. Unlike the paper's base stage it predicts x
-and uses Adam, which a run of two hours needs.
+The net has the layout of App. F.1 in small. Not in the paper: this base stage
+predicts x and uses Adam, which a run of two hours needs.
 
   python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
 """
@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 
 def text() -> ConfigDict:
-  """The small T5 that all stages of the demo share, frozen.
+  """Returns the small, frozen T5 that all stages of the demo share.
 
-  It learnt the captions' English from text alone, with imagen_jax.pretrain.
+  It was trained on the captions' text alone, with imagen_jax.pretrain.
   """
   return ConfigDict(
     dict(
@@ -32,7 +32,7 @@ def text() -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-  """The config of the stage."""
+  """Returns the config of the stage."""
   config = ConfigDict()
   config.text = text()
   config.stage = dict(

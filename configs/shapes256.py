@@ -1,10 +1,10 @@
-"""The demo's last stage: 64x64 to 256x256 pictures, trained on crops.
+"""The demo's last stage: 64x64 to 256x256 images, trained on crops.
 
-An Efficient U-Net after App. F.3 in small: no self-attention, a
-cross-attention to the text alone in the last block, the linear schedule. It
-trains on 64x64 crops of the 256x256 picture and enlarges whole pictures, as
-the paper's last stage does (Sec. 2.5). Like shapes64 it predicts x and learns
-from low-res pictures at aug_level 0 to 0.3.
+The net is an Efficient U-Net after App. F.3 in small: no self-attention, a
+cross-attention to the text alone in the last block, and the linear schedule.
+It trains on 64x64 crops of 256x256 images and upsamples full images, as the
+paper's last stage does (Sec. 2.5). Not in the paper: like shapes64 it predicts
+x and trains on low-resolution images at aug_level 0 to 0.3.
 
   python -m imagen_jax.train --config=configs/shapes256.py --workdir=DIR
 """
@@ -15,7 +15,7 @@ from imagen_jax.configs import shapes64
 
 
 def get_config() -> ConfigDict:
-  """The config of the stage."""
+  """Returns the config of the stage."""
   config = shapes64.get_config()
   config.stage.size = 256
   config.stage.lowres_size = 64

@@ -1,10 +1,10 @@
-"""The demo's first super-resolution stage: 16x16 to 64x64 pictures.
+"""The demo's first super-resolution stage: 16x16 to 64x64 images.
 
-An Efficient U-Net after App. F.2 in small: self-attention with the text's
-keys and values in the last block. Unlike the paper's it predicts x: a net
-this narrow has better uses for its channels than to carry each pixel's noise.
-Unlike the paper's it learns from low-res pictures at aug_level 0 to 0.3 only,
-which covers what it samples with.
+The net is an Efficient U-Net after App. F.2 in small: self-attention with the
+text's keys and values in the last block. Not in the paper: it predicts x,
+because a net this narrow has better uses for its channels than to carry each
+pixel's noise. Not in the paper: it trains on low-resolution images at aug_level
+0 to 0.3 only, which includes the level of its sampling.
 
   python -m imagen_jax.train --config=configs/shapes64.py --workdir=DIR
 """
@@ -15,7 +15,7 @@ from imagen_jax.configs import shapes16
 
 
 def get_config() -> ConfigDict:
-  """The config of the stage."""
+  """Returns the config of the stage."""
   config = shapes16.get_config()
   config.stage = dict(
     size=64,

@@ -1,16 +1,17 @@
 """The second super-resolution stage: 256x256 to 1024x1024 (App. F.3).
 
-It trains on crops, 64x64 to 256x256 (Sec. 2.5), has no self-attention, the
-linear schedule. Not in the paper: DDIM with 32 steps. The paper says that
-DDIM samples "certain models" (App. A); Azizi et al. 2023 (arXiv:2304.08466)
-name these for Imagen's last stage.
+It trains on crops, 64x64 to 256x256 (Sec. 2.5), with the linear schedule and
+without self-attention. Not in the paper: DDIM with 32 steps. The paper states
+that DDIM samples "certain models" (App. A). Azizi et al. 2023
+(arXiv:2304.08466) name it, with these steps, for Imagen's last stage.
 
   python -m imagen_jax.train --config=configs/sr1024.py --workdir=DIR
   python -m imagen_jax.compile --config=configs/sr1024.py --topology=v4-256
 
-on 128 TPU v4, as the paper's (Sec. 4.1). 575M parameters. The paper says 400M,
-which its table does not give: it is that of the stage before but for
-self-attention, and so is its size.
+The second command compiles for 128 TPU v4, the paper's number (Sec. 4.1). The
+net has 575M parameters. The paper states 400M, which its table does not give:
+the net differs from the previous stage's by self-attention alone, and is nearly
+as large.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from imagen_jax.configs import sr256
 
 
 def get_config() -> ConfigDict:
-  """The config of the stage."""
+  """Returns the config of the stage."""
   config = sr256.get_config()
   config.stage.size = 1024
   config.stage.lowres_size = 256

@@ -1,14 +1,15 @@
-"""The first super-resolution stage: 64x64 to 256x256 pictures (App. F.2).
+"""The first super-resolution stage: 64x64 to 256x256 images (App. F.2).
 
   python -m imagen_jax.train --config=configs/sr256.py --workdir=DIR
   python -m imagen_jax.compile --config=configs/sr256.py --topology=v4-256
 
-on 128 TPU v4, as the paper's (Sec. 4.1). 584M parameters; the paper says 600M,
-perhaps rounded, or with a wider embedding, which it does not print.
+The second command compiles for 128 TPU v4, the paper's number (Sec. 4.1). The
+net has 584M parameters. The paper states 600M, perhaps rounded, or with a wider
+embedding, whose width it does not print.
 
 Not in the paper: mesh, remat, bfloat16, EMA, the width of the embedding, and
-the numbers of sampling but for aug_level, which lies within the 0.1 to 0.3 that
-App. D.2 uses for its best samples.
+the sampling's numbers except aug_level, which lies within 0.1 to 0.3. App. D.2
+uses these levels for its best samples.
 """
 
 from typing import Any
@@ -19,13 +20,13 @@ from imagen_jax.configs import base_64
 
 
 def block(**settings: Any) -> dict[str, Any]:
-  """A row of F.2's `blocks`; all have these strides and kernels."""
+  """Returns a row of App. F.2's `blocks`, including the shared settings."""
   shared = dict(strides=(2, 2), kernel_size=(3, 3), remat="none")
   return shared | settings
 
 
 def get_config() -> ConfigDict:
-  """The config of the stage."""
+  """Returns the config of the stage."""
   config = base_64.get_config()
   config.stage = dict(
     size=256,

@@ -1,12 +1,13 @@
-"""T5 v1.1, the text encoder (Sec. 2.1, 4.4): XXL, as in the paper, or smaller.
+"""T5 v1.1, the text encoder (Secs. 2.1, 4.4): the paper's XXL, or smaller.
 
   python -m imagen_jax.compile --config=configs/t5_xxl.py --topology=v5e-8
   python -m imagen_jax.compile --config=configs/t5_xxl.py:large --topology=v5e-1
 
 The argument is the size: small, base, large, xl or xxl. The paper counts 4.6B
-parameters; this is 4.76B, 4.63B of them without the table of the vocabulary.
-128 tokens are ours. Vocabulary and weights are T5's published ones, which the
-paths must name; README.md has a command that fetches T5 base.
+parameters. XXL has 4.76B here, 4.63B of them outside the vocabulary's table.
+Not in the paper: 128 tokens, a number that it does not state. Vocabulary and
+weights are the published ones of T5, which the paths must name. README.md has a
+command that downloads T5 base.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ SIZES = {
 
 
 def get_config(size: str = "xxl") -> ConfigDict:
-  """The encoder of a size, over tensor, and how many prompts at a time."""
+  """Returns the encoder of a size, sharded over the mesh's tensor axis."""
   if size not in SIZES:
     known = ", ".join(SIZES)
     raise ValueError(f"t5_xxl.py:{size} is no size of T5, expected {known}")

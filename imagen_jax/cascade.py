@@ -17,10 +17,13 @@ from imagen_jax.types import TextEmbedding
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-  """Stages by name with their sampling settings, from small to large (Sec. 2).
+  """Holds stages with their sampling settings, from small to large (Sec. 2).
 
-  Checked: the first stage needs no low-res picture, and every other enlarges
-  pictures of the size that the one before it makes.
+  Attributes:
+    names: the name of each stage.
+    stages: a base stage, then super-resolution stages. Each upsamples images of
+      the size that the stage before it makes.
+    samplings: the sampling settings of each stage.
   """
 
   names: tuple[str, ...]
@@ -53,8 +56,14 @@ def image_keys(
 ) -> jax.Array:
   """Returns the keys [B] of images for one stage of a cascade.
 
-  The key of image i of seed s is fold_in(key(s), i); that number is folded into
-  it for a stage. seeds uint32 [B], indices int32 [B], stage int32 [].
+  The key of image i of seed s is fold_in(key(s), i). The stage's number is
+  folded into that key.
+
+  Args:
+    seeds: uint32 [B].
+    indices: int32 [B], the number of each image in its seed's sequence.
+    stage: int32 [], the stage's number.
+    rows: the sharding of the keys.
   """
   keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
     seeds, indices
@@ -71,19 +80,19 @@ def stage_inputs(
   size: int,
   devices: Mesh,
 ) -> SamplingInputs:
-  """Returns what a stage samples a batch of images from, in their places.
+  """Returns a stage's inputs for a batch of images, sharded over the mesh.
 
-  The batch is filled up to its size with the last image.
+  The batch is filled up to its size with copies of the last image.
 
   Args:
-    number: the stage's.
-    images: at most size of them, with the attributes prompt (a row of text),
+    number: the stage's number.
+    images: at most `size` images, with the attributes prompt (a row of text),
       seed and index.
     text: the prompts, in the host's memory; None for nets without text.
-    lowres: what to upsample, float32 [len(images), h, w, 3] in [-1, 1]; None
-      for a base stage.
+    lowres: float32 [len(images), h, w, 3] in [-1, 1], the images to upsample;
+      None for a base stage.
     size: the rows of the batch.
-    devices: the mesh that the rows are spread over.
+    devices: the mesh that shards the rows.
   """
   filled = [*images, *[images[-1]] * (size - len(images))]
   which = np.array([image.prompt for image in filled])

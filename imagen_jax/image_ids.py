@@ -1,4 +1,7 @@
-"""What an image was made from, as a checksum that names and finds it."""
+"""Image ids: checksums of all that an image is made from.
+
+An id names an image's file and finds it again.
+"""
 
 import hashlib
 import json
@@ -14,7 +17,7 @@ from imagen_jax.request import Request
 def image_ids(request: Request, settings: Mapping[str, str]) -> tuple[str, ...]:
   """Returns a checksum for each row of all that its image is made from.
 
-  Batch size and mesh do not matter, nor where the weights lie.
+  Batch size, mesh and the path of the weights do not change it.
 
   Args:
     request: the images.
@@ -41,7 +44,7 @@ def image_ids(request: Request, settings: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _what_matters(config: Any) -> Any:
-  """Returns a config without what an image does not depend on."""
+  """Returns a config without the keys that cannot change an image."""
   if not isinstance(config, dict):
     return config
   left_out = ("batch_size", "mesh", "weights", "vocabulary", "folder")

@@ -1,4 +1,4 @@
-"""The interface: load a cascade and sample images from it, train a stage.
+"""The interface: loads a cascade, samples images from it, trains a stage.
 
   imagen = imagen_jax.load("shapes")
   imagen.sample("two red circles above a blue square on a yellow background")
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
   from imagen_jax.training.log import Callback as TrainingCallback
   from imagen_jax.training.loop import Trained
 
-TEXT = "text"  # the part of a cascade that is no stage
+TEXT = "text"  # the name of the part that is no stage, the text encoder
 NO_TEXT = "the cascade has no text encoder (text=None), expected prompts=None"
 
 
@@ -65,20 +65,20 @@ def load(
   Args:
     config: the name of a shipped config ("shapes", "deepfloyd_if:xl,l"), the
       path of a config file, or a ConfigDict.
-    weights: by stage (or "text"), a file, workdir or folder of diffusers' to
-      read in place of the config's. For a config with hf:// paths also one
-      text: a folder that holds their repositories by name, or another owner.
-    mesh: the devices to use. None means the config's mesh; without one, batches
-      are spread over all local devices.
+    weights: by stage (or "text"), a file, workdir or diffusers folder to read
+      in place of the config's path. For a config with hf:// paths also one
+      text: a folder that holds the repositories by name, or another owner.
+    mesh: the devices to use. None uses the config's mesh. If the config has
+      none, batches are sharded over all local devices.
     overrides: config values by dotted key, {"shapes16.sampling.steps": 25}.
-    offload: whether each part's weights leave memory after use, to be read
-      again the next time: for a device that does not hold them all.
+    offload: whether each part's weights are freed after use and read again for
+      the next use. Set it for a device that cannot hold all weights.
 
   Raises:
-    ValueError: for a config, key or path that cannot be used.
+    ValueError: if a config, key or path cannot be used.
   """
   config = configs.resolve(config, overrides)
-  build.replace_weights(config, weights)  # which may say what a net is
+  build.replace_weights(config, weights)  # first: they may describe a net
   cascade = build.cascade(config)
   build.check_files(
     config, cascade, weights if isinstance(weights, Mapping) else ()
@@ -111,30 +111,31 @@ def train(
 ) -> "Trained":
   """Trains a stage, as the command `python -m imagen_jax.train` does.
 
-  Call it again with the same workdir to resume. SIGTERM, SIGHUP and Ctrl-C, a
-  notebook's button to interrupt too, save the current step and return; after a
-  second one nothing more is saved. One run at a time writes into a workdir.
+  Call it again with the same workdir to resume. SIGTERM, SIGHUP and Ctrl-C
+  (also a notebook's interrupt button) save the current step and return. After a
+  second signal nothing more is saved. One run at a time writes into a workdir.
 
   Args:
     config: the name of a shipped config, the path of a config file, or a
       ConfigDict, of one stage.
     workdir: the folder for checkpoints, metrics and sample grids; gs:// works.
-    overrides: values by dotted keys of the config, {"train.steps": 100}.
-    callback: called as callback(step, metrics) each time metrics are logged,
-      with a dict from the names in metrics.jsonl to floats; of many processes,
-      in the first.
+    overrides: config values by dotted key, {"train.steps": 100}.
+    callback: called as callback(step, metrics) each time metrics are logged.
+      metrics maps the names in metrics.jsonl to floats. Of several processes
+      the first one calls it.
     allow_config_change: whether to resume a checkpoint of a config that
       computes something else.
-    profile_steps: the first and the last step to trace, into workdir/trace, as
-      far as this run has them.
+    profile_steps: the first and the last step to trace, into workdir/trace.
+      Steps that this run does not reach are not traced.
 
   Returns:
-    The step that the run came to, its workdir, and whether it was interrupted.
+    The step that the run reached, its workdir, and whether it was interrupted.
 
-  ValueError, in one sentence, for mistakes in any of these, and when training
-  cannot go on.
+  Raises:
+    ValueError: in one sentence, if an argument cannot be used or training
+      cannot continue.
   """
-  # Sampling does without what only training needs.
+  # Imported here: sampling does not need the modules of training.
   from imagen_jax.training import loop
 
   config = configs.resolve(config, overrides)
@@ -152,9 +153,11 @@ def train(
 class Imagen:
   """A cascade with its text encoder, to sample from.
 
-  names: its stages, from small to large.
-  reads_text: whether it has a text encoder.
-  batch_size: the default number of images that are made at a time.
+  Attributes:
+    cascade: its stages and their sampling settings.
+    names: the names of its stages, from small to large.
+    reads_text: whether it has a text encoder.
+    batch_size: the default number of images that are sampled at a time.
   """
 
   def __init__(
@@ -170,21 +173,22 @@ class Imagen:
     offload: bool = False,
     settings: Mapping[str, str] | None = None,
   ):
-    """Takes a cascade, and how to read the weights of its parts.
+    """Stores a cascade and the functions that read its weights; reads none.
 
     Args:
       cascade: the stages.
-      load_net: returns the placed weights of the stage of a name.
+      load_net: called as load_net(name), returns the placed weights of a stage.
       load_encoder: returns the text encoder with its weights; None for a
         cascade without text.
-      check_net: raises ValueError if load_net could not read a stage's weights.
-      identify: returns a text that changes with the weights of the part of a
-        name, a stage or "text".
-      devices: the mesh that batches are spread over.
-      batch_size: images at a time; rounded up to a multiple of the devices
-        that rows are spread over.
+      check_net: called as check_net(name), raises ValueError if load_net cannot
+        read a stage's weights.
+      identify: called as identify(name), returns a text that changes with the
+        weights of a part, a stage or "text".
+      devices: the mesh that shards batches.
+      batch_size: images at a time; rounded up to a multiple of the number of
+        devices that shard the rows.
       offload: as for load().
-      settings: goes into Samples.settings.
+      settings: texts that Samples.settings includes.
     """
     ways = meshes.row_ways(devices)
     self.cascade = cascade
@@ -207,10 +211,12 @@ class Imagen:
 
     Returns:
       One row per prompt: tokens float32 [n, L, D] and mask [n, L], in the
-      host's memory.
+      host's
+      memory.
 
     Raises:
-      ValueError: for a prompt that is empty or no text.
+      ValueError: if a prompt is empty or no text, or if there is no text
+        encoder.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     check_prompts(prompts)
@@ -222,7 +228,7 @@ class Imagen:
     return text
 
   def part(self, name: str) -> Any:
-    """Returns a stage's weights, or "text"'s encoder; reads what is not there.
+    """Returns a stage's weights or the text encoder; reads it if necessary.
 
     Raises:
       ValueError: if the weights cannot be read.
@@ -230,10 +236,10 @@ class Imagen:
     return self._parts[name]
 
   def ids(self, request: Request) -> tuple[str, ...]:
-    """Returns what would be Samples.ids of a request's images, in order.
+    """Returns the Samples.ids that a request's images will have, in order.
 
     Raises:
-      ValueError: if weights are not there.
+      ValueError: if weights do not exist.
     """
     parts = [self.names[i] for i in request.stages]
     parts += [TEXT] if request.reads_text and self.reads_text else []
@@ -269,38 +275,41 @@ class Imagen:
     """Samples images from prompts.
 
     Image i of seed s has the key fold_in(key(s), i), whatever else is sampled
-    with it. A batch always has batch_size rows, the last one filled up, so that
-    all calls share one program per stage. Other values of guidance, steps and
-    seed compile nothing.
+    with it. A batch always has batch_size rows, the last one with copies, so
+    that all calls share one program per stage. Other values of guidance, steps
+    and seed compile nothing.
 
     Args:
       prompts: a text, a list of texts, or None for unconditional images.
       num_images: images per prompt.
-      seed: 0 to 2**32 - 1, or a list of seeds: then each prompt has an image of
-        each seed, index 0.
-      index: makes image `index` of the seed alone, or those of a list.
-      guidance: the weight w of Eq. 2, 1 for none. One number is for the stages
-        whose config guides; a list has one per stage, a dict some by name.
-      steps: the number of sampling steps, likewise; one number is for all.
-      negative_prompt: takes the place of the null text that guidance leads away
-        from; one for all prompts, or one each.
-      stages: (first, last) to run, both included, None for an end: (None,
+      seed: 0 to 2**32 - 1. A list of seeds samples image 0 of each seed for
+        each prompt.
+      index: samples image `index` of the seed alone, or the images of a list.
+      guidance: the weight w of Eq. 2; 1 is no guidance. One number is for all
+        stages whose config guides. A list has one number per stage, a dict maps
+        stage names to numbers.
+      steps: the number of sampling steps; one number is for all stages. A list
+        or dict is as for guidance.
+      negative_prompt: replaces the null text in guidance; one for all prompts,
+        or one per prompt.
+      stages: (first, last) stage to run, both included; None for an end. (None,
         "base64") ends at 64x64, ("sr256", None) upsamples `image`.
-      image: what the first stage upsamples, if it is a super-resolution stage,
-        one for all prompts or one each: a path, a PIL image, or an array [H, W,
-        3], uint8 or float in [-1, 1]. Its central square is resized, with
-        antialiasing, to the stage's low resolution.
-      text: encode(prompts), if it is at hand.
-      batch_size: images at a time; None for the config's number.
+      image: the image that the first stage upsamples, if it is a
+        super-resolution stage; one for all prompts, or one per prompt. It is a
+        path, a PIL image, or an array [H, W, 3], uint8 or float in [-1, 1]. Its
+        central square is resized to the stage's low resolution, with
+        antialiasing.
+      text: encode(prompts), if already computed.
+      batch_size: images at a time; None for the default.
       callback: called as callback(stage, step, x_hat) after steps 0,
-        callback_every, 2 callback_every, ... and the last one of each batch;
+        callback_every, 2 callback_every, ... and the last step of each batch.
         x_hat [b, H, W, 3] is in [-1, 1], after guidance and threshold.
       callback_every: steps between two calls.
-      progress: whether to show a stage's progress.
+      progress: whether to print a stage's progress.
 
     Raises:
-      ValueError: for an argument that cannot be used, before anything is
-        compiled; and if a stage's images are not finite.
+      ValueError: if an argument cannot be used, before anything is compiled; or
+        if a stage's images are not finite.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     rows = image_rows(
@@ -333,7 +342,7 @@ class Imagen:
   ) -> Iterator[Samples]:
     """Samples the images of rows; yields each batch as soon as it is finished.
 
-    For large jobs, which save what they have.
+    Use it for large jobs, to save images as they are finished.
 
     Args:
       prompts: a list of texts, or None.
@@ -341,7 +350,7 @@ class Imagen:
       **options: guidance, steps, batch_size and so on, as for sample().
 
     Raises:
-      ValueError: at once, for an argument that cannot be used; and if a stage's
+      ValueError: at once, if an argument cannot be used; later, if a stage's
         images are not finite.
     """
     return self.run(self.request(prompts, rows, **options))
@@ -354,10 +363,13 @@ class Imagen:
     batch_size: int | None = None,
     **options: Any,
   ) -> Request:
-    """Returns what stream() is asked, checked; run() does it.
+    """Returns the checked request of stream()'s arguments, for run().
 
-    The weights of the stages that will run are checked too: before the text
-    encoder is read, which may take minutes.
+    It also checks the weights of the stages that will run. Reading the text
+    encoder, which may take minutes, comes later.
+
+    Raises:
+      ValueError: if an argument or a stage's weights cannot be used.
     """
     size = self.batch_size if batch_size is None else batch_size
     if prompts is not None and not self.reads_text:
@@ -372,7 +384,7 @@ class Imagen:
     """Checks the weights of stages; reads none.
 
     Raises:
-      ValueError: a stage has none, or those of another net.
+      ValueError: if a stage has no weights, or weights of another net.
     """
     for name in stages:
       if name not in self._parts:
@@ -384,8 +396,11 @@ class Imagen:
     """Runs the stages of a request; yields each batch when it is finished.
 
     Args:
-      request: what to sample.
+      request: the images to sample.
       keep_text: whether the text encoder stays in memory beside the nets.
+
+    Raises:
+      ValueError: if a stage's images are not finite.
     """
     text = self._text(request)
     identities = {}
@@ -395,7 +410,7 @@ class Imagen:
       self.release(TEXT)
     rows, size = request.rows, request.batch_size
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-    # Where weights are read for each use, all batches use them at once.
+    # With offload each stage's weights are read once, for all batches.
     groups = [batches] if self._offload else [[batch] for batch in batches]
     for group in groups:
       made: list[dict[str, np.ndarray]] = [{} for _ in group]
@@ -428,7 +443,7 @@ class Imagen:
   def _made_with(
     self, request: Request, identities: Mapping[str, str]
   ) -> dict[str, str]:
-    """Returns Samples.settings: what all images of a request share."""
+    """Returns Samples.settings, which all images of a request share."""
     return {
       **self._settings,
       "weights": json.dumps(identities, sort_keys=True),
@@ -441,7 +456,7 @@ class Imagen:
     if not self.reads_text:
       return None
     if request.prompts is None:
-      # Any prompt's null text: that is what unconditional images have.
+      # Unconditional images have the null text, which no prompt changes.
       return jax.tree.map(np.asarray, self.encode(["-"]).nothing())
     text = request.text
     if text is None:
@@ -463,7 +478,7 @@ class Imagen:
     inputs: SamplingInputs,
     count: int,
   ) -> np.ndarray:
-    """One stage's images of a batch, the first `count` rows of it."""
+    """Returns a stage's images of a batch, the first `count` rows of it."""
     name, stage = self.names[number], self.cascade.stages[number]
     sampling, size = request.samplings[number], inputs.keys.shape[0]
     steps, settings = sampling.num_steps, sampling.args()
@@ -482,7 +497,7 @@ class Imagen:
           request.callback(name, last - 1, x_hat)
         jax.block_until_ready(carry)
         if first == 0:
-          progress.start(last)  # the first steps' time is the compiler's too
+          progress.start(last)  # the first steps' time includes compilation
         if progress.live:
           progress.show(last)
         first = last
@@ -498,6 +513,6 @@ class Imagen:
     return images
 
   def _leave(self, name: str) -> None:
-    """Frees a part that was used, if parts are to leave memory."""
+    """Frees a used part if offloading."""
     if self._offload:
       self.release(name)

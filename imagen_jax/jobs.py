@@ -1,6 +1,6 @@
-"""Large jobs: images are written as they come, and an interrupted job resumes.
+"""Large jobs: images are written as they are finished; a job can resume.
 
-The verbs sample and evaluate make their images by it.
+The verbs sample and evaluate use it.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ from imagen_jax.samples import (
   write_sheets,
 )
 
-ROUND = 256  # images whose texts are encoded, and kept, at a time
+ROUND = 256  # images whose texts are encoded and kept at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """Images to sample into a folder.
+  """Describes images to sample into a folder.
 
   Attributes:
-    cascade: what samples them.
-    request: all images, those that are finished too.
+    cascade: the cascade that samples them.
+    request: all images, finished ones included.
     ids: each image's id, as Samples.ids.
     paths: each image's file.
-    missing: the numbers of the images that are not finished.
+    missing: the numbers of the unfinished images.
   """
 
   cascade: Imagen
@@ -46,13 +46,13 @@ class Job:
   missing: tuple[int, ...]
 
   def run(self) -> Iterator[list[epath.Path]]:
-    """Samples what is missing; yields each batch's paths when it is written.
+    """Samples the missing images; yields each batch's paths when it is written.
 
-    Of many hosts, the first writes. The texts of ROUND images at a time are
-    encoded; the encoder then leaves memory, before the nets are used.
+    The first of several hosts writes. The texts of ROUND images at a time are
+    encoded. The encoder then leaves memory, before the nets are used.
 
     Raises:
-      ValueError: images are not finite, or a file cannot be written.
+      ValueError: if images are not finite, or if a file cannot be written.
     """
     for start in range(0, len(self.missing), ROUND):
       rows = [self.request.rows[i] for i in self.missing[start : start + ROUND]]
@@ -67,7 +67,7 @@ class Job:
     """Writes all images on sheets, read back one sheet at a time.
 
     Raises:
-      ValueError: a file cannot be written.
+      ValueError: if a file cannot be written.
     """
     request, rows = self.request, self.request.rows
     prompts = [request.prompts and request.prompts[r.prompt] for r in rows]
@@ -91,20 +91,19 @@ def plan(
 ) -> Job:
   """Returns the job of sampling rows into a folder; samples nothing yet.
 
-  An image is finished if its file says that it was made from the same config,
-  weights, prompt, seed, index and version. Newly trained weights at the same
-  path are other weights.
+  An image is finished if its file's id matches: the same config, weights,
+  prompt, seed, index and version. Newly trained weights at the same path count
+  as other weights.
 
   Args:
-    cascade: what samples the images.
+    cascade: the cascade that samples the images.
     prompts: a list of texts, or None for unconditional images.
     rows: the images (request.image_rows).
-    folder: where the PNGs go; gs:// works.
+    folder: the folder of the PNGs; gs:// works.
     **options: guidance, steps and so on, as for Imagen.sample.
 
   Raises:
-    ValueError: for an argument that cannot be used, and for weights that are
-      not there.
+    ValueError: if an argument cannot be used, or if weights do not exist.
   """
   request = cascade.request(prompts, rows, **options)
   ids, folder = cascade.ids(request), epath.Path(expand(folder))
@@ -123,21 +122,21 @@ def plan(
     not is_finished(path, image_id)
     for path, image_id in zip(paths, ids, strict=True)
   ]
-  # Hosts may not share the folder.
+  # The first host decides, because hosts may not share the folder.
   missing = np.flatnonzero(from_first(np.array(lacks)))
   return Job(cascade, request, ids, paths, tuple(missing.tolist()))
 
 
 def is_finished(path: epath.Path, image_id: str) -> bool:
-  """Returns whether a file is the image of an id."""
+  """Returns whether a file is the image with this id."""
   try:
     with path.open("rb") as file, Image.open(file, formats=["PNG"]) as image:
       return image.info.get("id") == image_id
-  except Exception:  # it is not there, or no image; stores raise many kinds
+  except Exception:  # missing or no image; file systems raise many kinds
     return False
 
 
 def read_image(path: epath.Path) -> np.ndarray:
-  """Returns an image that was written here, uint8 [H, W, 3]."""
+  """Reads an image that was written here, as uint8 [H, W, 3]."""
   with path.open("rb") as file, Image.open(file, formats=["PNG"]) as image:
     return np.asarray(image.convert("RGB"))

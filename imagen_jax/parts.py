@@ -1,4 +1,4 @@
-"""The parts of a cascade whose weights are read when they are first used."""
+"""Parts of a cascade, whose weights are read when they are first used."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,8 @@ class Parts:
   """Holds a cascade's parts: its stages' weights and its text encoder.
 
   Attributes:
-    identities: what the weights are, by part, as they were last read.
+    identities: for each part that was read, a text that identifies its weights
+      as they were last read.
   """
 
   def __init__(
@@ -21,13 +22,14 @@ class Parts:
     identify: Callable[[str], str],
     devices: Mesh,
   ):
-    """Reads nothing yet.
+    """Stores the arguments and reads no weights yet.
 
     Args:
-      names: the parts.
-      load: returns the part of a name, its weights placed.
-      identify: returns a text that changes with the weights of a name.
-      devices: the mesh that load is called under.
+      names: the names of the parts.
+      load: called as load(name), returns a part with its weights placed.
+      identify: called as identify(name), returns a text that changes with the
+        weights.
+      devices: the mesh that is set while load runs.
     """
     self.identities: dict[str, str] = {}
     self._names = tuple(names)
@@ -37,31 +39,31 @@ class Parts:
     self._loaded: dict[str, Any] = {}
 
   def __getitem__(self, name: str) -> Any:
-    """Returns a part, which is read if it is not there.
+    """Returns a part, which is read if it is not in memory.
 
     Raises:
-      ValueError: the weights cannot be read.
+      ValueError: if the weights cannot be read.
     """
     while name not in self._loaded:
       before = self._identify(name)
       with jax.set_mesh(self._devices):
         part = self._load(name)
-      # A run that still trains may have saved meanwhile: then read again.
+      # A run that still trains may have saved during the read: read again then.
       if self._identify(name) == before:
         self._loaded[name], self.identities[name] = part, before
     return self._loaded[name]
 
   def __contains__(self, name: str) -> bool:
-    """Whether a part is in memory."""
+    """Returns whether a part is in memory."""
     return name in self._loaded
 
   def identity(self, name: str) -> str:
     """Returns a text that changes with a part's weights.
 
-    Of a part that is in memory, it is that of the weights that were read.
+    For a part in memory, it identifies the weights that were read.
 
     Raises:
-      ValueError: there are no such weights.
+      ValueError: if there are no such weights.
     """
     if name in self._loaded:
       return self.identities[name]
@@ -71,7 +73,7 @@ class Parts:
     """Frees a part; the next use reads it again.
 
     Raises:
-      ValueError: there is no such part.
+      ValueError: if there is no such part.
     """
     if name not in self._names:
       raise ValueError(

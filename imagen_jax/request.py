@@ -1,4 +1,4 @@
-"""What a call asks to be sampled, checked before any work is done."""
+"""Requests: images to sample, checked before any work is done."""
 
 import dataclasses
 import math
@@ -23,14 +23,16 @@ PerStage = float | int | None | Sequence | Mapping[str, Any]
 Picture = Image.Image | np.ndarray | str | os.PathLike
 Callback = Callable[[str, int, np.ndarray], None]
 SEEDS = 2**32
-PACE = 1.0  # seconds between two looks at what is being sampled
+PACE = 1.0  # seconds between two updates of the progress
 
 
 class Row(NamedTuple):
-  """One image to sample.
+  """Describes one image to sample; its key is fold_in(key(seed), index).
 
-  prompt: the number of its prompt.
-  seed, index: its key is fold_in(key(seed), index).
+  Attributes:
+    prompt: the number of its prompt, from 0.
+    seed: 0 to 2**32 - 1.
+    index: the image's number in its seed's sequence, 0 to 2**31 - 1.
   """
 
   prompt: int
@@ -40,19 +42,22 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """Images to sample, and how; see Imagen.sample for its arguments.
+  """Describes images to sample; see Imagen.sample for its arguments.
 
-  prompts: the texts; None for unconditional images.
-  rows: the images.
-  stages: the numbers of the cascade's stages to run.
-  samplings: the settings of every stage of the cascade.
-  changes: what differs from the config's settings, as texts.
-  negative: a negative prompt for each prompt, or None.
-  text: the encoded prompts, or None.
-  lowres: the first stage's low-resolution image for each prompt, float32 [n, h,
-    w, 3] in [-1, 1], or None.
-  batch_size: images at a time.
-  callback, callback_every, progress: as in Imagen.sample.
+  Attributes:
+    prompts: the texts; None for unconditional images.
+    rows: the images.
+    stages: the numbers of the cascade's stages to run.
+    samplings: the settings of every stage of the cascade.
+    changes: the arguments that change the config's settings, as texts.
+    negative: a negative prompt for each prompt, or None.
+    text: the encoded prompts, or None.
+    lowres: the first stage's low-resolution image for each prompt, float32 [n,
+      h, w, 3] in [-1, 1], or None.
+    batch_size: images at a time.
+    callback: as in Imagen.sample.
+    callback_every: as in Imagen.sample.
+    progress: as in Imagen.sample.
   """
 
   prompts: tuple[str, ...] | None
@@ -70,7 +75,7 @@ class Request:
 
   @property
   def reads_text(self) -> bool:
-    """Whether sampling encodes texts, so that the encoder matters."""
+    """True if sampling encodes texts and so depends on the encoder."""
     return self.text is None or self.negative is not None
 
   def part(self, rows: Sequence[Row]) -> "Request":
@@ -104,7 +109,11 @@ def make_request(
   callback_every: int = 1,
   progress: bool = True,
 ) -> Request:
-  """Returns a checked Request; ValueError for what cannot be asked."""
+  """Returns a checked Request; see Imagen.sample for the arguments.
+
+  Raises:
+    ValueError: if an argument cannot be used.
+  """
   count = 1 if prompts is None else len(prompts)
   if prompts is not None:
     if not count:
@@ -144,11 +153,11 @@ def make_request(
 
 
 def stops(request: Request, steps: int) -> Iterator[int]:
-  """Yields after which of the steps to look: for the callback, and for people.
+  """Yields the steps after which to pause, for the callback and for progress.
 
-  The latter about every second. The bits of an image do not depend on it. Of
-  many hosts all must stop alike, whatever their clocks say: they do for the
-  callback alone.
+  Pauses for progress come about once a second. An image's bits do not depend on
+  them. Several hosts must pause at the same steps, whatever their clocks. They
+  pause for the callback alone.
   """
   paced = jax.process_count() == 1
   step, stride, since = 0, 1 if paced else steps, time.monotonic()
@@ -166,7 +175,7 @@ def stops(request: Request, steps: int) -> Iterator[int]:
 
 
 def is_observed(request: Request, step: int, steps: int) -> bool:
-  """Returns whether the callback is for a step of 0, ..., steps - 1."""
+  """Returns whether the callback is called for a step of 0, ..., steps - 1."""
   return step % request.callback_every == 0 or step == steps - 1
 
 
@@ -179,8 +188,10 @@ def image_rows(
 ) -> list[Row]:
   """Returns the rows of a number of prompts, prompt by prompt.
 
-  See Imagen.sample for the arguments. ValueError for values out of range and
-  for arguments that exclude each other.
+  See Imagen.sample for the arguments.
+
+  Raises:
+    ValueError: if a value is out of range, or if arguments exclude each other.
   """
   if num_images < 1:
     raise ValueError(f"num_images is {num_images}, expected at least 1")
@@ -215,7 +226,7 @@ def image_rows(
 def _stage_numbers(
   cascade: Cascade, stages: tuple[str | None, str | None] | None
 ) -> range:
-  """The stages from the first to the last one asked for, both included."""
+  """Returns the numbers of the stages from first to last, both included."""
   if stages is None:
     return range(len(cascade.names))
   if isinstance(stages, str) or len(stages) != 2:
@@ -240,7 +251,7 @@ def _samplings(
   guidance: PerStage,
   steps: PerStage,
 ) -> tuple[tuple[Sampling, ...], dict[str, str]]:
-  """Every stage's settings, and what was changed in them as texts."""
+  """Returns every stage's settings, and the changes to them as texts."""
   weights = _per_stage("guidance", cascade.names, guidance)
   counts = _per_stage("steps", cascade.names, steps)
   if prompts is None:
@@ -256,7 +267,7 @@ def _samplings(
   ):
     weight, count = weights.get(name), counts.get(name)
     if isinstance(guidance, int | float) and sampling.guidance == 1:
-      weight = None  # one number is for the stages whose config guides
+      weight = None  # one number is for all stages whose config guides
     changes = {"guidance": weight, "steps": count}
     changes = {k: v for k, v in changes.items() if v is not None}
     try:
@@ -272,7 +283,7 @@ def _samplings(
 def _per_stage(
   what: str, names: Sequence[str], given: PerStage
 ) -> dict[str, Any]:
-  """The values by stage that one number, a list or a dict asks for."""
+  """Returns the values by stage of one number, a list or a dict."""
   if given is None:
     return {}
   if isinstance(given, Mapping):
@@ -302,7 +313,7 @@ def _per_stage(
 def _one_each(
   what: str, given: Any, kind: type | tuple[type, ...], count: int
 ) -> tuple[Any, ...] | None:
-  """One value per prompt, of one for all or of as many as there are prompts."""
+  """Returns one value per prompt, given one for all or one per prompt."""
   if given is None:
     return None
   if isinstance(given, kind):
@@ -321,7 +332,7 @@ def _lowres(
   image: Picture | Sequence[Picture] | None,
   count: int,
 ) -> np.ndarray | None:
-  """The first stage's low-resolution images, one per prompt."""
+  """Returns the first stage's low-resolution images, one per prompt."""
   stage, name = cascade.stages[numbers[0]], cascade.names[numbers[0]]
   if stage.lowres_size is None:
     if image is not None:
@@ -335,14 +346,14 @@ def _lowres(
       f"stage {name} upsamples, expected image, what it is to upsample"
     )
   kinds = (Image.Image, np.ndarray, str, os.PathLike)
-  if isinstance(image, kinds):  # one for all is read once
+  if isinstance(image, kinds):  # one image for all prompts is read once
     return np.stack([_at_size(image, stage.lowres_size)] * count)
   given = _one_each("image", image, kinds, count)
   return np.stack([_at_size(each, stage.lowres_size) for each in given])
 
 
 def _at_size(image: Picture, size: int) -> np.ndarray:
-  """An image's central square at a size, float32 [size, size, 3], [-1, 1]."""
+  """Resizes an image's central square to float32 [size, size, 3] in [-1, 1]."""
   if isinstance(image, str | os.PathLike):
     try:
       with open(expand(image), "rb") as file:

@@ -1,4 +1,4 @@
-"""Images that were sampled, with what they were made from."""
+"""Sampled images, with the settings that made them."""
 
 import dataclasses
 import hashlib
@@ -17,23 +17,24 @@ from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import encode_png, grid, write_png
 from imagen_jax.files import expand
 
-SHEET_PIXELS = 2**25  # of a grid, at most, unless one row has more
+SHEET_PIXELS = 2**25  # the most pixels of a grid, unless one row has more
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """Sampled images, in order; a notebook shows them as a grid.
+  """Holds sampled images, in order; a notebook shows them as a grid.
 
-  prompts: the prompt of each image; None for an unconditional image.
-  seeds: the seed of each image.
-  indices: the number of each image in its seed's sequence.
-  ids: a checksum for each image of all that it was made from: prompt, seed,
-    index, settings, weights and version.
-  stages: each stage's images by its name, float32 [N, size, size, 3] in
-    [-1, 1], from small to large.
-  settings: what else they were made with, as texts: `config`, the identities
-    of its `weights`, the package's `version`, and the arguments that changed
-    its sampling.
+  Attributes:
+    prompts: the prompt of each image; None for an unconditional image.
+    seeds: the seed of each image.
+    indices: the number of each image in its seed's sequence.
+    ids: for each image a checksum of all that it was made from: prompt, seed,
+      index, settings, weights and version.
+    stages: each stage's images by its name, float32 [N, size, size, 3] in
+      [-1, 1], from small to large.
+    settings: texts that all images share: `config`, the identities of its
+      `weights`, the package's `version`, and the arguments that changed its
+      sampling.
   """
 
   prompts: tuple[str | None, ...]
@@ -44,6 +45,7 @@ class Samples:
   settings: Mapping[str, str]
 
   def __len__(self) -> int:
+    """Returns the number of images."""
     return len(self.prompts)
 
   @property
@@ -59,17 +61,22 @@ class Samples:
   def grid(self, columns: int | None = None) -> Image.Image:
     """Returns all images on one sheet, row by row.
 
-    columns: by default one row per prompt where prompts have several images
-      each, else at most four images in a row.
+    columns: images in a row; None as in grid_columns.
     """
     columns = grid_columns(self.prompts) if columns is None else columns
     return Image.fromarray(grid(list(to_uint8(self.arrays)), columns))
 
   def save(self, folder: str | os.PathLike) -> list[epath.Path]:
-    """Writes each image as a PNG, its prompt and settings in the metadata.
+    """Writes each image as a PNG, with its prompt and settings in the metadata.
 
-    Folders that lack are made; gs:// paths too. Images that were made from
-    anything else have other names. ValueError if a file cannot be written.
+    Missing folders are made, on gs:// too. The name changes with anything that
+    the image was made from.
+
+    Returns:
+      The paths of the files.
+
+    Raises:
+      ValueError: if a file cannot be written.
     """
     folder, paths = epath.Path(expand(folder)), []
     for i, image in enumerate(to_uint8(self.arrays)):
@@ -82,9 +89,12 @@ class Samples:
     return paths
 
   def save_grid(self, folder: str | os.PathLike) -> list[epath.Path]:
-    """Writes grid() as PNGs, the prompts in the metadata; returns the paths.
+    """Writes grid() as PNGs, with the prompts in the metadata.
 
     A sheet has as many rows as fit 2**25 pixels.
+
+    Returns:
+      The paths of the files.
     """
     prompts, images = self.prompts, to_uint8(self.arrays)
     columns = grid_columns(prompts)
@@ -93,14 +103,14 @@ class Samples:
     return write_sheets(images, prompts, columns, folder, name, text)
 
   def _repr_png_(self) -> bytes:
-    """Returns the grid for a notebook, its side at most 2048 pixels."""
+    """Returns the grid for a notebook, at most 2048 pixels high and wide."""
     sheet = self.grid()
     shrink = math.ceil(max(sheet.size) / 2048)
     return encode_png(np.asarray(sheet.reduce(shrink) if shrink > 1 else sheet))
 
 
 def join(parts: Sequence[Samples]) -> Samples:
-  """Puts the images of several Samples, of the same stages, into one."""
+  """Joins several Samples of the same stages into one."""
   first = parts[0]
   return Samples(
     prompts=sum((part.prompts for part in parts), ()),
@@ -116,10 +126,10 @@ def join(parts: Sequence[Samples]) -> Samples:
 
 
 def grid_columns(prompts: Sequence[str | None]) -> int:
-  """Returns the columns of a grid, for the prompt of each image in it.
+  """Returns the number of columns of a grid, given the prompt of each image.
 
-  One row per prompt where prompts have several images each, else at most four
-  images in a row.
+  Prompts with several images each get one row per prompt. Otherwise a row has
+  at most four images.
   """
   each = len(prompts) // len(set(prompts))
   return each if each > 1 else min(len(prompts), 4)
@@ -133,7 +143,7 @@ def write_sheets(
   name: str,
   text: Mapping[str, str],
 ) -> list[epath.Path]:
-  """Writes images on sheets of whole rows, as PNGs; returns their paths.
+  """Writes images on sheets of full rows, as PNGs; returns their paths.
 
   Images are read one sheet at a time. Several sheets are numbered from 1.
 
@@ -141,12 +151,12 @@ def write_sheets(
     images: uint8 [H, W, 3] each, of one size.
     prompts: the prompt of each image, for the metadata.
     columns: images in a row.
-    folder: where the sheets go; it is made.
+    folder: the folder of the sheets; it is made.
     name: the file name without its ending.
     text: the metadata of every sheet.
 
   Raises:
-    ValueError: a file cannot be written.
+    ValueError: if a file cannot be written.
   """
   images, folder = iter(images), epath.Path(expand(folder))
   first = next(images)
@@ -172,8 +182,8 @@ def image_name(
 ) -> str:
   """Returns an image's file name, "a_red_star-s0-guidance5.0-3-1a2b3c4d.png".
 
-  It begins with the prompt's words and has the changed settings, to be read by
-  people, and ends with the beginning of the image's id.
+  For a human reader, it begins with the prompt's words and the changed
+  settings. It ends with the image's index and the beginning of its id.
   """
   words = _words("" if prompt is None else prompt)
   parts = [_suffix(seed, settings), str(index), image_id[:8]]
@@ -183,18 +193,18 @@ def image_name(
 def grid_name(
   ids: Sequence[str], seed: int, settings: Mapping[str, str]
 ) -> str:
-  """Returns the name of a grid of images, without its ending."""
+  """Returns the file name of a grid of images, without its ending."""
   digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
   return f"grid-{_suffix(seed, settings)}-{digest[:8]}"
 
 
 def _words(prompt: str) -> str:
-  """Returns the beginning of a prompt as file names hold it: "a_red_star"."""
+  """Returns the beginning of a prompt for a file name: "a_red_star"."""
   return re.sub(r"[^a-z0-9]+", "_", prompt.lower())[:60].strip("_")
 
 
 def _suffix(seed: int, settings: Mapping[str, str]) -> str:
-  """Returns the settings as file names hold them: "s0-guidance5.0"."""
+  """Returns seed and changed settings for a file name: "s0-guidance5.0"."""
   changes = [
     f"{key}{re.sub(r'[^a-z0-9.,-]+', '_', value.lower()).strip('_')[:40]}"
     for key, value in settings.items()

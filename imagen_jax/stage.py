@@ -38,11 +38,18 @@ CHANNELS = 3
 
 @flax.struct.dataclass
 class Draws:
-  """What is random in the loss of a batch, by example; all are [B].
+  """Holds the random draws of a training batch, one row per example.
 
-  dropped: whether it loses its text. aug_level, and the key of that noise.
-  time in [0, 1], and the key of eps. Drawn for the whole batch, it is the same
-  however the batch is cut up.
+  All examples are drawn at once. The draws do not depend on how the batch is
+  split afterwards.
+
+  Attributes:
+    dropped: bool [B], True where the example loses its text.
+    aug_level: float [B] in [0, 1], the augmentation level of the low-resolution
+      image.
+    aug: PRNG keys [B], of the augmentation's noise.
+    time: float [B] in [0, 1], the diffusion time t.
+    eps: PRNG keys [B], of the noise eps in z_t.
   """
 
   dropped: jax.Array
@@ -53,11 +60,13 @@ class Draws:
 
 
 class SamplingInputs(NamedTuple):
-  """What a batch of images is sampled from.
+  """Holds the inputs from which a batch of images is sampled.
 
-  keys [B]: one typed PRNG key per image.
-  text: the prompts, one row per image; None for a net without text.
-  lowres [B, h, w, 3] in [-1, 1]: the images to upsample; None for a base stage.
+  Attributes:
+    keys: typed PRNG keys [B], one per image.
+    text: the prompts, one row per image; None for a net without text.
+    lowres: float [B, h, w, 3] in [-1, 1], the images to upsample; None for a
+      base stage.
   """
 
   keys: jax.Array
@@ -67,20 +76,32 @@ class SamplingInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A net with the schedule and the prediction it is trained for.
+  """Describes one stage: a net, the diffusion it is trained for and its sizes.
 
-  size: the side of its pictures. lowres_size: that of the pictures it
-  enlarges, None for a base stage. crop_size: the side of the windows it is
-  trained on, None for whole pictures (Sec. 2.5, stage 3). max_aug_level: the
-  augmentation level of the low-res picture is drawn from 0 to it (Sec. 2.4; in
-  the paper it is 1, Fig. A.32). enlarge(lowres, (height, width)): what makes
-  the low-res picture as large as the stage's before it is augmented; None
-  leaves it small, for the net to enlarge (Fig. A.32). The loss is the squared
-  error in loss_space: the paper's is eps, for every prediction (App. A). A net
-  that predicts x is not to be trained so: next to no noise, the eps of a small
-  error is huge, and nearly all the weight is there. weighting multiplies that
-  error (Eq. 4): any but the uniform one makes the loss equal in every
-  loss_space. times(key, batch) draws the times [batch] of a training batch.
+  Attributes:
+    net: the U-Net, with 3 output channels, or 6 with a learned variance.
+    size: resolution of the images, in pixels.
+    schedule: the noise schedule, a map of time to log-SNR.
+    prediction: the quantity that the net predicts: eps, x or v.
+    loss_space: the quantity whose squared error is the loss. The paper uses eps
+      for every prediction (App. A). Choose x for a net that predicts x: at low
+      noise a small error of x is a huge error of eps, so the eps loss puts
+      nearly all its weight there.
+    weighting: multiplies the squared error (Eq. 4). Every weighting but the
+      uniform one gives the same loss in every loss_space.
+    times: called as times(key, batch), draws the uniform numbers [batch] that
+      the schedule turns into the times of a training batch.
+    lowres_size: resolution of the images to upsample, in pixels; None for a
+      base stage.
+    crop_size: size of the training crops, in pixels; None trains on full images
+      (stage 3 trains on crops, Sec. 2.5).
+    text_drop: probability of training on the null text (10 % in Sec. 4.1).
+    max_aug_level: the largest augmentation level drawn in training; 1 in the
+      paper (Sec. 2.4, Fig. A.32).
+    aug_schedule: the noise schedule of the augmentation level.
+    enlarge: called as enlarge(lowres, (height, width)), upsamples the
+      low-resolution image before its augmentation. None leaves upsampling to
+      the net, after the augmentation (Fig. A.32).
   """
 
   net: nn.Module
@@ -131,9 +152,11 @@ class Stage:
       )
 
   def check_sampling(self, sampling: Sampling) -> None:
-    """ValueError for what the stage is not trained for.
+    """Checks sampling settings against the settings of training.
 
-    That is more augmentation, or a learned variance where the net has none.
+    Raises:
+      ValueError: if the sampler needs a learned variance that the net lacks, or
+        if aug_level is above max_aug_level.
     """
     if sampling.step.needs_gamma and not self.learns_variance:
       raise ValueError(
@@ -148,17 +171,17 @@ class Stage:
 
   @property
   def learns_variance(self) -> bool:
-    """Whether the net predicts, besides its prediction, a v of its variance."""
+    """True if the net predicts its variance too, as a second output v."""
     return self.net.out_channels == 2 * CHANNELS
 
   @property
   def factor(self) -> int:
-    """How many times the low-res picture is enlarged; 1 for a base stage."""
+    """The upsampling factor from lowres_size to size; 1 for a base stage."""
     return self.size // (self.lowres_size or self.size)
 
   @property
   def train_size(self) -> int:
-    """The side of the pictures in a training batch."""
+    """The size of the images in a training batch, in pixels."""
     return self.crop_size or self.size
 
   def init(
@@ -166,8 +189,8 @@ class Stage:
   ) -> Any:
     """Returns the net's initial parameters.
 
-    They are for text [B, text_length, text_dim], or for none where both are
-    None.
+    They fit text [B, text_length, text_dim]; both are None for a net without
+    text.
     """
     side = self.net.stride * self.factor
     z = jnp.zeros((1, side, side, CHANNELS))
@@ -185,10 +208,10 @@ class Stage:
     return self.net.init(key, z, jnp.zeros(1), cond)["params"]
 
   def time(self, logsnr: jax.Array) -> jax.Array:
-    """Returns the net's noise input in [0, 1000]: the time of logsnr.
+    """Returns the net's time input [B] in [0, 1000] for log-SNR [B].
 
-    It is rounded to 1/1024. That hides the error of inverting a schedule in
-    float32, which is smaller, so that a table's steps are whole numbers.
+    The time is rounded to 1/1024, which is coarser than the float32 error of
+    the schedule's inverse. The steps of a discrete schedule are thus integers.
     """
     return jnp.round(STEPS * 1024 * self.schedule.inverse(logsnr)) / 1024
 
@@ -199,7 +222,10 @@ class Stage:
     lowres: jax.Array | None,
     aug_level: jax.Array,
   ) -> Conditioning:
-    """The conditioning, its low-res picture augmented at aug_level [B]."""
+    """Returns the conditioning, with lowres [B, h, w, 3] augmented.
+
+    The noise at aug_level [B] comes from keys [B]. A base stage ignores lowres.
+    """
     if self.lowres_size is None:
       return Conditioning(text)
     assert lowres is not None, "a super-resolution stage needs lowres"
@@ -211,7 +237,7 @@ class Stage:
     return Conditioning(text, noised, aug_level)
 
   def draw(self, key: jax.Array, batch: int) -> Draws:
-    """The randomness of a training batch (App. A; Fig. A.32)."""
+    """Draws the randomness of a training batch (App. A, Fig. A.32)."""
     names = ("drop", "aug_level", "aug", "time", "eps")
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     return Draws(
@@ -234,23 +260,34 @@ class Stage:
     text: TextEmbedding | None,
     lowres: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Loss and logsnr, both [B], of pictures x [B, H, W, 3] (Eq. 4, App. A).
+    """Computes the loss [B] and log-SNR [B] of images (Eq. 4, App. A).
 
-    A net that learns its variance has the variational bound on top.
+    Args:
+      params: the net's parameters.
+      draws: the randomness of the batch, from draw().
+      x: float [B, H, W, 3] in [-1, 1], the images.
+      text: the prompts; None for a net without text.
+      lowres: float [B, h, w, 3] in [-1, 1]; None for a base stage.
     """
+    # 1. Replace the dropped prompts by the null text (Sec. 4.1).
     text = None if text is None else text.drop(draws.dropped)
+    # 2. Augment the low-resolution image (Sec. 2.4, Fig. A.32).
     cond = self.condition(draws.aug, text, lowres, draws.aug_level)
+    # 3. Add noise to the image: z_t = alpha_t x + sigma_t eps (Eq. 3).
     logsnr = self.schedule(draws.time)
     eps = noise(draws.eps, x.shape[1:])
     z_t = q_sample(x, eps, logsnr)
+    # 4. Predict eps, x or v from z_t.
     time = self.time(logsnr)
     out = self.net.apply({"params": params}, z_t, time, cond)
     out, v = self.parts(out)
+    # 5. Weigh the squared error (Eq. 4).
     space = self.loss_space
     loss = squared_error(self.prediction, out, x, eps, logsnr, space)
     loss *= self.weighting(logsnr, space=space, schedule=self.schedule)
     if v is not None:
-      # The bound teaches v alone: the picture is the squared error's to teach.
+      # 6. Add the variational bound of a learned variance. It trains v alone:
+      # no gradient flows through x_hat.
       x_hat = self.prediction.to_x(jax.lax.stop_gradient(out), z_t, logsnr)
       loss += variational_bound(
         x, z_t, x_hat, (v + 1) / 2, time=time, schedule=self.schedule
@@ -262,11 +299,12 @@ class Stage:
   ) -> Callable[[jax.Array, jax.Array], Denoised]:
     """Returns denoise(z [B, H, W, 3], logsnr [B]) -> Denoised.
 
-    Guidance and threshold are of x_hat; the variance is that with the text.
+    Guidance and threshold act on x_hat. A learned variance is the one predicted
+    with the prompt.
     """
     guided = sampling.guidance is not None
     assert not (guided and cond.text is None), "guidance needs a text"
-    if guided:  # one doubled batch: with the text, and with the null text
+    if guided:  # one doubled batch: prompts first, then the null text
       null = cond.replace(text=cond.text.nothing())
       cond = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
     variables = {"params": params, **self.read_text(params, cond)}
@@ -286,13 +324,16 @@ class Stage:
     return denoise
 
   def parts(self, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """The net's output as prediction and v, both [B, H, W, 3]; v or None."""
+    """Splits the net's output into prediction and v, both [B, H, W, 3].
+
+    v is None for a net that does not learn its variance.
+    """
     if not self.learns_variance:
       return out, None
     return tuple(jnp.split(out, 2, axis=-1))
 
   def read_text(self, params: Any, cond: Conditioning) -> dict[str, Any]:
-    """What the net computes from the text alone, for every step to reuse."""
+    """Computes all values that depend on the text alone, once for all steps."""
     if cond.text is None:
       return {}
     side = self.net.stride * self.factor
@@ -303,8 +344,8 @@ class Stage:
     return kept
 
   def blank(self, batch: int) -> Carry:
-    """Returns what to start `run` with at step 0: zeros, to be drawn there."""
-    # A batch of jax.export's may be a symbol, of which numpy knows nothing.
+    """Returns the carry of zeros that `run` takes at step 0."""
+    # jax.export may pass a symbolic batch size, which numpy cannot take.
     zeros = np.zeros if isinstance(batch, int) else jnp.zeros
     z = zeros((batch, self.size, self.size, CHANNELS), np.float32)
     return Carry(z, z, zeros(batch, np.float32))
@@ -318,24 +359,34 @@ class Stage:
     inputs: SamplingInputs,
     sampling: SamplingArgs,
   ) -> Carry:
-    """Does the sampling steps first, ..., last - 1 (App. A).
+    """Runs the sampling steps first, ..., last - 1 (App. A).
 
-    All steps at once and any parts one after the other give the same bits.
-    After the last step carry.z is the images [B, size, size, 3] in [-1, 1].
-    carry.x_hat is each step's x_hat, after guidance and threshold.
+    One call and several calls give bit-identical images.
+
+    Args:
+      params: the net's parameters.
+      carry: the state before step first; blank() for step 0.
+      first: the first step to run.
+      last: the step to stop before, at most sampling.steps.
+      inputs: the images' keys, text and low-resolution images.
+      sampling: the settings.
+
+    Returns:
+      The state, with x_hat of step last - 1 after guidance and threshold. After
+      the final step z holds the images [B, size, size, 3] in [-1, 1].
     """
     # 1. Augment the low-resolution image (Fig. A.32).
     aug_level = jnp.full(inputs.keys.shape, sampling.aug_level)
     cond = self.condition(
       fold_in(inputs.keys, 0), inputs.text, inputs.lowres, aug_level
     )
-    # 2. Draw z_1, if this is the beginning.
+    # 2. Draw z_1 ~ N(0, I), if the first step is step 0.
     keys = fold_in(inputs.keys, 1)
     start = begin(keys, carry.z.shape[1:])
     carry = jax.tree.map(
       lambda new, old: jnp.where(first == 0, new, old), start, carry
     )
-    # 3. Step from noise to image.
+    # 3. Step from z_t to z_s: denoise, guide, threshold, sample (App. A).
     carry = advance(
       carry,
       first,
@@ -346,7 +397,7 @@ class Stage:
       steps=sampling.steps,
       sampler=sampling.step,
     )
-    # 4. Clip the finished image.
+    # 4. Clip the finished image to [-1, 1].
     image = jnp.clip(carry.z, -1.0, 1.0)
     done = jnp.equal(last, sampling.steps)
     return carry._replace(z=jnp.where(done, image, carry.z))
@@ -360,7 +411,7 @@ class Stage:
     *,
     sampling: Sampling,
   ) -> jax.Array:
-    """Returns images [B, size, size, 3] in [-1, 1], one key per image."""
+    """Samples images [B, size, size, 3] in [-1, 1], one per key."""
     carry = run_stage(
       self,
       params,
@@ -387,10 +438,11 @@ def run_stage(
   *,
   rows: jax.sharding.Sharding | None = None,
 ) -> Carry:
-  """Runs stage.run, compiled once for every number of steps and every value.
+  """Runs stage.run as a jitted function.
 
-  rows: where the carry's rows lie; None leaves it to the compiler. The carry
-  that is given is used up.
+  It compiles once for all numbers of steps and all values of the settings. The
+  given carry is donated: do not use it afterwards. `rows` is the sharding of
+  the returned carry; None leaves it to the compiler.
   """
   carry = stage.run(params, carry, first, last, inputs, sampling)
   if rows is None:

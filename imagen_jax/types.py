@@ -1,23 +1,23 @@
-"""The pytrees that cross layers: text embeddings and a net's conditioning."""
+"""Pytrees that cross layers: text embeddings and a net's conditioning."""
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-# The mesh's axes that the rows of a batch are spread over, in this order. In
-# the other one XLA (that of jaxlib 0.10.2) computes wrong gradients, without a
-# word, where data, fsdp and tensor all have devices: it takes the rows of one
-# device for those of another.
+# The mesh axes that shard the rows of a batch, in this order. In the opposite
+# order XLA (of jaxlib 0.10.2) silently computes wrong gradients when data, fsdp
+# and tensor all have several devices: it confuses the rows of two devices.
 BATCH_AXES = ("fsdp", "data")
 
 
 @flax.struct.dataclass
 class TextEmbedding:
-  """A batch of encoded prompts.
+  """Holds a batch of encoded prompts.
 
-  tokens [B, L, D] float, the encoder's outputs; mask [B, L] bool, True where
-  a token is real and False where it is padding. null: what stands in for no
-  prompt, row by row; None is the paper's zeros.
+  Attributes:
+    tokens: float [B, L, D], the encoder's outputs.
+    mask: bool [B, L], True for a real token and False for padding.
+    null: the null text, row by row; None is the paper's zeros.
   """
 
   tokens: jax.Array
@@ -25,11 +25,11 @@ class TextEmbedding:
   null: "TextEmbedding | None" = None
 
   def drop(self, dropped: jax.Array) -> "TextEmbedding":
-    """Replaces the prompts where dropped [B] is True by the null prompt.
+    """Replaces the prompts where dropped [B] is True by the null text.
 
-    The paper's is embeddings of zeros (Sec. 4.1). How many of its tokens
-    count as real is ours, one, so that it has one meaning whatever prompt it
-    stands in for and no softmax is left without a key.
+    The paper's null text is embeddings of zeros (Sec. 4.1). Not in the paper:
+    one of its tokens counts as real. It thus means the same whichever prompt it
+    replaces, and no softmax is left without a key.
     """
     tokens, mask = 0.0, jnp.arange(self.mask.shape[1])[None, :] == 0
     if self.null is not None:
@@ -40,17 +40,21 @@ class TextEmbedding:
     )
 
   def nothing(self) -> "TextEmbedding":
-    """The null prompt for every example, shaped like this batch."""
+    """Returns the null text for every example, shaped like this batch."""
     return self.drop(jnp.ones(self.mask.shape[0], bool))
 
 
 @flax.struct.dataclass
 class Conditioning:
-  """What a net is told besides z_t and its noise level.
+  """Holds the inputs of a net besides z_t and its noise level.
 
-  text: the prompts, or None for a net without text. lowres [B, h, w, C] in
-  [-1, 1]: the previous stage's picture, at its own resolution and already
-  augmented. aug_level [B] in [0, 1]: how much noise lowres received.
+  Attributes:
+    text: the prompts; None for a net without text.
+    lowres: float [B, h, w, C] in [-1, 1], the previous stage's augmented image,
+      at its own resolution unless the stage upsamples it; None for a base
+      stage.
+    aug_level: float [B] in [0, 1], the augmentation level of lowres; None for a
+      base stage.
   """
 
   text: TextEmbedding | None = None

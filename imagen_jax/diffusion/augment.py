@@ -1,4 +1,4 @@
-"""Conditioning augmentation of the low-resolution image (Sec. 2.4, A.32)."""
+"""Conditioning augmentation of a low-resolution image (Sec. 2.4, Fig. A.32)."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,16 @@ def augment(
   aug_level: jax.Array,
   schedule: Schedule = CosineSchedule(),
 ) -> jax.Array:
-  """alpha(a) lowres + sigma(a) eps, at the resolution that lowres has.
+  """Returns alpha(a) lowres + sigma(a) eps, at the resolution of lowres.
 
-  keys [B]; lowres [B, h, w, C]; aug_level a [B] in [0, 1]. The paper does not
-  name the schedule of a: cosine is ours. a = 0 gives lowres, bit for bit.
+  Level a = 0 returns lowres bit for bit.
+
+  Args:
+    keys: typed PRNG keys [B], of the noise eps.
+    lowres: float [B, h, w, C] in [-1, 1].
+    aug_level: a, float [B] in [0, 1].
+    schedule: the noise schedule of a. Not in the paper: the cosine schedule,
+      since the paper names none.
   """
   eps = noise(keys, lowres.shape[1:])
   noised = q_sample(lowres, eps, schedule(aug_level))
@@ -25,15 +31,15 @@ def augment(
 
 
 def bilinear_aligned(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """x [B, h, w, C] -> [B, *shape, C], bilinear, corners on corners.
+  """Resizes x [B, h, w, C] to [B, *shape, C], bilinearly, with aligned corners.
 
-  Pixel i of n is read at i (m - 1) / (n - 1) of m. So DeepFloyd IF enlarges
-  the low-res picture.
+  Output pixel i of n reads position i (m - 1) / (n - 1) of m input pixels.
+  DeepFloyd IF upsamples its low-resolution image this way.
   """
   x = jnp.asarray(x, jnp.float32)
   for axis, n in ((1, shape[0]), (2, shape[1])):
     last = x.shape[axis] - 1
-    # In whole numbers, so that no rounding chooses between two neighbours.
+    # Integers: rounding must not choose between two neighbours.
     low, rest = jnp.divmod(jnp.arange(n) * last, max(n - 1, 1))
     share = (rest / max(n - 1, 1)).reshape(-1, *[1] * (3 - axis))
     left = jnp.take(x, low, axis)

@@ -1,11 +1,12 @@
 """The Gaussian diffusion process in log-SNR (App. A, Eqs. 3-4).
 
-Why sigma_{t|s}^2 = sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2 subtracts: in
-z_t = (alpha_t/alpha_s) z_s + sigma_{t|s} eps the eps is independent of z_s, so
-(alpha_t/alpha_s)^2 sigma_s^2 + sigma_{t|s}^2 must make up q(z_t|x)'s sigma_t^2.
+The variance sigma_{t|s}^2 = sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2 subtracts
+because eps is independent of z_s in z_t = (alpha_t/alpha_s) z_s +
+sigma_{t|s} eps. The two variances (alpha_t/alpha_s)^2 sigma_s^2 and
+sigma_{t|s}^2 must add up to the sigma_t^2 of q(z_t|x).
 
-Throughout s < t, so logsnr_s > logsnr_t. A logsnr is a scalar or [B]; x, eps,
-z_t, z_s are [B, ...]; results are float32.
+In all functions s < t, so logsnr_s > logsnr_t. A logsnr is a scalar or [B]. The
+arrays x, eps, z_t and z_s are [B, ...]. Results are float32.
 """
 
 import dataclasses
@@ -19,19 +20,19 @@ from imagen_jax.diffusion.schedules import alpha_sigma
 
 
 def per_example(value: jax.Array, like: jax.Array) -> jax.Array:
-  """A scalar or [B] -> float32 that broadcasts against `like` [B, ...]."""
+  """Reshapes a scalar or [B] to float32 that broadcasts against `like`."""
   value = jnp.asarray(value, jnp.float32)
   assert value.ndim <= 1, f"expected a scalar or [B], got {value.shape}"
   return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
 
 def noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Keys [B] -> N(0, I) of [B, *shape]; row i depends on keys[i] alone."""
+  """Draws N(0, I) of shape [B, *shape]; row i depends on keys[i] alone."""
   return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def q_sample(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
-  """z_t = alpha_t x + sigma_t eps, a draw of q(z_t|x) (Eq. 3)."""
+  """Returns z_t = alpha_t x + sigma_t eps, a draw of q(z_t|x) (Eq. 3)."""
   alpha, sigma = alpha_sigma(per_example(logsnr, x))
   return alpha * x + sigma * eps
 
@@ -39,8 +40,9 @@ def q_sample(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
 def transition(
   z_s: jax.Array, *, logsnr_s: jax.Array, logsnr_t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Mean (alpha_t/alpha_s) z_s and variance of q(z_t|z_s) (Eq. 3).
+  """Returns mean and variance of q(z_t|z_s) (Eq. 3).
 
+  The mean is (alpha_t/alpha_s) z_s and the variance is
   sigma_{t|s}^2 = (1 - e^{logsnr_t - logsnr_s}) sigma_t^2.
   """
   logsnr_s, logsnr_t = per_example(logsnr_s, z_s), per_example(logsnr_t, z_s)
@@ -52,9 +54,10 @@ def transition(
 def posterior(
   z_t: jax.Array, x: jax.Array, *, logsnr_s: jax.Array, logsnr_t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Mean and variance of q(z_s|z_t,x) (App. A), with d = logsnr_t - logsnr_s.
+  """Returns mean and variance of q(z_s|z_t,x) (App. A).
 
-  e^d (alpha_s/alpha_t) z_t + (1 - e^d) alpha_s x and (1 - e^d) sigma_s^2.
+  The mean is e^d (alpha_s/alpha_t) z_t + (1 - e^d) alpha_s x, and the variance
+  is (1 - e^d) sigma_s^2, with d = logsnr_t - logsnr_s.
   """
   logsnr_s, logsnr_t = per_example(logsnr_s, x), per_example(logsnr_t, x)
   alpha_s, sigma_s = alpha_sigma(logsnr_s)
@@ -67,55 +70,58 @@ def posterior(
 def log_variances(
   *, logsnr_s: jax.Array, logsnr_t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """log of (1 - e^d) sigma_s^2 and of (1 - e^d) sigma_t^2 (App. A).
+  """Returns log((1 - e^d) sigma_s^2) and log((1 - e^d) sigma_t^2) (App. A).
 
-  The variances of the posterior and of the transition: the two ends between
-  which the ancestral sampler's gamma interpolates.
+  Here d = logsnr_t - logsnr_s. They are the variances of the posterior and of
+  the transition. The gamma of the ancestral sampler interpolates between them.
   """
-  # Two times inside a schedule's clip have equal logsnr: the floor spares -inf,
-  # and one over the variances is a number still.
+  # Two times inside a schedule's clip have equal logsnr. The floor avoids
+  # log 0 = -inf, and keeps the inverse of a variance finite.
   share = -jnp.expm1(logsnr_t - logsnr_s)
   log_share = jnp.log(jnp.maximum(share, 1e-20))
   return log_share + log_sigmoid(-logsnr_s), log_share + log_sigmoid(-logsnr_t)
 
 
 def x_from_eps(eps: jax.Array, z: jax.Array, logsnr: jax.Array) -> jax.Array:
-  """x = (z - sigma eps) / alpha."""
+  """Computes x = (z - sigma eps) / alpha."""
   alpha, sigma = alpha_sigma(per_example(logsnr, z))
   return (z - sigma * eps) / alpha
 
 
 def eps_from_x(x: jax.Array, z: jax.Array, logsnr: jax.Array) -> jax.Array:
-  """eps = (z - alpha x) / sigma."""
+  """Computes eps = (z - alpha x) / sigma."""
   alpha, sigma = alpha_sigma(per_example(logsnr, z))
   return (z - alpha * x) / sigma
 
 
 def v_from_x_eps(x: jax.Array, eps: jax.Array, logsnr: jax.Array) -> jax.Array:
-  """v = alpha eps - sigma x."""
+  """Computes v = alpha eps - sigma x."""
   alpha, sigma = alpha_sigma(per_example(logsnr, x))
   return alpha * eps - sigma * x
 
 
 def x_from_v(v: jax.Array, z: jax.Array, logsnr: jax.Array) -> jax.Array:
-  """x = alpha z - sigma v."""
+  """Computes x = alpha z - sigma v."""
   alpha, sigma = alpha_sigma(per_example(logsnr, z))
   return alpha * z - sigma * v
 
 
 def eps_from_v(v: jax.Array, z: jax.Array, logsnr: jax.Array) -> jax.Array:
-  """eps = sigma z + alpha v."""
+  """Computes eps = sigma z + alpha v."""
   alpha, sigma = alpha_sigma(per_example(logsnr, z))
   return sigma * z + alpha * v
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What a net predicts: how to train it and how to read x_hat off it.
+  """Describes a quantity that a net can predict: eps, x or v.
 
-  target(x, eps, logsnr): what the output should be.
-  to_x(out, z, logsnr): the x_hat that the output stands for.
-  error_ratio(logsnr): ||target - out||^2 / ||eps - eps_hat||^2 for one x_hat.
+  Attributes:
+    name: "eps", "x" or "v".
+    target: called as target(x, eps, logsnr), returns the correct output.
+    to_x: called as to_x(out, z, logsnr), converts an output to x_hat.
+    error_ratio: called as error_ratio(logsnr), returns
+      ||target - out||^2 / ||eps - eps_hat||^2 of one x_hat.
   """
 
   name: str
@@ -152,10 +158,10 @@ def squared_error(
   logsnr: jax.Array,
   space: Prediction = EPS,
 ) -> jax.Array:
-  """Mean squared error per example [B], as measured on `space` (App. A, Eq. 4).
+  """Computes the mean squared error [B] of each example (App. A, Eq. 4).
 
-  The paper's loss weighs the error of eps uniformly: that is space=EPS, for
-  every prediction. space=prediction is the plain error of the output.
+  The error is measured in `space`. The paper's loss measures eps for every
+  prediction; space=prediction gives the plain error of the output.
   """
   error = out - prediction.target(x, eps, logsnr)
   mse = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))

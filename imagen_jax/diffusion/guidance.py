@@ -10,41 +10,50 @@ from imagen_jax.diffusion.gaussian import per_example
 
 
 def guide(cond: jax.Array, uncond: jax.Array, w: jax.Array) -> jax.Array:
-  """w cond + (1 - w) uncond (Eq. 2); w scalar or [B], w = 1 is no guidance.
+  """Computes w cond + (1 - w) uncond (Eq. 2).
 
-  The paper guides eps. For one z_t every prediction is affine in eps and the
-  weights sum to one, so guiding x_hat or v is the same thing.
+  The paper guides eps. Guiding x_hat or v gives the same result: for one z_t
+  every prediction is affine in eps, and the two weights sum to one.
+
+  w is a scalar or [B]; w = 1 is no guidance.
   """
   w = per_example(w, cond)
   return w * cond + (1 - w) * uncond
 
 
 def static_threshold(x: jax.Array) -> jax.Array:
-  """clip(x, -1, 1)."""
+  """Clips x to [-1, 1]."""
   return jnp.clip(jnp.asarray(x, jnp.float32), -1.0, 1.0)
 
 
 def dynamic_threshold(
   x: jax.Array, p: float = 99.5, cap: float | None = None
 ) -> jax.Array:
-  """clip(x, -s, s) / s, s = max(1, p-th percentile of |x|) of each example.
+  """Computes clip(x, -s, s) / s with s = max(1, p-th percentile of |x|).
 
-  x [B, ...]; p on the scale of 0 to 100, above 1. With a cap, s is at most
-  that: DeepFloyd IF has 1.5, and 1 in its second stage, which makes it the
-  static threshold.
-  Apply after guidance, before the sampler.
+  Each example has its own s. Apply the threshold after guidance and before the
+  sampler (Sec. 2.3).
+
+  Args:
+    x: float [B, ...].
+    p: the percentile, above 1 and at most 100.
+    cap: the largest s, at least 1; None for no limit. DeepFloyd IF has 1.5, and
+      1 in its second stage, which makes it the static threshold.
+
+  Raises:
+    ValueError: if p or cap is out of range.
   """
   _check_threshold(p, cap)
   x = jnp.asarray(x, jnp.float32)
   axes = tuple(range(1, x.ndim))
-  # keepdims: a bare [B] would broadcast over the channels where B equals them.
+  # Without keepdims, s [B] would broadcast over the channels when B equals C.
   s = jnp.percentile(jnp.abs(x), p, axis=axes, keepdims=True)
   s = jnp.clip(s, 1.0, cap)
   return jnp.clip(x, -s, s) / s
 
 
 class Threshold(Protocol):
-  """A rule that bounds x_hat; a pytree whose leaves are its numbers."""
+  """A rule that bounds x_hat; a pytree of its numbers."""
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns the thresholded x, float32 like x [B, ...]."""
@@ -63,7 +72,7 @@ class NoThreshold:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StaticThreshold:
-  """static_threshold."""
+  """Applies static_threshold."""
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns x [B, ...] clipped to [-1, 1]."""
@@ -73,10 +82,11 @@ class StaticThreshold:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DynamicThreshold:
-  """dynamic_threshold with its percentile and cap.
+  """Applies dynamic_threshold with a fixed percentile and cap.
 
-  p: the percentile of |x|, above 1 and at most 100 (Sec. 2.3).
-  cap: the largest scale s, at least 1; None for none.
+  Attributes:
+    p: the percentile of |x|, above 1 and at most 100 (Sec. 2.3).
+    cap: the largest scale s, at least 1; None for no limit.
   """
 
   p: float = 99.5
@@ -91,7 +101,9 @@ class DynamicThreshold:
 
 
 def _check_threshold(p: float, cap: float | None) -> None:
-  # Arrays come from a jitted function, whose caller had them checked.
+  """Raises ValueError for a percentile or cap out of range."""
+  # Arrays are not checked: they come from a jitted function, whose caller
+  # checked the numbers.
   if isinstance(p, int | float) and not 1 < p <= 100:
     raise ValueError(
       f"threshold p is {p}, expected a percentile above 1 and at most 100, such"

@@ -1,11 +1,11 @@
 """Samplers: one step each, and one loop for all of them (App. A, Eqs. 5-6).
 
-A sampler is a frozen dataclass that is called with (keys, z_t, x_hat, step) and
-returns z_s; `step` is a Step, what the loop knows. A new sampler is one such
-class and one line in build's table.
+A sampler is a frozen dataclass. It is called with (keys, z_t, x_hat, step) and
+returns z_s. `step` is a Step, which holds the loop's state. To add a sampler,
+write such a class and add one line to the table in build.
 
-Randomness is one typed PRNG key per example, keys [B], so that an image does
-not depend on what else is in its batch.
+Each example has its own typed PRNG key, keys [B]. An image therefore does not
+depend on the rest of its batch.
 """
 
 import dataclasses
@@ -25,11 +25,13 @@ from imagen_jax.diffusion.schedules import alpha_sigma
 
 
 class Denoised(NamedTuple):
-  """The result of denoising z_t.
+  """Holds the result of denoising z_t.
 
-  x_hat [B, H, W, C]: the estimate of the image, guided and thresholded.
-  gamma: like x_hat, in [0, 1], the share of Eq. 6 for each of its numbers, of a
-    net that learns its variance; None for any other net.
+  Attributes:
+    x_hat: float [B, H, W, C], the estimate of the image after guidance and
+      threshold.
+    gamma: like x_hat, in [0, 1], the learned exponent of Eq. 6 for each
+      element; None for a net that does not learn its variance.
   """
 
   x_hat: jax.Array
@@ -37,13 +39,14 @@ class Denoised(NamedTuple):
 
 
 class Step(NamedTuple):
-  """What the loop knows of the step from z_t to z_s, beside both.
+  """Holds the loop's state of the step from z_t to z_s, besides z_t and x_hat.
 
-  logsnr_t [B]: the log-SNR of z_t.
-  logsnr_s [B]: the log-SNR to go to, larger than logsnr_t.
-  gamma: like z_t, the variance that the net learned; None if it did not.
-  x_hat_last: like z_t, the x_hat of the step before; zeros in the first step.
-  logsnr_last [B]: the log-SNR of the step before; logsnr_t in the first step.
+  Attributes:
+    logsnr_t: [B], the log-SNR of z_t.
+    logsnr_s: [B], the log-SNR of z_s, larger than logsnr_t.
+    gamma: like z_t, the learned exponent of Eq. 6; None if the net learns none.
+    x_hat_last: like z_t, the x_hat of the previous step; zeros in the first.
+    logsnr_last: [B], the log-SNR of the previous step; logsnr_t in the first.
   """
 
   logsnr_t: jax.Array
@@ -54,10 +57,11 @@ class Step(NamedTuple):
 
 
 class Sampler(Protocol):
-  """A rule that goes from z_t to z_s; a pytree whose leaves are its numbers.
+  """A rule that steps from z_t to z_s; a pytree of its numbers.
 
-  needs_gamma: whether it reads Step.gamma, and so needs a net that learns its
-    variance.
+  Attributes:
+    needs_gamma: whether the rule reads Step.gamma, and so needs a net that
+      learns its variance.
   """
 
   needs_gamma: ClassVar[bool]
@@ -76,9 +80,9 @@ def fold_in(keys: jax.Array, data: int | jax.Array) -> jax.Array:
 def ddim_step(
   z_t: jax.Array, x_hat: jax.Array, *, logsnr_t: jax.Array, logsnr_s: jax.Array
 ) -> jax.Array:
-  """z_s = alpha_s x_hat + (sigma_s / sigma_t) (z_t - alpha_t x_hat) (Eq. 5).
+  """Computes alpha_s x_hat + (sigma_s / sigma_t) (z_t - alpha_t x_hat) (Eq. 5).
 
-  The eps is that of x_hat, not of the net: they differ after thresholding.
+  eps is computed from x_hat, not taken from the net: thresholding changes it.
   """
   alpha_t, sigma_t = alpha_sigma(per_example(logsnr_t, z_t))
   alpha_s, sigma_s = alpha_sigma(per_example(logsnr_s, z_t))
@@ -94,10 +98,11 @@ def ancestral_step(
   logsnr_s: jax.Array,
   gamma: jax.Array,
 ) -> jax.Array:
-  """z_s = posterior mean + sqrt(var_s^{1-gamma} var_t^gamma) eps (Eq. 6).
+  """Computes posterior mean + sqrt(var_s^{1-gamma} var_t^gamma) eps (Eq. 6).
 
-  var_s and var_t are the variances of q(z_s|z_t,x) and of q(z_t|z_s). gamma in
-  [0, 1] is a scalar, or an array with z_t's rank that broadcasts against it.
+  var_s and var_t are the variances of q(z_s|z_t,x) and of q(z_t|z_s).
+  gamma in [0, 1] is a scalar, or an array of z_t's rank that broadcasts against
+  z_t.
   """
   gamma = jnp.asarray(gamma, jnp.float32)
   assert gamma.ndim in (0, z_t.ndim), f"gamma {gamma.shape}, z_t {z_t.shape}"
@@ -119,20 +124,20 @@ def dpm_step(
   x_hat_last: jax.Array,
   logsnr_last: jax.Array,
 ) -> jax.Array:
-  """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, Alg. 2).
+  """Takes a DPM-Solver++(2M) step (Lu et al. 2022, arXiv:2211.01095, Alg. 2).
 
-  z_s = (sigma_s / sigma_t) z_t - alpha_s (e^{-h} - 1) D, with the line through
-  the last two x_hat, D = x_hat + h / (2 h_last) (x_hat - x_hat_last); h and
-  h_last are the steps' lengths in log(alpha / sigma) = logsnr / 2.
+  z_s = (sigma_s / sigma_t) z_t - alpha_s (e^{-h} - 1) D. The estimate D = x_hat
+  + h / (2 h_last) (x_hat - x_hat_last) extrapolates the last two x_hat. The
+  step lengths h and h_last are in log(alpha / sigma) = logsnr / 2.
 
-  Not in the source: a step more than twice as long as the last one is of first
-  order, DDIM's. Lists such as DeepFloyd IF's super27 have neighbours (800, 799)
-  before a long step, and there the line would be drawn out 40 to 170 times.
+  Not in the source: a step more than twice as long as the previous one is of
+  first order, as DDIM is. Lists such as DeepFloyd IF's super27 have neighbours
+  (800, 799) before a long step, which would extrapolate 40 to 170 times.
   """
   logsnr_t, logsnr_s = per_example(logsnr_t, z_t), per_example(logsnr_s, z_t)
   h = (logsnr_s - logsnr_t) / 2
   h_last = (logsnr_t - per_example(logsnr_last, z_t)) / 2
-  # No line goes through one point either: the first step is DDIM's.
+  # The first step has a single x_hat to extrapolate from: it is a DDIM step.
   has_line = (h_last > 0) & (h <= 2 * h_last)
   slope = jnp.where(has_line, h / jnp.where(has_line, 2 * h_last, 1.0), 0.0)
   d = x_hat + slope * (x_hat - x_hat_last)
@@ -144,7 +149,7 @@ def dpm_step(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DDIM:
-  """ddim_step: deterministic."""
+  """Samples by ddim_step: deterministic."""
 
   needs_gamma: ClassVar[bool] = False
 
@@ -159,16 +164,19 @@ class DDIM:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ancestral:
-  """ancestral_step with one gamma in [0, 1] for all numbers.
+  """Samples by ancestral_step with one gamma for all elements.
 
-  Not in the paper: the default 0, since the paper does not state its gamma.
+  Attributes:
+    gamma: the exponent of Eq. 6 in [0, 1]. Not in the paper: the default 0,
+      since the paper does not state its gamma.
   """
 
   gamma: float = 0.0
   needs_gamma: ClassVar[bool] = False
 
   def __post_init__(self):
-    # An array comes from a jitted function, whose caller had it checked.
+    # An array is not checked: it comes from a jitted function, whose caller
+    # checked the number.
     if isinstance(self.gamma, int | float) and not 0 <= self.gamma <= 1:
       raise ValueError(
         f"gamma={self.gamma} of the ancestral sampler must be in 0..1."
@@ -185,7 +193,7 @@ class Ancestral:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LearnedAncestral:
-  """ancestral_step with the variance that the net learned."""
+  """Samples by ancestral_step with the variance that the net learned."""
 
   needs_gamma: ClassVar[bool] = True
 
@@ -207,7 +215,7 @@ class LearnedAncestral:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DPMSolver:
-  """dpm_step: deterministic, of second order."""
+  """Samples by dpm_step: deterministic, of second order."""
 
   needs_gamma: ClassVar[bool] = False
 
@@ -227,11 +235,12 @@ class DPMSolver:
 
 
 class Carry(NamedTuple):
-  """What one step hands to the next.
+  """Holds the state that one step passes to the next.
 
-  z [B, ...]: the noised images; after the last step, the images.
-  x_hat: like z, the estimate of the step before.
-  logsnr [B]: the log-SNR of the step before.
+  Attributes:
+    z: float [B, ...], the noised images; after the final step, the images.
+    x_hat: like z, the estimate of the previous step.
+    logsnr: [B], the log-SNR of the previous step.
   """
 
   z: jax.Array
@@ -256,12 +265,22 @@ def advance(
   steps: int | jax.Array,
   sampler: Sampler,
 ) -> Carry:
-  """Does the steps first, ..., last - 1 of 0, ..., steps - 1 (App. A).
+  """Runs the steps first, ..., last - 1 of 0, ..., steps - 1 (App. A).
 
-  logsnr(i) increases: the level at which step i asks denoise(z, logsnr [B]).
-  The last step adds no noise: its z_s is x_hat, the mean at sigma_s = 0. The
-  bounds may be traced, so one program does any part of the steps, and the
-  parts together give the same bits as the whole.
+  The final step adds no noise: its z_s is x_hat, the mean at sigma_s = 0. The
+  bounds may be traced, so one program runs any range of steps. Consecutive
+  ranges give bit-identical images to one call with all steps.
+
+  Args:
+    carry: the state before step `first`.
+    first: the first step to run.
+    last: the step to stop before.
+    keys: typed PRNG keys [B], one per example.
+    denoise: called as denoise(z [B, ...], logsnr [B]).
+    logsnr: called as logsnr(i), returns the log-SNR of step i; it increases
+      with i.
+    steps: the total number of steps.
+    sampler: the rule of a step.
   """
   assert keys.ndim == 1, f"expected one typed key per example, got {keys.shape}"
 
@@ -287,9 +306,10 @@ def sample(
   logsnr: jax.Array,
   sampler: Sampler = DDIM(),
 ) -> jax.Array:
-  """Goes from N(0, I) to x [B, *shape] through the levels logsnr [n] (App. A).
+  """Samples x [B, *shape] from N(0, I) through the levels logsnr [n] (App. A).
 
-  keys [B]; logsnr increases; denoise(z [B, *shape], logsnr [B]).
+  logsnr increases. keys [B] has one key per example. denoise is called as
+  denoise(z [B, *shape], logsnr [B]).
   """
   logsnr = jnp.asarray(logsnr, jnp.float32)
   assert logsnr.ndim == 1 and logsnr.size, f"expected [n], got {logsnr.shape}"

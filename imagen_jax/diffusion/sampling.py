@@ -1,4 +1,4 @@
-"""Settings for sampling from a stage, and the times that they ask for."""
+"""Sampling settings of a stage, and the times of its steps."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ UNIFORM_STEPS = 256
 
 
 class Grid(Protocol):
-  """A rule that spreads the steps over the time; a pytree of its numbers."""
+  """A rule that places the steps in time; a pytree of its numbers."""
 
   def __call__(
     self, i: jax.Array, steps: int | jax.Array, schedule: Schedule
@@ -26,7 +26,7 @@ class Grid(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UniformTime:
-  """Spreads the steps evenly over t: t = 1 - i / steps (App. A)."""
+  """Spaces the steps evenly in t: t = 1 - i / steps (App. A)."""
 
   def __call__(
     self, i: jax.Array, steps: int | jax.Array, schedule: Schedule
@@ -38,19 +38,20 @@ class UniformTime:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UniformLogSNR:
-  """Spreads the steps evenly over log-SNR, from t_first to t_last.
+  """Spaces the steps evenly in log-SNR, from t_first to t_last.
 
   Not in the paper: DPM-Solver++ expands in log-SNR, so its error is smaller on
-  this grid than on one that is uniform in t (Lu et al. 2022). Near t = 1 images
-  are pure noise over a wide range of log-SNR: a t_first of 0.995 spares the
-  steps there. Levels of a table are the nearest of the table.
+  this grid than on a uniform grid in t (Lu et al. 2022, arXiv:2211.01095). Near
+  t = 1 images are pure noise over a wide range of log-SNR: t_first = 0.995
+  saves the steps there. A discrete schedule rounds to its nearest level.
   """
 
   t_first: float = 1.0  # the time of the first step, in (t_last, 1]
   t_last: float = 0.01  # the time of the last step, in (0, t_first)
 
   def __post_init__(self):
-    # Arrays come from a jitted function, whose caller had them checked.
+    # Arrays are not checked: they come from a jitted function, whose caller
+    # checked the numbers.
     numbers = isinstance(self.t_first, int | float) and isinstance(
       self.t_last, int | float
     )
@@ -68,24 +69,25 @@ class UniformLogSNR:
     final = jnp.maximum(jnp.asarray(steps, jnp.float32) - 1, 1)
     share = jnp.minimum(jnp.asarray(i, jnp.float32) / final, 1)
     level = schedule.inverse(first + share * (last - first))
-    # The ends exactly: an inverse is as exact as float32.
+    # The inverse has float32's error, so the two ends are set exactly.
     level = jnp.where(share == 0, self.t_first, level)
     return jnp.where(share == 1, self.t_last, level)
 
 
 class SamplingArgs(NamedTuple):
-  """Sampling as arguments of a jitted function, which compiles once for all.
+  """Holds Sampling as arguments of a jitted function.
 
-  Other values need no other program; another structure does: a None in place
-  of a number, another kind of sampler or threshold.
+  Other values compile nothing. Another structure does: None in place of a
+  number, or another class of grid, sampler or threshold.
 
-  steps: int [], the number of steps.
-  timesteps: int32 [1000], the first `steps` of which are meant; or None.
-  grid: where the steps lie if there are no timesteps, its numbers float [].
-  guidance: float [], or None for no guidance.
-  step: the sampler, its numbers float [].
-  threshold: the threshold, its numbers float [].
-  aug_level: float [].
+  Attributes:
+    steps: int [], the number of steps.
+    timesteps: int32 [1000], of which the first `steps` count; or None.
+    grid: the times of the steps without timesteps; its numbers are float [].
+    guidance: float [], the weight w of Eq. 2; None for no guidance.
+    step: the sampler; its numbers are float [].
+    threshold: the threshold on x_hat; its numbers are float [].
+    aug_level: float [] in [0, 1].
   """
 
   steps: int | jax.Array
@@ -99,16 +101,18 @@ class SamplingArgs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """Settings for sampling from a stage.
+  """Describes how to sample from a stage.
 
-  steps: the number of steps; 256 if neither it nor timesteps is given (not in
-    the paper, which does not state the number).
-  guidance: the weight w of Eq. 2; 1 is no guidance.
-  step: the sampler.
-  threshold: acts on x_hat after guidance (Sec. 2.3).
-  aug_level: the noise given to the low-resolution image, in [0, 1] (Sec. 2.4).
-  timesteps: whole steps of 999..0, decreasing, in place of `steps` and grid.
-  grid: where the steps lie.
+  Attributes:
+    steps: the number of steps; 256 if neither steps nor timesteps is given. Not
+      in the paper: it does not state the number.
+    guidance: the weight w of Eq. 2; 1 is no guidance.
+    step: the sampler.
+    threshold: bounds x_hat after guidance (Sec. 2.3).
+    aug_level: the augmentation level of the low-resolution image, in [0, 1]
+      (Sec. 2.4).
+    timesteps: integers of 999..0, decreasing; they replace steps and grid.
+    grid: the times of the steps.
   """
 
   steps: int | None = None
@@ -141,7 +145,7 @@ class Sampling:
     return self.steps or UNIFORM_STEPS
 
   def args(self) -> SamplingArgs:
-    """Returns the values as arguments of one type, whatever they are."""
+    """Returns the settings as arguments of fixed types."""
     timesteps = self.timesteps
     if timesteps is not None:
       rest = (0,) * (STEPS - len(timesteps))
@@ -157,7 +161,7 @@ class Sampling:
     )
 
   def replace(self, **changes: Any) -> "Sampling":
-    """Returns changed settings; steps take the place of timesteps, and back."""
+    """Returns changed settings; steps replaces timesteps and vice versa."""
     for given, other in (("steps", "timesteps"), ("timesteps", "steps")):
       if changes.get(given) is not None:
         changes.setdefault(other, None)
@@ -165,10 +169,10 @@ class Sampling:
 
 
 def time(i: jax.Array, sampling: SamplingArgs, schedule: Schedule) -> jax.Array:
-  """Returns the time t at which step i of 0, ..., steps - 1 asks the net.
+  """Returns the time t of step i of 0, ..., steps - 1, an input of the net.
 
-  Step `steps` is where the last step would go, which it does not: it returns
-  x_hat.
+  At i = steps the time is that after the final step, which no sampler uses: the
+  final step returns x_hat.
   """
   if sampling.timesteps is None:
     return sampling.grid(i, sampling.steps, schedule)
@@ -177,7 +181,11 @@ def time(i: jax.Array, sampling: SamplingArgs, schedule: Schedule) -> jax.Array:
 
 
 def check_timesteps(timesteps: tuple[int, ...]) -> None:
-  """Raises ValueError for steps that do not go down within 999..0."""
+  """Checks that timesteps decrease within 999..0.
+
+  Raises:
+    ValueError: if there are none, or one is out of range or out of order.
+  """
   last = STEPS
   for step in timesteps:
     if not 0 <= step < last:

@@ -1,8 +1,8 @@
-"""Noise schedules: time t in [0, 1] (1 is noise) <-> log-SNR.
+"""Noise schedules: maps between time t in [0, 1] (1 is noise) and log-SNR.
 
 Every formula downstream takes logsnr = log(alpha^2 / sigma^2), never t, so a
-schedule is two inverse functions. The paper names the schedules (App. F); the
-clips that keep alpha and sigma off zero are ours, for the paper is silent.
+schedule is a function and its inverse. The paper names the schedules (App. F).
+Not in the paper: the clips that keep alpha and sigma above zero.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 # A net counts time in steps of 1 / STEPS, whatever its schedule.
 STEPS = 1000
-# The largest |log-SNR|: beyond it float32 has no alpha^2 or sigma^2, whose
-# ratios are then infinite or no numbers.
+# The largest |log-SNR|: beyond it alpha^2 or sigma^2 underflows in float32, and
+# their ratio is infinite or NaN.
 MOST_LOGSNR = 80.0
 
 
@@ -24,28 +24,34 @@ class Schedule(Protocol):
   """A decreasing map of time to log-SNR, with its inverse."""
 
   def __call__(self, t: jax.Array) -> jax.Array:
-    """t in [0, 1] -> logsnr, any shape."""
+    """Maps t in [0, 1] to logsnr, any shape."""
 
   def inverse(self, logsnr: jax.Array) -> jax.Array:
-    """logsnr -> t in [0, 1], any shape."""
+    """Maps logsnr to t in [0, 1], any shape."""
 
   def from_uniform(self, u: jax.Array) -> jax.Array:
-    """Returns the time t [...] that a uniform draw u [...] in [0, 1) means."""
+    """Maps uniform draws u [...] in [0, 1) to times t [...]."""
 
 
 class Continuous:
-  """Draws t itself uniformly; a base of schedules of all t in [0, 1]."""
+  """Draws t itself uniformly; the base of schedules of all t in [0, 1]."""
 
   def from_uniform(self, u: jax.Array) -> jax.Array:
-    """Returns u."""
+    """Returns u as the time."""
     return jnp.asarray(u, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class CosineSchedule(Continuous):
-  """logsnr(t) = -2 log tan(pi t / 2): alpha = cos(pi t / 2). Stages 1 and 2.
+  """Computes logsnr(t) = -2 log tan(pi t / 2), so alpha = cos(pi t / 2).
 
-  The clip to [-20, 20] is our default.
+  The paper uses it in stages 1 and 2 (Apps. F.1, F.2).
+
+  Attributes:
+    logsnr_min: the smallest log-SNR. Not in the paper: -20, which keeps alpha
+      above zero.
+    logsnr_max: the largest log-SNR. Not in the paper: 20, which keeps sigma
+      above zero.
   """
 
   logsnr_min: float = -20.0
@@ -66,26 +72,32 @@ class CosineSchedule(Continuous):
         )
 
   def __call__(self, t: jax.Array) -> jax.Array:
-    """2 log(alpha / sigma), clipped; t in [0, 1]."""
+    """Returns 2 log(alpha / sigma), clipped; t in [0, 1]."""
     t = jnp.asarray(t, jnp.float32)
-    # Not tan: in float32 tan(pi / 2) is negative, and its logarithm NaN.
+    # tan is not used: in float32 tan(pi / 2) is negative, so its log is NaN.
     log_alpha = jnp.log(jnp.sin(jnp.pi / 2 * (1 - t)))
     log_sigma = jnp.log(jnp.sin(jnp.pi / 2 * t))
     logsnr = 2 * (log_alpha - log_sigma)
     return jnp.clip(logsnr, self.logsnr_min, self.logsnr_max)
 
   def inverse(self, logsnr: jax.Array) -> jax.Array:
-    """t = (2 / pi) atan(exp(-logsnr / 2))."""
+    """Returns t = (2 / pi) atan(exp(-logsnr / 2))."""
     logsnr = jnp.asarray(logsnr, jnp.float32)
     return 2 / jnp.pi * jnp.arctan(jnp.exp(-logsnr / 2))
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearSchedule(Continuous):
-  """logsnr(t) = -log expm1(B(t)), B(t) = integral of beta from 0 to t. Stage 3.
+  """Computes logsnr(t) = -log expm1(B(t)), B(t) = integral of beta from 0 to t.
 
-  beta rises linearly from beta_min to beta_max. The defaults are the limit in
-  continuous time of the paper's 1000 steps of 1e-4 -> 0.02; t_min is ours.
+  beta rises linearly with t. The paper uses the schedule in stage 3 (App. F.3).
+  The default betas are the continuous-time limit of its 1000 steps, 1e-4 to
+  0.02.
+
+  Attributes:
+    beta_min: beta at t = 0.
+    beta_max: beta at t = 1.
+    t_min: the smallest t. Not in the paper: it keeps sigma above zero.
   """
 
   beta_min: float = 0.1
@@ -116,14 +128,18 @@ class LinearSchedule(Continuous):
       )
 
   def __call__(self, t: jax.Array) -> jax.Array:
-    """-log expm1(beta_min t + (beta_max - beta_min) / 2 t^2), t >= t_min."""
+    """Returns -log expm1(B(t)).
+
+    B(t) = beta_min t + (beta_max - beta_min) / 2 t^2. A t below t_min counts as
+    t_min.
+    """
     t = jnp.clip(jnp.asarray(t, jnp.float32), self.t_min, 1.0)
     integral = self.beta_min * t + (self.beta_max - self.beta_min) / 2 * t**2
     # log expm1(B) without overflow for a large B.
     return -(integral + jnp.log(-jnp.expm1(-integral)))
 
   def inverse(self, logsnr: jax.Array) -> jax.Array:
-    """The positive root t of B(t) = log(1 + exp(-logsnr)), at most 1."""
+    """Returns the root t > 0 of B(t) = log(1 + exp(-logsnr)), at most 1."""
     integral = jax.nn.softplus(-jnp.asarray(logsnr, jnp.float32))
     slope = self.beta_max - self.beta_min
     root = jnp.sqrt(self.beta_min**2 + 2 * slope * integral)
@@ -132,11 +148,12 @@ class LinearSchedule(Continuous):
 
 @functools.cache
 def cosine_table() -> tuple[float, ...]:
-  """log(abar / (1 - abar)) of steps 0, ..., 999 of the cosine betas.
+  """Returns log(abar / (1 - abar)) of steps 0, ..., 999 of the cosine betas.
 
-  beta_i = min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999), abar_i the product
-  of 1 - beta_0, ..., 1 - beta_i, and f(t) = cos^2((t + 0.008) / 1.008 pi / 2)
-  (Nichol & Dhariwal 2021, Eq. 17). In Python's floats, of 64 bits.
+  beta_i = min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999), abar_i is the
+  product of 1 - beta_0, ..., 1 - beta_i, and f(t) = cos^2((t + 0.008) / 1.008
+  pi / 2) (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17). The numbers are
+  Python floats of 64 bits.
   """
   f = lambda i: math.cos((i / STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
   table, log_abar = [], 0.0
@@ -148,21 +165,21 @@ def cosine_table() -> tuple[float, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteCosineSchedule:
-  """The table of DeepFloyd IF: cosine_table at the step nearest to 1000 t.
+  """Looks up DeepFloyd IF's table: cosine_table at the step nearest to 1000 t.
 
-  There is no step 1000: t = 1 is step 999.
+  The table has no step 1000: t = 1 is step 999.
   """
 
   def __call__(self, t: jax.Array) -> jax.Array:
-    """logsnr of the step nearest to 1000 t; t in [0, 1]."""
+    """Returns logsnr of the step nearest to 1000 t; t in [0, 1]."""
     step = jnp.round(STEPS * jnp.asarray(t, jnp.float32)).astype(jnp.int32)
     table = jnp.array(cosine_table(), jnp.float32)
     return table[jnp.clip(step, 0, STEPS - 1)]
 
   def inverse(self, logsnr: jax.Array) -> jax.Array:
-    """The step of the nearest logsnr, divided by 1000."""
+    """Returns the step of the nearest logsnr, divided by 1000."""
     table = jnp.array(cosine_table(), jnp.float32)
-    # Ascending, as searchsorted wants it.
+    # Negated, since searchsorted expects ascending numbers.
     borders = -(table[1:] + table[:-1]) / 2
     step = jnp.searchsorted(borders, -jnp.asarray(logsnr, jnp.float32))
     return step.astype(jnp.float32) / STEPS
@@ -170,7 +187,7 @@ class DiscreteCosineSchedule:
   def from_uniform(self, u: jax.Array) -> jax.Array:
     """Returns floor(1000 u) / 1000, so that all 1000 steps are equally likely.
 
-    To round instead would draw step 0 half as often as the others, and step
+    Rounding instead would draw step 0 half as often as other steps, and step
     999 one and a half times as often.
     """
     step = jnp.floor(STEPS * jnp.asarray(u, jnp.float32))
@@ -178,7 +195,10 @@ class DiscreteCosineSchedule:
 
 
 def alpha_sigma(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr); they sum to one."""
+  """Returns alpha = sqrt(sigmoid(logsnr)) and sigma = sqrt(sigmoid(-logsnr)).
+
+  Their squares sum to one.
+  """
   logsnr = jnp.asarray(logsnr, jnp.float32)
   alpha = jnp.sqrt(jax.nn.sigmoid(logsnr))
   sigma = jnp.sqrt(jax.nn.sigmoid(-logsnr))

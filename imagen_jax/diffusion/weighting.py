@@ -1,8 +1,8 @@
-"""Weights of the loss over log-SNR and draws of its times (Eq. 4).
+"""Loss weightings over log-SNR, and draws of training times (Eq. 4).
 
-Eq. 4 is E_t[w_t ||x_hat - x||^2] with t uniform in [0, 1]. A weighting gives
-the factor of the squared error in any space (`Prediction`), so that the loss
-is the same whichever space the error is measured in:
+Eq. 4 is E_t[w_t ||x_hat - x||^2] with t uniform in [0, 1]. A weighting returns
+the factor of the squared error in any space (`Prediction`). The loss is thus
+the same in every space:
 
   w_x = w_eps SNR,  w_v = w_eps SNR / (1 + SNR),  SNR = exp(logsnr).
 """
@@ -26,7 +26,7 @@ class Weighting(Protocol):
   ) -> jax.Array:
     """Returns the factors [B] of squared errors measured in `space`.
 
-    logsnr: [B], of times drawn uniformly from the schedule.
+    logsnr [B] belongs to times drawn uniformly from the schedule.
     """
 
 
@@ -34,7 +34,7 @@ class Weighting(Protocol):
 class Uniform:
   """Weighs all times equally, in whichever space the error is measured.
 
-  Measured in eps, this is the paper's loss (App. A).
+  In eps space this is the paper's loss (App. A).
   """
 
   def __call__(
@@ -46,15 +46,17 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class MinSNR:
-  """Weighs the error of x by min(SNR, gamma) (Hang et al. 2023).
+  """Weighs the error of x by min(SNR, gamma).
 
-  In eps space the weight is min(1, gamma / SNR), in v space
-  min(SNR, gamma) / (1 + SNR).
-  Not in the paper: for a net that predicts x, the uniform weight of eps is
-  nearly all at low noise, and the uniform weight of x nearly all at high noise.
+  Hang et al. 2023 (arXiv:2303.09556). The weight is min(1, gamma / SNR) in eps
+  space and min(SNR, gamma) / (1 + SNR) in v space.
+
+  Not in the paper: it suits a net that predicts x. A uniform weight in eps
+  space falls nearly all on low noise, and a uniform weight in x space nearly
+  all on high noise.
   """
 
-  gamma: float = 5.0  # the SNR from which on the weight of x is constant
+  gamma: float = 5.0  # the SNR above which the weight of x is constant
 
   def __post_init__(self):
     if not 0 < self.gamma < math.inf:
@@ -74,9 +76,9 @@ class Sigmoid:
 
   Not in the paper: Kingma & Gao 2023 (arXiv:2303.00848) integrate over logsnr
   instead of t, so the weight contains -d logsnr / dt. Because it falls with
-  logsnr, the loss is a likelihood bound on noised data. For a net that
-  predicts x, choose a schedule that ends near logsnr 10: the weight of its
-  error grows as exp(logsnr / 2) at low noise.
+  logsnr, the loss is a likelihood bound on noised data. For a net that predicts
+  x, choose a schedule that ends near logsnr 10: the weight of its error grows
+  as exp(logsnr / 2) at low noise.
   """
 
   bias: float = 2.0  # the logsnr at which the sigmoid is one half
@@ -90,7 +92,8 @@ class Sigmoid:
   ) -> jax.Array:
     """Returns -d logsnr/dt sigmoid(bias - logsnr) / error_ratio(logsnr) [B].
 
-    ValueError for a schedule without a derivative.
+    Raises:
+      ValueError: if the schedule has no derivative.
     """
     if isinstance(schedule, DiscreteCosineSchedule):
       raise ValueError(
@@ -104,15 +107,16 @@ class Sigmoid:
 
 
 def independent_times(key: jax.Array, batch: int) -> jax.Array:
-  """Draws every time of a batch by itself: t_i ~ U[0, 1), [batch]."""
+  """Draws each time of a batch independently: t_i ~ U[0, 1), [batch]."""
   return jax.random.uniform(key, (batch,))
 
 
 def even_times(key: jax.Array, batch: int) -> jax.Array:
-  """Spreads the times of a batch evenly: t_i = (u + i / batch) mod 1, [batch].
+  """Draws evenly spaced times: t_i = (u + i / batch) mod 1, [batch].
 
-  Not in the paper: the low-discrepancy draw of VDM (Kingma et al. 2021)
-  lowers the variance of a batch's loss. Every t_i alone is uniform.
+  Not in the paper: the low-discrepancy draw of VDM (Kingma et al. 2021,
+  arXiv:2107.00630) lowers the variance of a batch's loss. Each t_i alone is
+  uniform.
   """
   u = jax.random.uniform(key, ())
   return (u + jnp.arange(batch) / batch) % 1.0

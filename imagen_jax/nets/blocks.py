@@ -1,9 +1,9 @@
-"""Blocks one after the other: what is kept for the backward pass, and loops.
+"""Sequences of equal blocks: rematerialisation and loops.
 
-Neither changes a result or a parameter's name. What a policy keeps of a block
-costs memory; what it does not is computed again on the way back. A loop over
-equal blocks costs nothing and is compiled once, where XLA would compile each
-of a hundred residual blocks anew.
+Neither changes a result or a parameter's name. A policy keeps results of a
+block for the backward pass, which costs memory. All other results are computed
+again in the backward pass. A loop over equal blocks costs no time and compiles
+once. Without a loop XLA compiles each of a hundred residual blocks anew.
 """
 
 import itertools
@@ -15,14 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Modules that make one block together; None where a block lacks one.
+# The modules of one block; None for a module that the block lacks.
 Unit = tuple[nn.Module | None, ...]
 
 
 def is_product(primitive: Any, *_: Any, **params: Any) -> bool:
-  """Whether to keep a result: of convolutions and of matrices with weights.
+  """Returns whether a primitive is a convolution or a product with weights.
 
-  Not that of attention's batched products, whose size is pixels x pixels.
+  Attention's batched products are excluded: their size is pixels x pixels.
   """
   if primitive.name == "dot_general":
     _, (batch, _) = params["dimension_numbers"]
@@ -30,7 +30,8 @@ def is_product(primitive: Any, *_: Any, **params: Any) -> bool:
   return primitive.name == "conv_general_dilated"
 
 
-# What of a block is kept: all that is needed, products alone, or its input.
+# The results of a block that are kept for the backward pass: all that it needs,
+# products alone, or none but the block's input.
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "products": is_product,
@@ -47,10 +48,23 @@ def in_turn(
   remat: str = "none",
   scan: bool = False,
 ) -> tuple[Any, list[Any]]:
-  """carry, ys: step(unit, carry, x) -> carry, y for each unit and its x.
+  """Runs step(unit, carry, x) -> (carry, y) for each unit and its x.
 
-  To be called in a compact method that has just made the units. remat is a key
-  of REMAT; with scan, neighbours of the same settings and shapes are one loop.
+  Call it in a compact method that has just made the units.
+
+  Args:
+    step: the function of one block.
+    units: the modules of each block.
+    carry: the first block's input.
+    xs: a further input of each block, or None.
+    remat: a key of REMAT, which selects the results that the blocks keep.
+    scan: whether neighbours of equal settings and shapes run as one loop.
+
+  Returns:
+    The last carry and the list of all y.
+
+  Raises:
+    ValueError: if remat is unknown.
   """
   if remat not in REMAT:
     known = ", ".join(map(repr, REMAT))
@@ -79,7 +93,7 @@ def in_turn(
 
 
 def _run(step, modules: Unit, carry: Any, row: tuple[Any, Any]):
-  """One step, by modules without variables and the variables apart."""
+  """Runs one step, given modules without variables and their variables."""
   variables, x = row
   unit = tuple(
     None if module is None else partial(module.apply, values)
@@ -89,7 +103,7 @@ def _run(step, modules: Unit, carry: Any, row: tuple[Any, Any]):
 
 
 def _is_written(units: Sequence[Unit]) -> bool:
-  """Whether the units are making variables, which a loop could not return."""
+  """Returns whether units create variables, which a loop cannot return."""
   return any(
     module.is_mutable_collection(name)
     for module in itertools.chain(*units)
@@ -99,7 +113,7 @@ def _is_written(units: Sequence[Unit]) -> bool:
 
 
 def _rows(units: Sequence[Unit], xs: Sequence[Any], scan: bool):
-  """(modules, [(variables, x), ...]) for each row of equal units."""
+  """Yields (modules, [(variables, x), ...]) for each run of equal units."""
   split = [_split(unit) for unit in units]
   rows = [(values, x) for (_, values), x in zip(split, xs, strict=True)]
   shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), rows)
@@ -110,7 +124,7 @@ def _rows(units: Sequence[Unit], xs: Sequence[Any], scan: bool):
 
 
 def _split(unit: Unit) -> tuple[Unit, tuple[Any, ...]]:
-  """A unit's modules, nameless and free of the net, and their variables."""
+  """Splits a unit into unbound modules, without names, and their variables."""
   pairs = [(None, {}) if module is None else module.unbind() for module in unit]
   modules, variables = zip(*pairs, strict=True)
   dtypes = [getattr(module, "dtype", None) for module in modules]
@@ -118,10 +132,9 @@ def _split(unit: Unit) -> tuple[Unit, tuple[Any, ...]]:
 
 
 def _as_used(variables: Any, dtype: Any) -> Any:
-  """Kernels in the dtype that their module casts them to anyway.
+  """Casts kernels to the dtype in which their module uses them.
 
-  Cast here they are half as large when devices that hold a part of each send
-  it to the others.
+  Sharded kernels are then all-gathered in that dtype, at half the size.
   """
 
   def cast(path, leaf):

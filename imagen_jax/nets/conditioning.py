@@ -1,4 +1,4 @@
-"""How a net hears of its noise level, its text and its low-res picture."""
+"""Conditioning of a net on noise level, text and low-resolution image."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,20 +19,23 @@ from imagen_jax.types import Conditioning, TextEmbedding
 
 
 class AttentionPooling(nn.Module):
-  """Text -> one vector, by attention from the mean token (App. F.1).
+  """Pools text to one vector by attention (App. F.1).
 
-  The paper names attention pooling and a LayerNorm before it; the query (mean
-  of the real tokens plus a learned vector) is that of DeepFloyd IF.
+  The paper names attention pooling and a LayerNorm before it. Not in the paper:
+  the query, which is the mean of the real tokens plus a learned vector, as in
+  DeepFloyd IF.
   """
 
-  head_dim: int = 64
-  dtype: Any = jnp.float32
+  head_dim: int = 64  # channels of a head
+  dtype: Any = jnp.float32  # of products
 
   @nn.compact
   def __call__(self, text: TextEmbedding) -> jax.Array:
-    """tokens [B, L, D] -> [B, D]; padding has no influence.
+    """Pools tokens [B, L, D] to [B, D]; padding has no influence.
 
-    D must be a multiple of head_dim, or smaller: then there is one head.
+    Raises:
+      ValueError: if D is above head_dim and not a multiple of it. A smaller D
+        has one head.
     """
     dim = text.tokens.shape[-1]
     tokens = layer_norm("norm_in")(text.tokens)
@@ -56,18 +59,18 @@ class AttentionPooling(nn.Module):
 
 
 class MeanPooling(nn.Module):
-  """Text -> one vector, the mean of the real tokens (App. D.3.1)."""
+  """Pools text to one vector, the mean of the real tokens (App. D.3.1)."""
 
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # unused; AttentionPooling has it too
 
   @nn.compact
   def __call__(self, text: TextEmbedding) -> jax.Array:
-    """tokens [B, L, D] -> [B, D]; padding has no influence."""
+    """Pools tokens [B, L, D] to [B, D]; padding has no influence."""
     return mean_of_real(layer_norm("norm_in")(text.tokens), text.mask)
 
 
 def mean_of_real(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean of tokens [B, L, D] where mask [B, L]; zeros if none is real."""
+  """Averages tokens [B, L, D] where mask [B, L]; zeros if none is real."""
   weight = mask[..., None].astype(tokens.dtype)
   return (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
 
@@ -75,7 +78,7 @@ def mean_of_real(tokens: jax.Array, mask: jax.Array) -> jax.Array:
 def text_pooling(
   feature_pooling_type: str, head_dim: int, dtype: Any
 ) -> nn.Module:
-  """The pooling module that App. F's `feature_pooling_type` names."""
+  """Returns the pooling module that App. F's `feature_pooling_type` names."""
   kinds = {
     "attention": partial(AttentionPooling, head_dim),
     "mean": MeanPooling,
@@ -89,16 +92,16 @@ def text_pooling(
 
 
 class LevelEmbedding(nn.Module):
-  """Sinusoid and two-layer MLP of one number per example in [0, 1000]."""
+  """Embeds one number per example in [0, 1000]: sinusoid and two-layer MLP."""
 
-  features: int
-  width: int
+  features: int  # of the sinusoid
+  width: int  # of the embedding
   activation: Callable[[jax.Array], jax.Array] = nn.swish
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # of products
 
   @nn.compact
   def __call__(self, level: jax.Array) -> jax.Array:
-    """level [B] -> [B, width]."""
+    """Embeds level [B] to [B, width]."""
     h = sinusoid(level, self.features)
     h = nn.Dense(self.width, dtype=self.dtype, name="dense_0")(h)
     h = self.activation(h)
@@ -106,22 +109,23 @@ class LevelEmbedding(nn.Module):
 
 
 class CombineEmbs(nn.Module):
-  """The one vector every residual block is modulated by.
+  """Combines the embeddings that modulate every residual block.
 
-  Time embedding, plus pooled text (Sec. 2.5), plus, in super-resolution
-  nets, the embedding of the augmentation level (Sec. 2.4). Ours, for the
-  paper is silent: the widths, the norm after the pooled text (as DeepFloyd IF
-  has it), and that the level, times 1000, is embedded as the time is.
+  They are the timestep embedding, the pooled text (Sec. 2.5) and, in
+  super-resolution nets, the embedding of the augmentation level (Sec. 2.4). Not
+  in the paper, which states none: the widths, the norm after the pooled text
+  (as in DeepFloyd IF), and the embedding of 1000 times the level, like a time.
   """
 
-  features: int
-  width: int
-  feature_pooling_type: str
-  pool_head_channels: int = 64
+  features: int  # of the sinusoids
+  width: int  # of the embedding
+  feature_pooling_type: str  # "attention" or "mean"
+  pool_head_channels: int = 64  # channels of a head of attention pooling
   activation: Callable[[jax.Array], jax.Array] = nn.swish
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # of products
 
   def pooled(self, text: TextEmbedding) -> jax.Array:
+    """Returns the pooled text, projected and normalised, [B, width]."""
     pooled = text_pooling(
       self.feature_pooling_type, self.pool_head_channels, self.dtype
     )(text)
@@ -130,7 +134,10 @@ class CombineEmbs(nn.Module):
 
   @nn.compact
   def __call__(self, time: jax.Array, cond: Conditioning) -> jax.Array:
-    """time [B] in [0, 1000] -> activated sum of the embeddings [B, width]."""
+    """Returns the activated sum of the embeddings [B, width].
+
+    time is [B] in [0, 1000].
+    """
     level = (self.features, self.width, self.activation, self.dtype)
     emb = LevelEmbedding(*level, name="time_mlp")(time)
     if cond.aug_level is not None:
@@ -144,14 +151,17 @@ class CombineEmbs(nn.Module):
 
 
 class ProjectText(nn.Module):
-  """The encoder's tokens, projected once for every attention layer (ours)."""
+  """Projects the encoder's tokens once for all attention layers.
 
-  width: int
-  dtype: Any = jnp.float32
+  Not in the paper, which does not state how the text's width is changed.
+  """
+
+  width: int  # of the projected tokens
+  dtype: Any = jnp.float32  # of products
 
   @nn.compact
   def __call__(self, text: TextEmbedding | None) -> TextEmbedding | None:
-    """tokens [B, L, D] -> [B, L, width]; None stays None."""
+    """Projects tokens [B, L, D] to [B, L, width]; None stays None."""
     if text is None:
       return None
     tokens = once_per_prompt(
@@ -163,7 +173,11 @@ class ProjectText(nn.Module):
 
 
 def with_lowres(z: jax.Array, lowres: jax.Array | None) -> jax.Array:
-  """z [B, H, W, C] and the bicubically enlarged lowres, on channels (ours)."""
+  """Concatenates z [B, H, W, C] and bicubically upsampled lowres on channels.
+
+  Not in the paper, which does not state how the net takes lowres. Without
+  lowres it returns z.
+  """
   if lowres is None:
     return z
   shape = (*z.shape[:3], lowres.shape[-1])

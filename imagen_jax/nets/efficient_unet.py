@@ -1,15 +1,21 @@
-"""The Efficient U-Net of the super-resolution stages (App. B.1, F.2, F.3).
+"""The Efficient U-Net of the super-resolution stages (Apps. B.1, F.2, F.3).
 
-Boxes and names follow Figs. A.27-A.30. Where the figures are silent: the
-embedding scales and shifts in every ResNetBlock (`use_scale_shift_norm`),
-"hidden_size = 2 x channels" is the total width of queries, keys and values,
-skips are concatenated, one CombineEmbs serves all blocks, the 1/sqrt(2) is on
-the residual sum as in the works App. B.1 cites, attention's sum with its input
-is not scaled, GroupNorm and swish precede A.30's dense layer as they precede
-every other layer that ends a U-Net, and a UBlock's strided convolution is a
-sub-pixel one. (A convolution of nearest-neighbour copies
-makes the four pixels from nine shared weights, too few for the independent
-noise of single pixels, which the net is to predict.)
+Boxes and names follow Figs. A.27-A.30. Not in the paper, whose figures leave
+these choices open:
+
+* The embedding scales and shifts in every ResNetBlock
+  (`use_scale_shift_norm`).
+* "hidden_size = 2 x channels" is the total width of queries, keys and values.
+* Skips are concatenated.
+* One CombineEmbs serves all blocks.
+* 1/sqrt(2) multiplies the residual sum, as in the works that App. B.1 cites.
+  The sum of attention and its input is not scaled.
+* GroupNorm and swish precede the dense layer of Fig. A.30, as they precede
+  every other layer that ends a U-Net.
+* The strided convolution of a UBlock is a sub-pixel convolution. A convolution
+  of nearest-neighbour copies makes the four pixels from nine shared weights.
+  These are too few for the independent noise of single pixels, which the net
+  predicts.
 """
 
 import dataclasses
@@ -37,11 +43,19 @@ from imagen_jax.types import Conditioning, TextEmbedding
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-  """One row of App. F.2's `blocks`: a DBlock and the UBlock mirroring it.
+  """Describes a row of App. F.2's `blocks`: a DBlock and its mirroring UBlock.
 
-  strides None is a pair that keeps the resolution: the strided convolutions
-  are the optional, dashed boxes of Figs. A.28 and A.29. remat, which is ours,
-  says what its blocks keep for the backward pass (nets/blocks.py).
+  Attributes:
+    channels: the width of both blocks.
+    strides: the factors of down- and upsampling; None keeps the resolution. The
+      strided convolutions are optional, dashed boxes in Figs. A.28 and A.29.
+    kernel_size: of the convolutions, in pixels.
+    num_res_blocks: the number of ResNetBlocks of each block.
+    self_attention: whether pixels attend to pixels.
+    text_cross_attention: whether pixels attend to the text.
+    num_attention_heads: the number of heads, a divisor of 2 channels.
+    remat: a key of REMAT in nets/blocks.py, which selects the results that the
+      blocks keep for the backward pass. Not in the paper: it saves memory.
   """
 
   channels: int
@@ -68,16 +82,19 @@ SR256_BLOCKS = (
 
 
 class ResNetBlock(nn.Module):
-  """Fig. A.27: two convolutions beside a 1x1 one, and their scaled sum."""
+  """Adds two convolutions and a 1x1 convolution beside them (Fig. A.27).
 
-  channels: int
-  kernel_size: tuple[int, int]
-  groups: int
-  dtype: Any = jnp.float32
+  The sum is scaled by 1/sqrt(2).
+  """
+
+  channels: int  # of the output
+  kernel_size: tuple[int, int]  # in pixels
+  groups: int  # of GroupNorm
+  dtype: Any = jnp.float32  # of products and convolutions
 
   @nn.compact
   def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
-    """x [B, H, W, C], emb [B, E] -> [B, H, W, channels]."""
+    """Maps x [B, H, W, C] and emb [B, E] to [B, H, W, channels]."""
     conv = {"kernel_size": self.kernel_size, "dtype": self.dtype}
     h = nn.swish(group_norm(self.groups, "norm_0")(x))
     h = pin_batch(nn.Conv(self.channels, **conv, name="conv_0")(h))
@@ -88,18 +105,22 @@ class ResNetBlock(nn.Module):
 
 
 class Body(nn.Module):
-  """What a DBlock and a UBlock share: ResNetBlocks, then attention."""
+  """The common part of DBlock and UBlock: ResNetBlocks, then attention."""
 
   spec: BlockSpec
-  groups: int
-  scan: bool = False
-  dtype: Any = jnp.float32
+  groups: int  # of GroupNorm
+  scan: bool = False  # whether equal blocks are compiled as one loop
+  dtype: Any = jnp.float32  # of products and convolutions
 
   @nn.compact
   def __call__(
     self, x: jax.Array, emb: jax.Array, text: TextEmbedding | None
   ) -> jax.Array:
-    """x [B, H, W, C] -> [B, H, W, spec.channels]."""
+    """Maps x [B, H, W, C] to [B, H, W, spec.channels].
+
+    Raises:
+      ValueError: if the number of heads does not divide 2 channels.
+    """
     spec = self.spec
     in_turn_as = partial(in_turn, remat=spec.remat, scan=self.scan)
     blocks = [
@@ -135,7 +156,7 @@ class Body(nn.Module):
 
 
 class DBlock(nn.Module):
-  """Fig. A.28: downsample first, then compute."""
+  """Downsamples first, then computes (Fig. A.28). Fields are as in Body."""
 
   spec: BlockSpec
   groups: int
@@ -144,7 +165,7 @@ class DBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, emb, text) -> jax.Array:
-    """x [B, H, W, C] -> [B, H / stride, W / stride, spec.channels]."""
+    """Maps x [B, H, W, C] to [B, H / stride, W / stride, spec.channels]."""
     spec = self.spec
     if spec.strides is not None:
       x = nn.Conv(
@@ -160,7 +181,7 @@ class DBlock(nn.Module):
 
 
 class UBlock(nn.Module):
-  """Fig. A.29: compute first, then upsample."""
+  """Computes first, then upsamples (Fig. A.29). Fields are as in Body."""
 
   spec: BlockSpec
   groups: int
@@ -169,7 +190,7 @@ class UBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, emb, text) -> jax.Array:
-    """x [B, H, W, C] -> [B, H * stride, W * stride, spec.channels]."""
+    """Maps x [B, H, W, C] to [B, H * stride, W * stride, spec.channels]."""
     spec = self.spec
     x = Body(spec, self.groups, self.scan, self.dtype, name="body")(
       x, emb, text
@@ -182,27 +203,26 @@ class UBlock(nn.Module):
 
 
 class EfficientUNet(nn.Module):
-  """Fig. A.30: convolution, DBlocks down, UBlocks up, dense to pixels.
+  """Efficient U-Net: convolution, DBlocks, UBlocks, dense layer (Fig. A.30).
 
-  One `blocks` tuple, from high resolution to low, drives both halves. That
-  the innermost link is not a skip is our reading. Takes any picture whose side
-  is divisible by the product of the strides. With scan, equal blocks are
-  compiled as one loop.
+  One `blocks` tuple, from high resolution to low, describes both halves. Height
+  and width of an image must be divisible by `stride`. Not in the paper, which
+  does not state it: the innermost link is not a skip.
   """
 
-  blocks: tuple[BlockSpec, ...] = SR256_BLOCKS
-  embed_dim: int = 128
-  feature_pooling_type: str = "attention"
-  text_width: int = 1024
-  norm_groups: int = 32
-  out_channels: int = 3
-  scan: bool = False
-  dtype: Any = jnp.float32
-  precision: str = "highest"
+  blocks: tuple[BlockSpec, ...] = SR256_BLOCKS  # rows of App. F.2
+  embed_dim: int = 128  # features of the sinusoids; embeddings have 4 times it
+  feature_pooling_type: str = "attention"  # or "mean"
+  text_width: int = 1024  # of the projected text
+  norm_groups: int = 32  # of GroupNorm
+  out_channels: int = 3  # 6 with a learned variance
+  scan: bool = False  # whether equal blocks are compiled as one loop
+  dtype: Any = jnp.float32  # of products and convolutions
+  precision: str = "highest"  # of products of float32, one of PRECISIONS
 
   @property
   def stride(self) -> int:
-    """What a picture's side must be divisible by."""
+    """The divisor of an image's height and width, in pixels."""
     stride = 1
     for spec in self.blocks:
       stride *= max(spec.strides or (1,))
@@ -213,7 +233,7 @@ class EfficientUNet(nn.Module):
   def __call__(
     self, z: jax.Array, time: jax.Array, cond: Conditioning
   ) -> jax.Array:
-    """z [B, H, W, C], time [B] in [0, 1000] -> [B, H, W, out] float32."""
+    """Maps z [B, H, W, C], time [B] in [0, 1000] to float32 [B, H, W, out]."""
     emb = CombineEmbs(
       self.embed_dim,
       4 * self.embed_dim,
@@ -228,11 +248,13 @@ class EfficientUNet(nn.Module):
       self.blocks[0].channels, (3, 3), dtype=self.dtype, name="conv_in"
     )(x)
     shared = (self.norm_groups, self.scan, self.dtype)
+    # Down.
     skips = []
     for i, spec in enumerate(self.blocks):
       x = DBlock(spec, *shared, name=f"dblock_{i}")(x, emb, text)
       skips.append(x)
-    skips.pop()
+    skips.pop()  # the innermost link is not a skip
+    # Up.
     for i, spec in reversed(list(enumerate(self.blocks))):
       x = UBlock(spec, *shared, name=f"ublock_{i}")(x, emb, text)
       if skips:

@@ -1,4 +1,4 @@
-"""Weights of one byte, for encoders that are frozen and too large otherwise."""
+"""Weights of one byte, for frozen encoders that are too large otherwise."""
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,10 @@ LARGEST = 127
 
 
 def quantise(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """kernel [n, m] -> (int8 [n, m], scale float32 [m]), whose product it is.
+  """Quantises kernel [n, m] to q int8 [n, m] and scale float32 [m].
 
-  Symmetric, by the largest weight of each output: off by half a scale at most.
+  kernel ~ q * scale, with an error of half a scale at most. The scale is
+  symmetric and follows from the largest weight of each output.
   """
   kernel = kernel.astype(np.float32)
   scale = np.abs(kernel).max(0) / LARGEST
@@ -21,17 +22,19 @@ def quantise(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Int8Dense(nn.Module):
-  """x [..., n] -> (x kernel) kernel_scale [..., features], without bias.
+  """Computes (x q) * kernel_scale of a quantised kernel q, without bias.
 
-  Of quantise. The product is in dtype, which every int8 fits into, its sums and
-  their scaling in float32. Fresh weights are zeros: they are never trained.
+  Factors are in dtype, which represents every int8 exactly. Sums and scaling
+  are in float32. Initial weights are zeros, since these weights are never
+  trained.
   """
 
-  features: int
-  dtype: jnp.dtype
+  features: int  # of the output
+  dtype: jnp.dtype  # of the factors and of the output
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x [..., n] to [..., features] in dtype."""
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.int8)
     scale = self.param("kernel_scale", nn.initializers.ones, shape[1:])

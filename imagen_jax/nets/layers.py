@@ -1,4 +1,4 @@
-"""Leaves that both U-Nets share: norms, attention, resampling, features."""
+"""Layers that both U-Nets share: norms, attention, resampling, sinusoids."""
 
 import functools
 import math
@@ -15,15 +15,15 @@ from imagen_jax.types import BATCH_AXES, TextEmbedding
 zeros = nn.initializers.zeros_init()
 
 
-# What a net's `precision` may be. It concerns products of float32 alone.
+# The values of a net's `precision`, which concerns products of float32 alone.
 PRECISIONS = ("highest", "high", "default")
 
 
 def at_own_precision(call: Callable[..., Any]) -> Callable[..., Any]:
-  """Decorates a net's __call__: its products have the net's `precision`.
+  """Decorates a net's __call__ to run its products at the net's `precision`.
 
-  Left to themselves, TPUs round factors of float32 to bfloat16 and GPUs to
-  TF32. JAX keeps the precision with each product, for its gradient too.
+  By default TPUs round factors of float32 to bfloat16, and GPUs to TF32. JAX
+  keeps the precision with each product, for its gradient too.
   """
 
   @functools.wraps(call)
@@ -35,11 +35,11 @@ def at_own_precision(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def once_per_prompt(module: nn.Module, name: str, fn: Callable[[], Any]):
-  """The value of fn(), which depends on the text alone, kept if asked to.
+  """Returns fn(), which depends on the text alone, from a cache if it can.
 
-  `net.apply(variables, ..., mutable=["text"])` fills the collection "text";
-  an apply that is given that collection reads it in place of the text, so a
-  sampling loop computes its text keys, values and pooling once.
+  `net.apply(variables, ..., mutable=["text"])` fills the collection "text". An
+  apply that is given that collection reads the value from it. A sampling loop
+  thus computes its text keys, values and pooling once.
   """
   if module.has_variable("text", name):
     return module.get_variable("text", name)
@@ -50,11 +50,11 @@ def once_per_prompt(module: nn.Module, name: str, fn: Callable[[], Any]):
 
 
 def pin_batch(x: jax.Array) -> jax.Array:
-  """x [B, ...], its rows spread over the mesh as the batch is.
+  """Shards the rows of x [B, ...] over the mesh as the batch is sharded.
 
-  Said of what goes into a layer and comes out of it: left to itself the
-  compiler may spread channels as the weights are, and gather the batch. Without
-  a mesh, or where B does not divide, it is x as it is.
+  It is applied to inputs and outputs of layers. Otherwise the compiler may
+  shard channels as the weights are sharded, and all-gather the batch. Without a
+  mesh, or if the devices do not divide B, it returns x.
   """
   sizes = jax.sharding.get_abstract_mesh().shape
   axes = tuple(name for name in BATCH_AXES if sizes.get(name, 1) > 1)
@@ -65,7 +65,7 @@ def pin_batch(x: jax.Array) -> jax.Array:
 
 
 def group_norm(groups: int, name: str | None = None) -> nn.GroupNorm:
-  """GroupNorm with float32 statistics in two passes and a float32 result.
+  """Returns a GroupNorm with two-pass float32 statistics and a float32 result.
 
   One pass, E[x^2] - E[x]^2, loses the variance of values far from zero.
   """
@@ -81,10 +81,11 @@ def group_norm(groups: int, name: str | None = None) -> nn.GroupNorm:
 def adaptive_norm(
   h: jax.Array, emb: jax.Array, groups: int, dtype: Any
 ) -> jax.Array:
-  """GroupNorm(h) (1 + scale) + shift (App. F's `use_scale_shift_norm`).
+  """Computes GroupNorm(h) (1 + scale) + shift (App. F, `use_scale_shift_norm`).
 
-  scale and shift are of emb [B, E], and float32 as the norm is. To be called
-  in a block's compact method: it makes that block's norm_1 and emb_proj.
+  scale and shift are projections of emb [B, E], applied in float32 like the
+  norm. Call it in a block's compact method: it makes the block's norm_1 and
+  emb_proj.
   """
   h = group_norm(groups, "norm_1")(h)
   emb = nn.Dense(2 * h.shape[-1], dtype=dtype, name="emb_proj")(emb)
@@ -94,27 +95,27 @@ def adaptive_norm(
 
 
 def layer_norm(name: str | None = None) -> nn.LayerNorm:
-  """LayerNorm over features, its statistics as in `group_norm`."""
+  """Returns a LayerNorm over features, with statistics as in `group_norm`."""
   return nn.LayerNorm(
     epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name
   )
 
 
 def text_group_norm(name: str | None = None) -> nn.GroupNorm:
-  """GroupNorm over all tokens and a 32nd of the features (DeepFloyd IF).
+  """Returns a GroupNorm over all tokens and 1/32 of the features.
 
-  Padding is among those tokens, whatever the mask says.
+  DeepFloyd IF has it. The statistics include padding, whatever the mask is.
   """
   return group_norm(32, name)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """x Phi(x) with the Gaussian's distribution function Phi, exact."""
+  """Computes x Phi(x), exactly; Phi is the Gaussian's distribution function."""
   return jax.nn.gelu(x, approximate=False)
 
 
 def sinusoid(level: jax.Array, dim: int, max_period: float = 1e4) -> jax.Array:
-  """[cos, sin] features [B, dim] of level [B], which spans [0, 1000]."""
+  """Returns [cos, sin] features [B, dim] of level [B] in [0, 1000]."""
   half = dim // 2
   frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
   angle = level.astype(jnp.float32)[:, None] * frequency
@@ -122,17 +123,17 @@ def sinusoid(level: jax.Array, dim: int, max_period: float = 1e4) -> jax.Array:
 
 
 def downsample(x: jax.Array) -> jax.Array:
-  """Mean over 2x2 windows of x [B, H, W, C]."""
+  """Averages x [B, H, W, C] over 2x2 windows."""
   return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
 
 def upsample(x: jax.Array) -> jax.Array:
-  """Nearest-neighbour enlargement of x [B, H, W, C] to twice its sides."""
+  """Upsamples x [B, H, W, C] to [B, 2 H, 2 W, C] by nearest neighbour."""
   return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def depth_to_space(x: jax.Array, factor: tuple[int, int]) -> jax.Array:
-  """[B, H, W, fh fw C] -> [B, fh H, fw W, C]: channels become pixels."""
+  """Moves channels to pixels: [B, H, W, fh fw C] to [B, fh H, fw W, C]."""
   batch, height, width, _ = x.shape
   fh, fw = factor
   x = x.reshape(batch, height, width, fh, fw, -1).swapaxes(2, 3)
@@ -140,7 +141,10 @@ def depth_to_space(x: jax.Array, factor: tuple[int, int]) -> jax.Array:
 
 
 def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """Softmax over the last axis in float32; a row with no key gives zeros."""
+  """Computes a softmax over the last axis in float32.
+
+  A row without a single key gives zeros.
+  """
   lowest = jnp.finfo(jnp.float32).min
   logits = jnp.where(mask, logits.astype(jnp.float32), lowest)
   return jax.nn.softmax(logits, axis=-1) * mask
@@ -149,7 +153,7 @@ def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
 def attend(
   query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
 ) -> jax.Array:
-  """softmax(query key^T / sqrt(d)) value.
+  """Computes softmax(query key^T / sqrt(d)) value.
 
   query [B, N, heads, d]; key, value [B, M, heads, d]; mask [B, M] bool.
   """
@@ -162,31 +166,34 @@ def attend(
 
 
 class Attention(nn.Module):
-  """Attention of every pixel to the picture, to the text, or to both at once.
+  """Lets every pixel attend to pixels, to the text, or to both at once.
 
-  Both at once is stages 1 and 2 (App. D.3.1: text keys and values are
-  concatenated to those of self-attention); text alone is stage 3's explicit
-  cross-attention. The text passes a norm first: LayerNorm (Sec. 2.5).
+  Stages 1 and 2 attend to both at once: text keys and values are concatenated
+  to the keys and values of self-attention (App. D.3.1). Stage 3 attends to text
+  alone, by explicit cross-attention. The text passes a LayerNorm first (Sec.
+  2.5).
   """
 
   num_heads: int
-  head_dim: int
-  groups: int
-  self_attention: bool = True
-  text_norm: Callable[[str], nn.Module] = layer_norm
-  dtype: Any = jnp.float32
+  head_dim: int  # channels of a head
+  groups: int  # of GroupNorm
+  self_attention: bool = True  # whether pixels attend to pixels
+  text_norm: Callable[[str], nn.Module] = layer_norm  # called with its name
+  dtype: Any = jnp.float32  # of products
 
   def heads(self, name: str) -> nn.DenseGeneral:
+    """Returns a projection to [..., num_heads, head_dim]."""
     shape = (self.num_heads, self.head_dim)
     return nn.DenseGeneral(shape, dtype=self.dtype, name=name)
 
   def text_key_value(self, text: TextEmbedding):
+    """Returns the text's keys and values, [B, L, num_heads, head_dim] each."""
     tokens = self.text_norm("norm_text")(text.tokens)
     return self.heads("text_key")(tokens), self.heads("text_value")(tokens)
 
   @nn.compact
   def __call__(self, x: jax.Array, text: TextEmbedding | None) -> jax.Array:
-    """x [B, H, W, C] -> x + attention, same shape."""
+    """Returns x [B, H, W, C] + attention, of the same shape."""
     batch, height, width, channels = x.shape
     pixels = x.reshape(batch, height * width, channels)
     h = group_norm(self.groups, "norm")(pixels)

@@ -1,14 +1,13 @@
 """The encoder of T5 v1.1 (Raffel et al. 2020; Shazeer 2020, gated GELU).
 
-The parameter tree has the names and shapes in which t5x stores it, so that a
-published checkpoint is read leaf by leaf. Masking follows the published
-PyTorch port: padding is hidden as a key and left alone as a query. Real tokens
-do not depend on that choice, but the outputs at padding do, and there are
-diffusion models that read them.
+The parameter tree has t5x's names and shapes, so that a published checkpoint is
+read leaf by leaf. Masking follows the published PyTorch port: padding is masked
+as a key and not as a query. Outputs at real tokens do not depend on that
+choice. Outputs at padding do, and some diffusion models read them.
 
-Nothing grows or shrinks a sum here as other transformers do: embeddings are
-not scaled and attention has no 1 / sqrt(head_dim); the initial query kernel is
-that much smaller instead.
+Unlike other transformers, T5 does not scale its embeddings, and its attention
+has no factor 1 / sqrt(head_dim). The initial query kernel is smaller by that
+factor instead.
 """
 
 from collections.abc import Callable
@@ -28,44 +27,43 @@ _RELPOS_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 def float_dense(features, dtype, name, init) -> nn.Module:
-  """A product with floats, which may be trained."""
+  """Returns a dense layer with float weights, which can be trained."""
   return nn.Dense(
     features, use_bias=False, dtype=dtype, kernel_init=init, name=name
   )
 
 
 def int8_dense(features, dtype, name, _) -> nn.Module:
-  """The same with a byte per weight, which may not."""
+  """Returns a dense layer with one byte per weight, which cannot be trained."""
   return Int8Dense(features, dtype, name=name)
 
 
 class T5Encoder(nn.Module):
-  """ids [B, L] int, mask [B, L] bool (True = real) -> [B, L, emb_dim] float32.
+  """Encodes ids [B, L] int under mask [B, L] bool (True = real token).
 
-  dtype is that of the matrix products; norms, softmax and the residual stream
-  are float32, which the deep encoders need: their activations grow into the
-  thousands. precision: "highest" multiplies float32 as such; "high" and
-  "default" are faster on TPUs and GPUs, and less exact. With scan, the layers
-  are compiled as one loop. dense: how the kernels are kept, float_dense or
-  int8_dense.
+  Norms, softmax and the residual stream are float32. Deep encoders need it:
+  their activations grow into the thousands.
   """
 
-  vocab_size: int
-  emb_dim: int
+  vocab_size: int  # rows of the embedding table
+  emb_dim: int  # width of a token
   num_heads: int
   num_encoder_layers: int
-  head_dim: int
-  mlp_dim: int
-  relpos_buckets: int = 32
-  relpos_max_distance: int = 128
-  scan: bool = False
-  dtype: jnp.dtype = jnp.float32
-  dense: Callable = float_dense
+  head_dim: int  # channels of a head
+  mlp_dim: int  # hidden width of the MLP
+  relpos_buckets: int = 32  # buckets of relative positions, for both signs
+  relpos_max_distance: int = 128  # tokens, from which on the bucket is the last
+  scan: bool = False  # whether the layers are compiled as one loop
+  dtype: jnp.dtype = jnp.float32  # of the matrix products
+  dense: Callable = float_dense  # makes a dense layer; or int8_dense
+  # Of products of float32: "highest" does not round the factors. "high" and
+  # "default" are faster on TPUs and GPUs, and less exact.
   precision: str = "highest"
 
   @nn.compact
   @at_own_precision
   def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the encoded tokens, float32 [B, L, emb_dim]."""
     x = TokenEmbedder(self.vocab_size, self.emb_dim, name="token_embedder")(ids)
     return Encoder(
       num_heads=self.num_heads,
@@ -82,24 +80,25 @@ class T5Encoder(nn.Module):
 
 
 class TokenEmbedder(nn.Module):
-  """ids [B, L] -> embedding[ids] as float32 [B, L, emb_dim], unscaled."""
+  """Looks up embedding[ids], unscaled."""
 
   vocab_size: int
   emb_dim: int
 
   @nn.compact
   def __call__(self, ids: jax.Array) -> jax.Array:
+    """Embeds ids [B, L] to float32 [B, L, emb_dim]."""
     table = self.param(
       "embedding",
       nn.initializers.normal(1.0),
       (self.vocab_size, self.emb_dim),
     )
-    # An id outside the vocabulary gives NaN rather than somebody else's row.
+    # An id outside the vocabulary gives NaN, not the row of another id.
     return jnp.take(table, ids, axis=0, mode="fill").astype(jnp.float32)
 
 
 class Encoder(nn.Module):
-  """The blocks and the final norm: x [B, L, D], mask [B, L] -> [B, L, D]."""
+  """Runs the layers and the final norm. Fields are as in T5Encoder."""
 
   num_heads: int
   num_layers: int
@@ -113,6 +112,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Maps x [B, L, D] under mask [B, L] to [B, L, D]."""
     bias = RelativePositionBias(
       num_heads=self.num_heads,
       num_buckets=self.relpos_buckets,
@@ -136,7 +136,10 @@ class Encoder(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-  """x += attention(norm(x)); x += mlp(norm(x)), the sums in float32."""
+  """Computes x += attention(norm(x)), x += mlp(norm(x)), the sums in float32.
+
+  Fields are as in T5Encoder.
+  """
 
   num_heads: int
   head_dim: int
@@ -148,6 +151,7 @@ class EncoderLayer(nn.Module):
   def __call__(
     self, x: jax.Array, bias: jax.Array, mask: jax.Array
   ) -> jax.Array:
+    """Maps x [B, L, D], bias [heads, L, L] and mask [B, L] to [B, L, D]."""
     h = RMSNorm(name="pre_attention_layer_norm")(x)
     x += SelfAttention(
       num_heads=self.num_heads,
@@ -161,7 +165,10 @@ class EncoderLayer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-  """softmax(q k^T + bias) v over the keys where mask [B, L] is True."""
+  """Computes softmax(q k^T + bias) v over the keys where mask [B, L] is True.
+
+  Fields are as in T5Encoder.
+  """
 
   num_heads: int
   head_dim: int
@@ -172,13 +179,14 @@ class SelfAttention(nn.Module):
   def __call__(
     self, x: jax.Array, bias: jax.Array, mask: jax.Array
   ) -> jax.Array:
+    """Maps x [B, L, D], bias [heads, L, L] and mask [B, L] to [B, L, D]."""
     q = self._heads(x, "query", _query_init(self.head_dim))
     k = self._heads(x, "key", _KERNEL_INIT)
     v = self._heads(x, "value", _KERNEL_INIT)
     logits = jnp.einsum(
       "bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32
     )
-    # Finite, so that a row without a single real key averages all of them.
+    # Finite, so that a row without a single real key averages all keys.
     lowest = jnp.finfo(jnp.float32).min
     keep = mask[:, None, None, :].astype(bool)
     weights = nn.softmax(jnp.where(keep, logits + bias, lowest))
@@ -187,14 +195,17 @@ class SelfAttention(nn.Module):
     return self.dense(x.shape[-1], self.dtype, "out", _KERNEL_INIT)(y)
 
   def _heads(self, x, name, init):
-    """Projects to [B, L, heads, head_dim]; the kernel has the heads joined."""
+    """Projects to [B, L, heads, head_dim]; the kernel joins the heads."""
     joined = self.num_heads * self.head_dim
     y = pin_batch(self.dense(joined, self.dtype, name, init)(x))
     return y.reshape(*y.shape[:2], self.num_heads, self.head_dim)
 
 
 class GatedMLP(nn.Module):
-  """wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU."""
+  """Computes wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU.
+
+  Fields are as in T5Encoder.
+  """
 
   mlp_dim: int
   dtype: jnp.dtype
@@ -202,6 +213,7 @@ class GatedMLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x [B, L, D] to [B, L, D]."""
     gate = self.dense(self.mlp_dim, self.dtype, "wi_0", _MLP_INIT)(x)
     h = self.dense(self.mlp_dim, self.dtype, "wi_1", _MLP_INIT)(x)
     h = pin_batch(h * nn.gelu(gate, approximate=True))
@@ -209,10 +221,14 @@ class GatedMLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """scale * x / sqrt(mean(x^2) + 1e-6), in float32; no mean, no bias."""
+  """Computes scale * x / sqrt(mean(x^2) + 1e-6) in float32.
+
+  It subtracts no mean and adds no bias.
+  """
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises x [..., D] over its last axis."""
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     x = x.astype(jnp.float32)
     x *= jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
@@ -220,7 +236,7 @@ class RMSNorm(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-  """One learned number per head and bucket: length -> [heads, L, L] float32."""
+  """Holds one learned number per head and bucket of relative positions."""
 
   num_heads: int
   num_buckets: int
@@ -228,6 +244,7 @@ class RelativePositionBias(nn.Module):
 
   @nn.compact
   def __call__(self, length: int) -> jax.Array:
+    """Returns the bias, float32 [heads, length, length]."""
     table = self.param(
       "rel_embedding", _RELPOS_INIT, (self.num_heads, self.num_buckets)
     )
@@ -243,23 +260,24 @@ class RelativePositionBias(nn.Module):
 def relative_position_bucket(
   offset: np.ndarray, *, num_buckets: int, max_distance: int
 ) -> np.ndarray:
-  """Bucket in [0, num_buckets) of offset = key position - query position.
+  """Returns the bucket of an offset, in [0, num_buckets).
 
-  Half of the buckets for each sign (keys after the query take the upper half).
-  Within a half, the first half holds one distance each; the rest are log-spaced
-  up to max_distance, and the last one holds all that is further away.
+  The offset is the key's position minus the query's position. Each sign has
+  half of the buckets; keys after the query have the upper half. In each half,
+  the first half of the buckets holds one distance each. The remaining buckets
+  are log-spaced up to max_distance. The last one holds all distances beyond.
   """
   per_sign = num_buckets // 2
   exact = per_sign // 2
   distance = np.abs(offset)
   octave = np.log(np.maximum(distance, exact) / exact)
   octave *= (per_sign - exact) / np.log(max_distance / exact)
-  # The nudge keeps distances that lie on a boundary (16, 32, 64) above it.
+  # 1e-9 keeps distances on a boundary (16, 32, 64) in the bucket above it.
   far = np.minimum(exact + np.floor(octave + 1e-9), per_sign - 1)
   bucket = np.where(distance < exact, distance, far).astype(np.int32)
   return np.where(offset > 0, per_sign + bucket, bucket)
 
 
 def _query_init(head_dim: int) -> nn.initializers.Initializer:
-  """The kernel's initialiser with the attention's 1 / sqrt(head_dim) in it."""
+  """Returns the kernel initialiser that includes 1 / sqrt(head_dim)."""
   return nn.initializers.variance_scaling(1.0 / head_dim, "fan_in", "normal")

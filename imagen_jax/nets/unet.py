@@ -1,8 +1,8 @@
 """The base U-Net: ADM's layout with text (Sec. 2.5, App. F.1).
 
 Fields are named as in App. F.1. Its `res_block_type: biggan`,
-`use_scale_shift_norm: True` and `dropout: 0` are what this file is. With other
-settings it is DeepFloyd IF's first and second net (interop/diffusers.py).
+`use_scale_shift_norm: True` and `dropout: 0` are built in. With other settings
+the U-Net is DeepFloyd IF's first or second net (interop/diffusers.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,26 +29,26 @@ from imagen_jax.types import Conditioning, TextEmbedding
 
 
 def same(x: jax.Array) -> jax.Array:
-  """No resampling."""
+  """Returns x: no resampling."""
   return x
 
 
 class ResBlock(nn.Module):
-  """BigGAN residual block with adaptive GroupNorm; resamples h and x alike.
+  """BigGAN residual block with adaptive GroupNorm.
 
-  residual_scale multiplies the sum of the two.
+  It resamples both the residual h and the input x.
   """
 
-  channels: int
-  groups: int
-  resample: Any = same
+  channels: int  # of the output
+  groups: int  # of GroupNorm
+  resample: Any = same  # or downsample, or upsample
   activation: Callable[[jax.Array], jax.Array] = nn.swish
-  residual_scale: float = 1.0
-  dtype: Any = jnp.float32
+  residual_scale: float = 1.0  # multiplies the sum of x and h
+  dtype: Any = jnp.float32  # of products and convolutions
 
   @nn.compact
   def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
-    """x [B, H, W, C], emb [B, E] -> [B, H', W', channels]."""
+    """Maps x [B, H, W, C] and emb [B, E] to [B, H', W', channels]."""
     conv = {"kernel_size": (3, 3), "dtype": self.dtype}
     h = self.activation(group_norm(self.groups, "norm_0")(x))
     h, x = self.resample(h), self.resample(x)
@@ -63,44 +63,46 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
   """ADM U-Net that attends to pixels and text (App. F.1).
 
-  It takes images of any size divisible by 2^(levels - 1). As a super-resolution
-  net it takes cond.lowres and cond.aug_level. The settings from norm_groups to
-  text_norm are not in the paper; DeepFloyd IF has other values.
+  It takes images whose height and width are divisible by 2^(levels - 1). As a
+  super-resolution net it takes cond.lowres and cond.aug_level. Not in the
+  paper: the settings from norm_groups to text_norm, for which DeepFloyd IF has
+  other values.
   """
 
   image_size: int = 64  # pixels; the size at which resolutions are counted
   embed_dim: int = 512  # the width of level 0, in channels
   channel_mult: tuple[int, ...] = (1, 2, 3, 4)  # each level's width / embed_dim
-  num_res_blocks: int | tuple[int, ...] = 3  # of each level; one for all
+  num_res_blocks: int | tuple[int, ...] = 3  # of each level, or one for all
   attn_resolutions: tuple[int, ...] = (32, 16, 8)  # of self-attention, pixels
   text_cross_attn_res: tuple[int, ...] = (32, 16, 8)  # of text, in pixels
-  per_head_channels: int = 64  # of attention
+  per_head_channels: int = 64  # channels of a head of attention
   feature_pooling_type: str = "attention"  # or "mean"
-  # Not in the paper: the width that text is projected to for attention.
+  # Not in the paper, which states no width: that of the projected text.
   text_width: int = 2048
-  norm_groups: int = 32
+  norm_groups: int = 32  # of GroupNorm
   out_channels: int = 3  # 6 with a learned variance
-  emb_width: int | None = None  # of the time embedding; None is 4 embed_dim
-  pool_head_channels: int = 64
+  emb_width: int | None = None  # of the timestep embedding; None is 4 embed_dim
+  pool_head_channels: int = 64  # channels of a head of attention pooling
   residual_scale: float = 1.0  # multiplies a residual block's sum
   activation: Callable[[jax.Array], jax.Array] = nn.swish
-  text_norm: Callable[[str], nn.Module] = layer_norm
-  # What each level's blocks keep for the backward pass (nets/blocks.py).
+  text_norm: Callable[[str], nn.Module] = layer_norm  # called with its name
+  # A key of REMAT for each level, which selects the results that its blocks
+  # keep for the backward pass (nets/blocks.py). () is "none" for all levels.
   remat: tuple[str, ...] = ()
   scan: bool = False  # whether equal blocks are compiled as one loop
   dtype: Any = jnp.float32  # of products and convolutions
   precision: str = "highest"  # of products of float32, one of PRECISIONS
-  # Not in the paper: whether pooling reads text projected to text_width, not
-  # the encoder's full width.
+  # Not in the paper: whether pooling reads the projected text in place of text
+  # of the encoder's full width.
   pool_projected: bool = False
 
   @property
   def stride(self) -> int:
-    """What a picture's side must be divisible by."""
+    """The divisor of an image's height and width, in pixels."""
     return 2 ** (len(self.channel_mult) - 1)
 
   def resolution(self, level: int) -> int:
-    """The side of a level's pictures, of those that are counted."""
+    """Returns a level's resolution for images of image_size, in pixels."""
     return self.image_size // 2**level
 
   @property
@@ -112,7 +114,12 @@ class UNet(nn.Module):
     )
 
   def check_levels(self) -> None:
-    """ValueError for attention at what is no level's resolution, and more."""
+    """Checks the fields that refer to levels.
+
+    Raises:
+      ValueError: if a resolution of attention is no level's, or if a tuple's
+        length is not the number of levels.
+    """
     levels = [self.resolution(i) for i in range(len(self.channel_mult))]
     if self.remat and len(self.remat) != len(levels):
       raise ValueError(
@@ -135,15 +142,18 @@ class UNet(nn.Module):
   def text_at(
     self, level: int, text: TextEmbedding | None
   ) -> TextEmbedding | None:
-    """The text where a level attends to it."""
+    """Returns the text where a level attends to it, else None."""
     return text if self.resolution(level) in self.text_cross_attn_res else None
 
   def unit(
     self, level: int, names: tuple[str, str], text: TextEmbedding | None
   ) -> Unit:
-    """A residual block and the attention after it, None if there is none.
+    """Returns a residual block and the attention after it, or None.
 
     Attention is to the level's pixels, to the text, or to both at once.
+
+    Raises:
+      ValueError: if per_head_channels does not divide the level's width.
     """
     width = self.embed_dim * self.channel_mult[level]
     res = self.res(width, names[0])
@@ -166,6 +176,7 @@ class UNet(nn.Module):
     )
 
   def res(self, channels: int, name: str, resample=same) -> ResBlock:
+    """Returns a residual block with the net's settings."""
     return ResBlock(
       channels,
       self.norm_groups,
@@ -185,7 +196,7 @@ class UNet(nn.Module):
     emb: jax.Array,
     text: TextEmbedding | None,
   ) -> tuple[jax.Array, list[jax.Array]]:
-    """A level's blocks in turn, each with its skip; h and all their outputs."""
+    """Runs a level's blocks, each with its skip; returns h and all outputs."""
 
     def block(unit, h, skip):
       res, attention = unit
@@ -203,7 +214,7 @@ class UNet(nn.Module):
   def __call__(
     self, z: jax.Array, time: jax.Array, cond: Conditioning
   ) -> jax.Array:
-    """z [B, H, W, C], time [B] in [0, 1000] -> [B, H, W, out] float32."""
+    """Maps z [B, H, W, C], time [B] in [0, 1000] to float32 [B, H, W, out]."""
     self.check_levels()
     text = ProjectText(self.text_width, self.dtype, name="text")(cond.text)
     pooled = cond.replace(text=text) if self.pool_projected else cond
@@ -222,6 +233,7 @@ class UNet(nn.Module):
     h = with_lowres(z, cond.lowres)
     h = nn.Conv(widths[0], (3, 3), dtype=self.dtype, name="conv_in")(h)
     h = pin_batch(h)
+    # Down.
     skips = [h]
     for i, width in enumerate(widths):
       units = [
@@ -232,11 +244,11 @@ class UNet(nn.Module):
         units += [(self.res(width, f"down_{i}_sample", downsample), None)]
       h, outs = self.level(i, units, h, None, emb, text)
       skips += outs
-
+    # Middle.
     units = [self.unit(last, ("mid_res_0", "mid_attn"), text)]
     units += [(self.res(widths[-1], "mid_res_1"), None)]
     h, _ = self.level(last, units, h, None, emb, text)
-
+    # Up.
     for i, width in reversed(list(enumerate(widths))):
       units = [
         self.unit(i, (f"up_{i}_res_{j}", f"up_{i}_attn_{j}"), text)
