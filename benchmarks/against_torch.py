@@ -4,11 +4,11 @@
   python benchmarks/against_torch.py [--rounds=5] [--compile]
 
 The nets are DeepFloyd IF-I-M at its real size, on one 64x64 image, and T5 v1.1
-base, on one prompt of 77 tokens, in float32 and in bfloat16. All libraries run
-in one process on the same random weights and inputs. They alternate in every
-round, so that other load slows all of them, and the median round is printed.
-Compilation is timed separately. --compile also times torch.compile, which needs
-a C++ compiler. The numbers are in README.md.
+base, on one prompt of 77 tokens. Both run in float32 and in bfloat16. All
+libraries run in one process on the same random weights and inputs. They
+alternate in every round, so that other load slows all of them. The median of
+the rounds is printed. Compilation is timed separately. --compile also times
+torch.compile, which needs a C++ compiler. The numbers are in README.md.
 """
 
 import argparse

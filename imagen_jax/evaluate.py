@@ -3,11 +3,11 @@
   python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \\
     --num_images=200 --outdir=DIR
 
-One image is sampled per caption. The judge of shapes/ counts the claims that
-hold: of the image on its caption's scene and, for comparison, of the image on
-another caption's scene and of the real image on its own scene. For each stage,
-the loss under an image's own caption is compared with the loss under another
-caption. Writes DIR/SPLIT.json, and DIR/SPLIT.png with captions in its metadata.
+One image is sampled per caption. The judge of shapes/ counts which claims of
+the caption's scene the image shows. For comparison, it counts claims of another
+caption's scene, and the real image's claims. For each stage, the loss under an
+image's own caption is compared with the loss under another caption. Writes
+DIR/SPLIT.json, and DIR/SPLIT.png with captions in its metadata.
 """
 
 import collections

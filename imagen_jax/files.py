@@ -85,6 +85,7 @@ def _is_remote(path: epath.Path) -> bool:
 
 
 def _is_stream(path: epath.Path) -> bool:
+  """Tests whether a path is a pipe, a device or an open file."""
   if os.path.dirname(os.path.abspath(path)) in _STREAMS:
     return True
   return os.path.exists(path) and not (

@@ -45,11 +45,11 @@ def decode(
   are scaled to 8, and an ICC profile is applied. Malformed metadata is ignored.
 
   Args:
-    image: the bytes of a PNG, JPEG, ..., an array of uint8 [H, W] or
-      [H, W, 1, 3 or 4], or a PIL image, which is taken to be upright.
-    size: the resolution that the image will be resized to. To make huge images
-      cheap, a JPEG, or an image of more than 2^22 pixels, is then downsampled
-      by an integer factor, but not below 3 * size.
+    image: the bytes of a PNG, JPEG, ...; uint8 [H, W] or [H, W, 1, 3 or 4]; or
+      a PIL image, which is taken to be upright.
+    size: the resolution that the image will be resized to. It makes huge images
+      cheap: a JPEG, or an image of more than 2^22 pixels, is downsampled by an
+      integer factor, but not below 3 * size.
     max_pixels: the most pixels to decode. The header is checked first.
 
   Returns:
@@ -80,6 +80,7 @@ def _from_bytes(data: bytes, size: int | None, max_pixels: int) -> Image.Image:
   """Decodes the bytes of an image to RGB, upright."""
 
   def check_size(width: int, height: int) -> None:
+    """Raises ValueError for more than max_pixels."""
     if width * height > max_pixels:
       raise ValueError(
         f"{width:,} x {height:,} pixels, expected at most max_pixels,"

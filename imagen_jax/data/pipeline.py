@@ -259,7 +259,7 @@ def make_batches(
     size: the resolution to resize images to, in pixels.
     lowres_size: the resolution that a super-resolution stage conditions on; it
       divides `size`. With None, batches have no `lowres`.
-    crop: the size of the random window to train on; None takes the image.
+    crop: the size of the random window to train on; None uses the full image.
     tokenize: turns n captions into ids int32 [n, L] and mask bool [n, L], with
       the same L for all, or raises ValueError. It is called from several
       threads. With None, captions are not read.
@@ -299,6 +299,7 @@ def make_batches(
   low_side = lowres_size and (crop or size) * lowres_size // size
 
   def batch(step: int) -> Batch:
+    """Reads this host's rows of a step's global batch."""
     first = step * global_batch
     indices = [first + int(row) for row in rows]
     examples = [_one_caption(order[i], seed, i) for i in indices]
@@ -347,6 +348,7 @@ def _collate(examples: list[Batch], low_side: int | None) -> Batch:
 
 
 def _check_sizes(size: int, lowres_size: int | None, crop: int | None) -> None:
+  """Raises ValueError unless lowres_size and crop fit the size."""
   if crop is not None and not 0 < crop <= size:
     raise ValueError(f"crop must be in 1..{size}, the size, got {crop}")
   if lowres_size is None:
@@ -359,6 +361,7 @@ def _check_sizes(size: int, lowres_size: int | None, crop: int | None) -> None:
 
 
 def _check_rows(rows: Sequence[int], global_batch: int) -> None:
+  """Raises ValueError unless there are rows, all within the global batch."""
   if global_batch < 1:
     raise ValueError(f"global_batch is {global_batch}, expected at least 1")
   outside = [int(row) for row in rows if not 0 <= row < global_batch]

@@ -126,6 +126,7 @@ def _check_classes(value: Any, keys: Sequence[str], path: epath.Path) -> None:
 
 
 def _check_class(name: str, path: epath.Path) -> None:
+  """Raises ValueError unless a class is one of TFDS's own features."""
   if not _CLASS.fullmatch(name):
     raise ValueError(
       f"dataset file {path} names the class {files.quote(name)}, which would"

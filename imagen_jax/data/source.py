@@ -51,9 +51,8 @@ def load_source(
     The records, at least one.
 
   Raises:
-    ValueError: the data set or the split is unknown or empty, a feature is
-      missing or cannot be used, files of the folder are invalid, or preparing
-      the data set failed.
+    ValueError: the data set is unknown, invalid or cannot be prepared; the
+      split is unknown or empty; or a feature is missing or cannot be used.
   """
   if name == ENDLESS:
     if split not in SPLITS:

@@ -224,6 +224,7 @@ def diffusers_shapes(like: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _refused(key: str, found: Any, expected: str) -> ValueError:
+  """Returns the error for a key's value that is not supported."""
   # A value may have megabytes.
   return ValueError(
     f"{CONFIG} has {key} {reprlib.repr(found)}, expected {expected}, as "

@@ -32,6 +32,8 @@ class Layout:
 
 
 def _conv(tensor: Tensor, shape: Shape):
+  """Views torch's [out, in, H, W] as [H, W, in, out]."""
+
   def read(index: Index) -> np.ndarray:
     high, wide, into, out = index
     return tensor.read((out, into, high, wide)).transpose(2, 3, 1, 0)
@@ -46,6 +48,8 @@ def _rows(heads: slice, shape: Shape, dim: int) -> slice:
 
 
 def _heads_in(tensor: Tensor, shape: Shape):
+  """Views torch's [heads * d, in] as [in, heads, d]."""
+
   def read(index: Index) -> np.ndarray:
     into, heads, features = index
     part = tensor.read((_rows(heads, shape[1:], shape[2]), into)).T
@@ -55,6 +59,8 @@ def _heads_in(tensor: Tensor, shape: Shape):
 
 
 def _heads_out(tensor: Tensor, shape: Shape):
+  """Views torch's [out, heads * d] as [heads, d, out]."""
+
   def read(index: Index) -> np.ndarray:
     heads, features, out = index
     part = tensor.read((out, _rows(heads, shape, shape[1]))).T
@@ -64,6 +70,8 @@ def _heads_out(tensor: Tensor, shape: Shape):
 
 
 def _joined(tensor: Tensor, shape: Shape):
+  """Views torch's [heads * d] as [heads, d]."""
+
   def read(index: Index) -> np.ndarray:
     heads, features = index
     part = tensor.read((_rows(heads, shape, shape[1]),))

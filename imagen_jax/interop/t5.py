@@ -360,6 +360,7 @@ def _turned(name: str, value: T) -> T:
 
 
 def _hugging_face_name(name: str) -> str:
+  """Returns Hugging Face's name of our path."""
   match = re.fullmatch(r"encoder/layers_(\d+)/(.+)", name)
   if not match:
     return _NAMES[name]

@@ -171,6 +171,7 @@ def _put(tensor: Tensor, dtype: Any, sharding: Any) -> jax.Array:
   parts = {}  # devices with the same shard request it again
 
   def part(index: Index) -> np.ndarray:
+    """Reads a part, or returns it if it was read before."""
     key = str(index)
     if key not in parts:
       # Cast by numpy: JAX would compile a program for every shape.

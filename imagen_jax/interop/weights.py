@@ -176,6 +176,7 @@ def _described(path: epath.Path) -> dict[str, Tensor]:
 
 
 def _tensor(file: Any, name: str) -> Tensor:
+  """Describes a tensor of an open safetensors file."""
   part = file.get_slice(name)
   dtype = part.get_dtype()
   read = lambda index: part[index]

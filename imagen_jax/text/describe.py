@@ -1,15 +1,15 @@
 """Text-only pretraining of a text encoder, from captions to descriptions.
 
-T5 is trained with a decoder that reads only the encoder's output tokens, so
-these must hold all that the decoder needs (Raffel et al. 2020,
-arXiv 1910.10683). Here the decoder writes a description of the caption in a
-fixed order, beginning with the group at the top. It has one layer, too few to
-work out which words belong together. In "two blue circles below a square" the
-encoder's token "blue" must itself hold that blue is at the bottom.
+T5's decoder reads the text only through the encoder's output tokens (Raffel et
+al. 2020, arXiv 1910.10683). So these tokens must hold all that the decoder
+needs. Here the decoder writes a description of the caption in a fixed order,
+beginning with the group at the top. It has one layer, too few to work out which
+words belong together. In "two blue circles below a square" the encoder's token
+"blue" must itself hold that blue is at the bottom.
 
-Not in the paper: it uses a published T5. Masked words and paraphrased captions
-did not teach an encoder to bind words, as all but one or two words can be
-predicted without binding.
+Not in the paper: it uses a published T5. Predicting masked words or paraphrased
+captions did not teach an encoder which words belong together. All but one or
+two words can be predicted without it.
 """
 
 from collections.abc import Sequence

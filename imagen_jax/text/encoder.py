@@ -24,8 +24,8 @@ class Embedder:
   Attributes:
     encoder: the T5 encoder.
     attend_padding: whether nets attend to outputs at padding as to real tokens.
-      The encoder itself never attends to padding. The paper does not mention
-      padding; DeepFloyd IF attends to it.
+      The encoder itself never attends to padding. Not in the paper: it does not
+      mention padding. DeepFloyd IF attends to it.
     null: the null text. "zeros" zeroes the embeddings (Sec. 4.1). "empty"
       encodes the empty prompt, as DeepFloyd IF does.
   """

@@ -19,7 +19,7 @@ class Text:
     vocabulary: the path of the SentencePiece model.
     weights: the path of the encoder's weights.
     length: the tokens that a prompt is cut to, 2 to 10,000. Not in the paper:
-      the default, 128, as the paper gives no length.
+      it gives no length, so the default of 128 is a choice.
     batch_size: the prompts to encode at a time, 1 to 1,000,000.
     attend_padding: as in Embedder.
     null: as in Embedder.
