@@ -49,7 +49,7 @@ _DEFAULTS = {
   "relative_attention_num_buckets": 32,
   "relative_attention_max_distance": 128,
 }
-_MOST = 2**20  # the largest size to accept; mT5's table has 2**18 rows
+_MOST = 2**20  # the largest size to accept, four times mT5's table
 # The keys with one value in T5 v1.1 of any size: key, value and default.
 _FIXED = {
   "feed_forward_proj": ("gated-gelu", "relu"),
