@@ -1,13 +1,14 @@
-"""Ours against diffusers and transformers: seconds of a forward pass.
+"""Compares the seconds of a forward pass with diffusers and transformers.
 
   pip install -e '.[oracles]'
   python benchmarks/against_torch.py [--rounds=5] [--compile]
 
-In one process, on the same random weights and inputs: DeepFloyd IF-I-M at its
-real size on one 64x64 picture, and T5 v1.1 base on one prompt of 77 tokens; in
-float32 and in bfloat16. Rounds take turns, so that a busy machine is busy for
-all; the median counts. Compilation is told apart. --compile times torch.compile
-as well, which wants a C++ compiler. The numbers are in README.md.
+The nets are DeepFloyd IF-I-M at its real size, on one 64x64 image, and T5 v1.1
+base, on one prompt of 77 tokens. Both run in float32 and in bfloat16. All
+libraries run in one process on the same random weights and inputs. They
+alternate in every round, so that other load slows all of them. The median of
+the rounds is printed. Compilation is timed separately. --compile also times
+torch.compile, which needs a C++ compiler. The numbers are in README.md.
 """
 
 import argparse
@@ -41,13 +42,14 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def seconds(call: Callable[[], object]) -> float:
+  """Measures the seconds of a call."""
   begun = time.monotonic()
   call()
   return time.monotonic() - begun
 
 
 def random_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-  """Tensors of about the size that keeps activations at theirs."""
+  """Draws tensors with a variance that preserves the size of activations."""
   rng = np.random.default_rng(0)
   state = {}
   for name, shape in shapes.items():
@@ -60,7 +62,7 @@ def random_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def unets(dtype: str, folder: pathlib.Path, compiled: bool):
-  """{who: a forward pass of IF-I-M}."""
+  """Builds IF-I-M in both; returns forward passes by library."""
   path = pathlib.Path(__file__).parents[1] / MANIFEST
   manifest = json.loads(path.read_text())
   config = manifest["config"] | {"_class_name": "UNet2DConditionModel"}
@@ -92,7 +94,7 @@ def unets(dtype: str, folder: pathlib.Path, compiled: bool):
 
 
 def encoders(dtype: str, folder: pathlib.Path, compiled: bool):
-  """{who: a forward pass of T5 v1.1 base}."""
+  """Builds T5 v1.1 base in both; returns forward passes by library."""
   module = T5Encoder(
     vocab_size=32_128, emb_dim=768, num_heads=12, num_encoder_layers=12,
     head_dim=64, mlp_dim=2048, dtype=jnp.dtype(dtype),
@@ -116,7 +118,21 @@ def encoders(dtype: str, folder: pathlib.Path, compiled: bool):
 
 
 def sides(theirs, run, apply, params, args, compiled):
-  """Forward passes by name, warm, with what warming took printed."""
+  """Compiles the forward passes and prints how long that took.
+
+  It also prints the relative difference between the outputs.
+
+  Args:
+    theirs: the torch module.
+    run: runs the torch module on its inputs.
+    apply: our net's apply function.
+    params: our net's parameters.
+    args: our net's inputs.
+    compiled: adds torch.compile.
+
+  Returns:
+    {library: a warm forward pass}.
+  """
   begun = time.monotonic()
   step = jax.jit(apply).lower({"params": params}, *args).compile()
   print(f"  ours compiled in {time.monotonic() - begun:.1f} s")
@@ -128,7 +144,7 @@ def sides(theirs, run, apply, params, args, compiled):
       took = seconds(lambda: run(fast))
       print(f"  torch compiled in {took:.1f} s")
       passes["torch.compile"] = lambda: run(fast).float().numpy()
-    except Exception as error:  # whatever its compiler stumbles over
+    except Exception as error:  # any failure of its compiler
       print(f"  torch.compile does not work here: {type(error).__name__}")
   outputs = {name: call() for name, call in passes.items()}
   out = outputs["torch"]
@@ -139,6 +155,7 @@ def sides(theirs, run, apply, params, args, compiled):
 
 
 def main() -> None:
+  """Prints the median seconds of each net, dtype and library."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--compile", action="store_true")

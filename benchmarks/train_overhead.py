@@ -1,13 +1,13 @@
-"""What training spends besides the step itself, as shares of the step's time.
+"""Measures the overhead of training as shares of the mean step's time.
 
   python benchmarks/train_overhead.py [--config=configs/shapes16.py] \
     [--steps=300] [--workdir=DIR]
 
-Runs the verb train with its own settings, but for a checkpoint, and numbers,
-every hundred steps; reads the seconds that it notes; and times the moving
-average of the weights alone, which is the most that it can cost within a step.
-Prints shares of the mean step, and, of what happens now and then, of as many
-steps as lie between in the config.
+Runs the verb train with the config's settings, but with metrics and a
+checkpoint every hundred steps, and reads the seconds that it logs. The moving
+average of the weights is timed alone, an upper bound of its cost within a step.
+Prints shares of the mean step. The costs of metrics and checkpoints are divided
+by the config's own intervals between them.
 """
 
 import argparse
@@ -31,7 +31,10 @@ EVERY = 100
 
 
 def run(config: str, workdir: str, steps: int) -> list[dict[str, float]]:
-  """Trains; the numbers of every EVERY steps but the first, which warm up."""
+  """Trains a stage and reads its metrics, one row per EVERY steps.
+
+  The first row, which includes warming up, is left out.
+  """
   train = f"--config.train.{{}}={EVERY}".format
   subprocess.run(
     [
@@ -47,7 +50,7 @@ def run(config: str, workdir: str, steps: int) -> list[dict[str, float]]:
 
 
 def ema_seconds(setup: Setup) -> float:
-  """Seconds of one moving average over a net's weights, by itself."""
+  """Measures the seconds of one update of the weights' moving average."""
   state = setup.initialise()
   params, average = state.params, state.ema
 
@@ -66,6 +69,7 @@ def ema_seconds(setup: Setup) -> float:
 
 
 def main() -> None:
+  """Prints the share of each overhead."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--config", default="configs/shapes16.py")
   parser.add_argument("--steps", type=int, default=300)

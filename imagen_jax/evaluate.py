@@ -1,13 +1,13 @@
-"""Measures how far a cascade's pictures show what captioned_shapes says.
+"""Measures how well a cascade's images match captions of captioned_shapes.
 
   python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \\
     --num_images=200 --outdir=DIR
 
-One picture per caption goes before the judge of shapes/, which counts the
-claims that hold: of the caption's own scene, and, for comparison, of another
-caption's scene and of the real picture. Per stage it also compares the loss
-under a picture's own caption with that under another's. Writes
-DIR/SPLIT.json and DIR/SPLIT.png, captions in the PNG's metadata.
+One image is sampled per caption. The judge of shapes/ counts which claims of
+the caption's scene the image shows. For comparison, it counts claims of another
+caption's scene, and the real image's claims. For each stage, the loss under an
+image's own caption is compared with the loss under another caption. Writes
+DIR/SPLIT.json, and DIR/SPLIT.png with captions in its metadata.
 """
 
 import collections
@@ -64,9 +64,17 @@ def draw(
   seed: int,
   **options: Any,
 ) -> list[np.ndarray]:
-  """Returns one uint8 image per caption, image i of the seed for caption i.
+  """Samples one uint8 image per caption: image i of the seed for caption i.
 
-  Each image is a PNG in the folder; those that are finished are read there.
+  Each image is written as a PNG to the folder. Finished images in the folder
+  are read instead, so an interrupted evaluation resumes.
+
+  Args:
+    cascade: the cascade.
+    captions: the prompts.
+    folder: the folder of the PNGs.
+    seed: of the samples.
+    **options: as in jobs.plan.
   """
   rows = [Row(i, seed, i) for i in range(len(captions))]
   job = jobs.plan(cascade, captions, rows, folder, progress=False, **options)
@@ -79,7 +87,7 @@ def draw(
 
 
 def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
-  """The share of claims that hold, by kind and over all."""
+  """Computes the share of claims that hold, by kind and over all kinds."""
   counts = collections.Counter()
   for picture, scene in zip(pictures, scenes, strict=True):
     counts += tally(judge(picture, scene))
@@ -87,7 +95,7 @@ def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
 
 
 def read_scenes(records: Sequence[Mapping[str, Any]]) -> list[Scene]:
-  """Returns the scenes of examples; ValueError that names one without."""
+  """Reads the scenes of records; ValueError names a record without a scene."""
   scenes = []
   for number, record in enumerate(records):
     try:
@@ -100,7 +108,12 @@ def read_scenes(records: Sequence[Mapping[str, Any]]) -> list[Scene]:
 def text_use(
   cascade: Imagen, source: Any, seed: int
 ) -> dict[str, dict[str, float]]:
-  """Per stage: mean loss with the own caption and with another one."""
+  """Computes each stage's mean loss under images' own and other captions.
+
+  Returns:
+    {stage: {"own_caption", "other_caption": mean losses, "own_lower": the share
+    of images whose own caption gives the lower loss}}.
+  """
   from imagen_jax.data.pipeline import make_batches
 
   encode, result = cascade.part("text"), {}
@@ -134,7 +147,7 @@ def text_use(
 
 
 def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
-  """How long each stage was trained, as far as its weights' file tells."""
+  """Reads each stage's training steps from the metadata of its weights file."""
   paths = {name: published.packaged(config[name].weights) for name in names}
   return {
     name: weights.read_metadata(path).get("step", "unknown")
@@ -145,7 +158,8 @@ def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
 
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
-  # Not above: the core does without what it imports.
+  """Evaluates a cascade by the parsed flags."""
+  # Imported here, as the core does not need the data set's packages.
   from imagen_jax.data.source import load_source
 
   config = args.config
@@ -156,7 +170,7 @@ def main(args: flags.FlagValues) -> None:
   program.check_writable("outdir", outdir)
   cascade = imagen.load(config)
   build.required_text(config)
-  cascade.check(cascade.names)  # before the data set is drawn
+  cascade.check(cascade.names)  # before the data set is prepared
   source = load_source(
     args.dataset,
     args.split,

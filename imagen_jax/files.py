@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, on disks and in object stores."""
+"""Atomic writing and safe reading of files, on disks and in object stores."""
 
 import contextlib
 import json
@@ -9,17 +9,17 @@ from typing import Any
 
 from etils import epath
 
-# Links in these folders stand for open files, which nothing may replace.
+# Links in these folders are open files, which must not be replaced.
 _STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
-_MOST_JSON = 2**24  # bytes: the largest index or config has 1 % of it
-_MOST_NESTED = 100  # levels of JSON: the deepest config has ten
+_MOST_JSON = 2**24  # bytes; the largest index or config has 1 % as many
+_MOST_NESTED = 100  # levels of JSON; the deepest config has ten
 
 
 def expand(path: str | os.PathLike) -> str:
-  """Returns a path whose leading ~ is the home folder; gs:// paths stay.
+  """Expands a leading ~ to the home folder; gs:// paths stay as they are.
 
   Raises:
-    ValueError: no home folder is known, as without HOME in a container.
+    ValueError: the home folder is unknown, as without HOME in a container.
   """
   given = os.fspath(path)
   found = os.path.expanduser(given)
@@ -35,15 +35,15 @@ def expand(path: str | os.PathLike) -> str:
 def write(
   path: str | os.PathLike, data: bytes | str, *, parents: bool = False
 ) -> None:
-  """Writes a file, whole or not at all; until then an old one stays as it is.
+  """Writes a file atomically: on failure an old file stays unchanged.
 
   A link is replaced, not followed. A pipe or device, such as /dev/stdout, is
-  written as it is.
+  written directly.
 
   Args:
-    path: a local path, or one of gs:// and the like.
+    path: a local path, or a path of a store such as gs://.
     data: bytes, or text to encode as UTF-8.
-    parents: makes the folders that are missing.
+    parents: creates missing folders.
 
   Raises:
     ValueError: "PATH cannot be written: REASON".
@@ -64,7 +64,7 @@ def write(
 
 def _replace(path: epath.Path, data: bytes) -> None:
   """Writes a file beside the path, and renames it."""
-  # Of a name that nobody can guess, so that no link waits there.
+  # The random name prevents an attacker from placing a link there.
   part = path.with_name(f".{secrets.token_hex(8)}.part")
   try:
     if _is_remote(path):
@@ -85,6 +85,7 @@ def _is_remote(path: epath.Path) -> bool:
 
 
 def _is_stream(path: epath.Path) -> bool:
+  """Tests whether a path is a pipe, a device or an open file."""
   if os.path.dirname(os.path.abspath(path)) in _STREAMS:
     return True
   return os.path.exists(path) and not (
@@ -93,16 +94,16 @@ def _is_stream(path: epath.Path) -> bool:
 
 
 def reason(error: BaseException) -> str:
-  """Returns why something failed, in a few words and one line.
+  """Returns the reason of an error in one short line.
 
-  The operating system's words alone where it has some; else they follow the
-  name of the error.
+  For an error of the operating system, it is the system's message. For any
+  other error, it is the error's type and message.
   """
-  # Without what a store was asked, which gcsfs puts before its answer, and
-  # what it answered in full, which TensorStore puts after the reason.
+  # Remove the request, which gcsfs puts before a store's answer, and the full
+  # answer, which TensorStore puts after the reason.
   said = re.sub(r"^(Forbidden|Bad Request): .*\n", r"\1: ", str(error))
   said = re.split(r" \[\w+='|\n", said.strip())[0]
-  if len(said) > 240:  # TensorStore's: what failed, of what, ..., and why
+  if len(said) > 240:  # TensorStore's ends with the cause, so keep both ends
     said = f"{said[:120]} ... {said[-120:]}"
   if code := re.search(r"os_error_code='(\d+)'", str(error)):
     return os.strerror(int(code[1]))
@@ -112,17 +113,17 @@ def reason(error: BaseException) -> str:
 
 
 def quote(text: object, limit: int = 80) -> str:
-  """Returns a text between quotation marks, safe to log and not too long.
+  """Quotes a text so that it is short and safe to log.
 
-  A text of a data set or a file may hold line ends, escape sequences of
-  terminals, or megabytes.
+  A text of a data set or a file may hold line ends, terminal escape sequences,
+  or megabytes.
 
   Args:
-    text: what to show; anything but a str is shown as str(text).
+    text: the text, or an object to show as str(text).
     limit: the most characters to return, at least 16. A cut text ends in "...".
 
   Returns:
-    Python's repr: printable characters stay, all others are escaped.
+    Python's repr: all but printable characters are escaped.
   """
   text = text if isinstance(text, str) else str(text)
   shown = repr(text[: limit + 1])
@@ -136,18 +137,19 @@ def quote(text: object, limit: int = 80) -> str:
 def read_lines(
   path: str | os.PathLike, name: str, *, blanks: str | None = None
 ) -> list[str]:
-  """Reads the lines of a UTF-8 text, numbered as an editor numbers them.
+  """Reads the lines of a UTF-8 text, numbered as in an editor.
 
-  Only \\n ends a line: other separators of Unicode are part of a caption.
+  Only \\n ends a line: other Unicode separators are part of a caption.
 
   Args:
-    path: a local path, which may begin with ~, or one of gs:// and the like.
-    name: what the file is, such as "captions", for messages.
-    blanks: the characters to remove around a line, by default all blanks,
+    path: a local path, which may begin with ~, or a path of a store such as
+      gs://.
+    name: the kind of file, such as "captions", for messages.
+    blanks: the characters to strip from a line; None strips all whitespace,
       such as \\r.
 
   Returns:
-    All lines, blank ones too, except for the empty end after the last \\n.
+    All lines, with blank ones, but without the empty end after the last \\n.
 
   Raises:
     ValueError: the file cannot be read, or is not UTF-8 text.
@@ -171,8 +173,8 @@ def read_json(path: str | os.PathLike, name: str) -> Any:
   """Reads a JSON file that may come from anyone.
 
   Args:
-    path: a local path, or one of gs:// and the like.
-    name: what the file is, such as "weights", for messages.
+    path: a local path, or a path of a store such as gs://.
+    name: the kind of file, such as "weights", for messages.
 
   Returns:
     The value that the file holds.
@@ -199,10 +201,10 @@ def parse_json(data: str | bytes, what: str) -> Any:
 
   Args:
     data: the text, or its bytes.
-    what: whose text it is, for messages.
+    what: the source of the text, for messages.
 
   Returns:
-    The value, not nested so deeply that a walk through it could fail.
+    The value, nested at most 100 levels deep, so that walks through it succeed.
 
   Raises:
     ValueError: the text is not JSON, or is nested too deeply.
@@ -224,7 +226,7 @@ def parse_json(data: str | bytes, what: str) -> Any:
 
 
 def _children(value: Any) -> list[Any]:
-  """Returns what a value of JSON holds."""
+  """Returns the elements of a JSON object or array."""
   if isinstance(value, dict):
     return list(value.values())
   return value if isinstance(value, list) else []

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on terminals and in notebooks, else lines."""
+"""Progress of long work: a bar in terminals and notebooks, else lines."""
 
 import collections
 import contextlib
@@ -13,29 +13,32 @@ from typing import Any, TextIO
 
 import jax
 
-# The bar, then the step, the speed, the time left and a note.
+# A bar, then the step, the speed, the time left and a note.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
 
-# Failures to print that may pass: no room on a disk, a reader that is slow.
+# Temporary failures to print: a full disk, or a slow reader.
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
 
 
 def clock(seconds: float) -> str:
-  """Formats seconds: 3723 -> "1:02:03"."""
+  """Formats seconds as h:mm:ss: 3723 gives "1:02:03"."""
   minutes, seconds = divmod(int(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def say(line: str, out: TextIO | None = None) -> bool:
-  """Prints a line, by default on sys.stdout; work goes on if it cannot.
+  """Prints a line, by default on sys.stdout, and ignores failures.
 
-  Returns False if nobody will read lines any more: the stream is closed, its
-  reader has ended, or its terminal is gone. On a full disk the line is kept for
-  when there is room. Letters that the stream's encoding lacks are escaped.
+  Characters outside the stream's encoding are escaped. On a full disk the line
+  stays in the stream's buffer until there is room.
+
+  Returns:
+    False if no later line can be read: the stream is closed, its reader has
+    ended, or its terminal is gone.
   """
   out = sys.stdout if out is None else out
-  if out is None:  # as Python has it where it was started with stdout closed
+  if out is None:  # Python was started with stdout closed
     return False
   try:
     out.write(_encodable(line, out) + "\n")
@@ -48,20 +51,23 @@ def say(line: str, out: TextIO | None = None) -> bool:
 
 
 def _encodable(text: str, out: TextIO) -> str:
-  """Escapes the letters that a stream's encoding lacks."""
+  """Escapes characters outside a stream's encoding."""
   encoding = getattr(out, "encoding", None) or "utf-8"
   return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Progress:
-  """Shows the step, the speed and the time left of one piece of work.
+  """Shows the step, the speed and the time left of one task.
 
-  A bar of tqdm's on a terminal and in a notebook, plain lines elsewhere. Speeds
-  leave out what precedes start(), such as compilation, and what lies between
-  pause() and resume(), such as checkpoints. Without start(), the first steps
-  shown count as the compiler's. The bar ends with the last step, or with
-  close() or the with-block of work that ends early. Work goes on where nobody
-  reads what is shown.
+  A terminal or a notebook shows a tqdm bar; other streams get plain lines.
+  Speeds exclude the time before start(), such as compilation, and the time
+  between pause() and resume(), such as checkpoints. Without start(), the speed
+  is measured from the first steps shown. The bar ends with the last step, with
+  close() or with the with-block. The task continues if its output cannot be
+  written.
+
+  Attributes:
+    live: whether a bar is shown rather than lines.
   """
 
   def __init__(
@@ -76,26 +82,26 @@ class Progress:
     """Begins at step 0.
 
     Args:
-      name: of the work, at the head of every line.
-      total: steps in all.
-      unit: what a step is, for the speed.
-      out: where to show it, by default sys.stdout or the notebook.
-      quiet: shows nothing; for all but one of many processes.
+      name: the task's name, at the head of every line.
+      total: the number of steps.
+      unit: the name of a step in speeds.
+      out: the stream to print on; None means sys.stdout or the notebook.
+      quiet: prints nothing, for all but one of many processes.
     """
     self._name, self._total, self._unit = name, total, unit
     self._out = sys.stdout if out is None else out
-    # Without a stream, or one that was closed, nobody reads.
+    # A missing or closed stream has no reader.
     self._quiet = (
       quiet or self._out is None or getattr(self._out, "closed", False)
     )
     self._in_notebook = out is None and _in_notebook()
     self.live = self._in_notebook or (not self._quiet and self._out.isatty())
-    self._bar: Any = None  # tqdm's, from the first step shown to the last
+    self._bar: Any = None  # a tqdm bar from the first step shown to the last
     self.start(0)
-    self._timed = False  # until somebody calls start(), or steps are shown
+    self._timed = False  # until start() is called, or steps are shown
 
   def start(self, step: int) -> None:
-    """Counts time from now on, with `step` steps already done."""
+    """Starts the clock, with `step` steps already done."""
     self._first, self._busy, self._since = step, 0.0, time.monotonic()
     self._timed = True
 
@@ -104,16 +110,16 @@ class Progress:
     self._busy += time.monotonic() - self._since
 
   def resume(self) -> None:
-    """Lets the clock run on."""
+    """Restarts the clock after pause()."""
     self._since = time.monotonic()
 
   def seconds_per_step(self, step: int) -> float:
-    """Returns the mean working time of the steps since start(), in seconds."""
+    """Returns the mean seconds of a step since start(), without pauses."""
     busy = self._busy + time.monotonic() - self._since
     return busy / max(step - self._first, 1)
 
   def show(self, step: int, note: str = "") -> None:
-    """Shows that `step` steps are done, and a note such as the loss."""
+    """Shows the number of steps done, and a note such as the loss."""
     parts = []
     if not self._timed and step > 0:
       self.start(step)
@@ -132,14 +138,14 @@ class Progress:
     """Prints a line, above the bar if there is one."""
     if self._quiet:
       return
-    if (bar := self._bar) is None:  # another thread may end it
+    if (bar := self._bar) is None:  # read once: another thread may end the bar
       self._quiet = not say(line, self._out)
     else:
       with self._drawing():
         bar.write(_encodable(line, self._out), file=self._out)
 
   def close(self) -> None:
-    """Leaves the bar as it is; what is shown later begins another."""
+    """Ends the bar as it is; a later step begins a new one."""
     bar, self._bar = self._bar, None
     if bar is not None:
       with self._drawing():
@@ -147,14 +153,14 @@ class Progress:
 
   @contextlib.contextmanager
   def _drawing(self) -> Iterator[None]:
-    """Ends the bar, and not the work, where the block cannot draw it."""
+    """Ends the bar, but not the task, if the block cannot draw it."""
     try:
       yield
-    except (OSError, ValueError) as error:  # its terminal is gone, or closed
+    except (OSError, ValueError) as error:  # the terminal is gone or closed
       if getattr(error, "errno", None) not in _PASSING:
         self._quiet = True
         if self._bar is not None:
-          self._bar.disable = True  # else it would draw when it is collected
+          self._bar.disable = True  # else tqdm draws it when it is collected
 
   def __enter__(self) -> "Progress":
     return self
@@ -163,6 +169,7 @@ class Progress:
     self.close()
 
   def _draw(self, step: int, text: str) -> None:
+    """Draws the bar at a step, and closes it after the last step."""
     with self._drawing():
       if self._bar is None:
         self._bar = _bar_type(self._in_notebook)(
@@ -171,7 +178,7 @@ class Progress:
           file=self._out,
           bar_format=_BAR,
           dynamic_ncols=True,
-          delay=1e-9,  # does not draw before it is given the step
+          delay=1e-9,  # delays drawing until the step is set
         )
       self._bar.n = step
       self._bar.set_postfix_str(text, refresh=False)
@@ -181,16 +188,16 @@ class Progress:
 
 
 def _in_notebook() -> bool:
-  """Returns whether this process runs the cells of a notebook."""
-  ipython = sys.modules.get("IPython")  # not imported by us: a notebook has it
+  """Tests whether this process runs the cells of a notebook."""
+  ipython = sys.modules.get("IPython")  # a notebook has imported it already
   shell = ipython and ipython.get_ipython()
   return shell is not None and "IPKernelApp" in shell.config
 
 
 @functools.cache
 def _bar_type(in_notebook: bool) -> Any:
-  """Returns tqdm's class, without the thread and the process's locks of its."""
-  # Without ipywidgets a notebook gets lines; tqdm.auto would also warn.
+  """Returns a tqdm class without a monitor thread or process-wide locks."""
+  # Without ipywidgets a notebook gets a text bar; tqdm.auto would also warn.
   if in_notebook and importlib.util.find_spec("ipywidgets"):
     from tqdm.auto import tqdm
   else:
@@ -204,14 +211,14 @@ def _bar_type(in_notebook: bool) -> Any:
 
 
 class Clock:
-  """Counts the seconds spent in named parts of a loop."""
+  """Measures the seconds spent in named parts of a loop."""
 
   def __init__(self):
     self._spent: dict[str, float] = collections.defaultdict(float)
 
   @contextlib.contextmanager
   def part(self, name: str) -> Iterator[None]:
-    """Counts the time of a with-block."""
+    """Adds the time of a with-block to a part."""
     begun = time.monotonic()
     try:
       yield
@@ -219,37 +226,37 @@ class Clock:
       self._spent[name] += time.monotonic() - begun
 
   def take(self) -> dict[str, float]:
-    """Returns the seconds of each part since the last time."""
+    """Returns the seconds of each part since the last call, and resets them."""
     spent = dict(self._spent)
     self._spent.clear()
     return spent
 
 
 class Compilations:
-  """Counts programs that JAX compiled, or read from its cache on disk."""
+  """Counts the programs that JAX compiles, or reads from its cache on disk."""
 
   def __init__(self):
-    self._seconds: list[float] = []  # of each; threads may append
+    self._seconds: list[float] = []  # per program; several threads may append
 
   def __call__(self, event: str, seconds: float, **_: Any) -> None:
-    """Listens to an event of jax.monitoring."""
+    """Records an event of jax.monitoring."""
     if event.endswith("backend_compile_duration"):
       self._seconds.append(seconds)
 
   @property
   def count(self) -> int:
-    """How many programs there were."""
+    """The number of programs."""
     return len(self._seconds)
 
   @property
   def seconds(self) -> float:
-    """How long they took in all, without tracing and lowering."""
+    """The total seconds of compilation, without tracing and lowering."""
     return sum(self._seconds)
 
 
 @contextlib.contextmanager
 def compilations() -> Iterator[Compilations]:
-  """Counts what the process compiles in the block, in all of its threads."""
+  """Counts the programs that all threads compile within the block."""
   found = Compilations()
   jax.monitoring.register_event_duration_secs_listener(found)
   try:
@@ -259,19 +266,20 @@ def compilations() -> Iterator[Compilations]:
 
 
 def _unregister(listener: Compilations) -> None:
-  # JAX 0.7 has it under another name, which is not public.
+  """Removes a listener of jax.monitoring."""
+  # JAX 0.7 has this function under another name, which is not public.
   unregister = (
     getattr(jax.monitoring, "unregister_event_duration_listener", None)
     or jax._src.monitoring._unregister_event_duration_listener_by_callback
   )
-  with contextlib.suppress(AssertionError):  # somebody cleared all listeners
+  with contextlib.suppress(AssertionError):  # all listeners were cleared
     unregister(listener)
 
 
 class Stopwatch:
-  """Laps of wall time, and the share of each that JAX spent compiling.
+  """Measures laps of wall time, and the time that JAX compiles in each.
 
-  Compilation is counted within its with-block.
+  Use it as a context manager: compilation is counted within its with-block.
   """
 
   def __enter__(self) -> "Stopwatch":
@@ -284,7 +292,7 @@ class Stopwatch:
     self._listening.__exit__(*error)
 
   def lap(self) -> str:
-    """Returns the time since the last: "9.1 s, 8.0 s of it compiling"."""
+    """Formats the time since the last lap: "9.1 s, 8.0 s of it compiling"."""
     now, compiled = time.monotonic(), self._compiled.seconds
     text = f"{now - self._since:.1f} s"
     if (compiling := compiled - self._before) > 0.05:

@@ -1,1 +1,1 @@
-"""The numpy and grain side: datasets, resizing and per-host batches."""
+"""Datasets, image resizing and per-host batches, in numpy and grain."""

@@ -1,4 +1,4 @@
-"""Samples and colours of decoded images, as sRGB of 8 bits on white."""
+"""Conversion of decoded images to 8-bit sRGB on a white background."""
 
 import functools
 import io
@@ -8,8 +8,8 @@ from PIL import Image, ImageCms
 
 from imagen_jax.data import encoded
 
-# A profile that changes no level by more than this is sRGB under another name:
-# several makers have each their own, with other roundings.
+# A profile that changes no level by more than this is treated as sRGB. Several
+# makers ship their own sRGB profile, each rounded differently.
 _SAME = 2
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
@@ -24,14 +24,15 @@ def eight_bits(
   """Converts rows of an image to 8 bits, and its transparent colour to alpha.
 
   Args:
-    picture: the image as PIL has it.
-    low: the lower 8 bits of colours of which the image has the higher 8.
-    still: what the file says of its samples.
+    picture: the image as PIL decoded it.
+    low: the lower 8 bits of 16-bit colours; `picture` holds the higher 8.
+      None for all other images.
+    still: the sample format that the file declares.
     top: the first row.
     bottom: the row after the last.
 
   Raises:
-    ValueError: the samples have no range that is known.
+    ValueError: the range of the samples is unknown.
   """
   if picture.mode == "F":
     raise ValueError("pixels are floats of unknown range")
@@ -62,12 +63,12 @@ def eight_bits(
 
 
 def _wide(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-  """Joins the bytes of numbers of 16 bits."""
+  """Joins high and low bytes to 16-bit numbers."""
   return high.astype(np.uint16) << 8 | low
 
 
 def _grey(picture: Image.Image, still: encoded.Still) -> np.ndarray:
-  """Returns grey as uint16 over its whole range."""
+  """Returns grey values as uint16, scaled to its full range."""
   wide = np.asarray(picture)
   if wide.min() < 0 or wide.max() >= 2**16:
     raise ValueError("grey of more than 16 bits")
@@ -78,17 +79,17 @@ def _grey(picture: Image.Image, still: encoded.Still) -> np.ndarray:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-  """uint16 0..65535 -> 0..255."""
+  """Rounds uint16 in 0..65535 to uint8 in 0..255."""
   return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def to_rgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-  """Converts an image of 8 bits to RGB; transparency lies on white.
+  """Converts an 8-bit image to RGB, with transparency blended onto white.
 
   Args:
-    picture: an image of any of PIL's modes of 8 bits or less.
-    profile: its ICC profile, of which one that is not sound, or is of another
-      kind of image, is ignored.
+    picture: an image in any PIL mode of 8 bits or less.
+    profile: its ICC profile. A profile that is malformed, or made for another
+      colour space, is ignored.
   """
   if not picture.has_transparency_data:
     return _to_srgb(picture, profile)
@@ -97,12 +98,13 @@ def to_rgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
   opaque = picture.convert("L") if grey else whole.convert("RGB")
   colours = _to_srgb(opaque, profile)
   colours.putalpha(whole.getchannel("A"))
-  # What lies under full transparency is arbitrary, often black.
+  # Colours under full transparency are arbitrary, often black.
   white = Image.new("RGBA", picture.size, "white")
   return Image.alpha_composite(white, colours).convert("RGB")
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+  """Converts an opaque image to sRGB by its ICC profile."""
   if picture.mode in ("1", "P", "YCbCr"):
     picture = picture.convert("L" if picture.mode == "1" else "RGB")
   transform = profile and _transform(profile, picture.mode)
@@ -113,9 +115,11 @@ def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 
 @functools.lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-  """Returns what turns colours of a profile into sRGB, None if it is sRGB.
+  """Builds the transform from a profile's colours to sRGB.
 
-  None too for a profile that is not sound, or of another mode.
+  Returns:
+    The transform. None if the profile is sRGB already, is malformed or is made
+    for another mode.
   """
   try:
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -141,7 +145,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _grid(mode: str) -> Image.Image:
-  """Returns an image of colours all over a mode's range."""
+  """Returns an image with colours from all of a mode's range."""
   if mode == "L":
     return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
   levels = np.arange(0, 256, 15, dtype=np.uint8)  # with both ends

@@ -1,8 +1,8 @@
-"""Files of images reduced to what the pixels of the first image need.
+"""Image files reduced to the data that decodes their first image.
 
-Metadata is often huge, damaged or malformed, and decoders fail on it. So the
-files are rewritten without it before they are decoded. What is sound of the
-orientation and of the colour profile is read here.
+Metadata is often huge, damaged or malformed, and decoders fail on it. So files
+are rewritten without metadata before they are decoded. Orientation and colour
+profile are read here, as far as they are well-formed.
 """
 
 import dataclasses
@@ -16,25 +16,27 @@ from PIL import Image
 
 from imagen_jax.data import jpeg
 
-_MOST_METADATA = 2**22  # bytes of a profile: those of printers have 2**21
+_MOST_METADATA = 2**22  # bytes of a profile; profiles of printers have 2**21
 _ORIENTATION = 0x0112  # the tag of EXIF
 Canvas = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Still:
-  """The file of one image, and what was beside its pixels.
+  """Holds the file of one image, and the metadata that decoding needs.
 
   Attributes:
-    data: the file, without metadata as far as its format is known here.
-    orientation: 1 to 8 as EXIF has it, None if it is not known here.
-    profile: the ICC profile, None if there is none or it is not known here.
-    key: the values of transparent pixels, of 8 bits, or 16 where the file has.
-    wide: the channels of 16 bits where PIL would keep the higher 8. "LA" is
-      then stored as "RGBA", a high and a low byte of each.
-    bits: the bits of grey values that PIL gives in 16.
-    inverted: those values count from white to black.
-    canvas: the size that the image is a part of, and its place on it.
+    data: the file, stripped of metadata if its format is known here.
+    orientation: 1 to 8 as in EXIF; None if it was not read here.
+    profile: the ICC profile; None if there is none or it was not read here.
+    key: the channel values of transparent pixels, in 8 bits, or in 16 if the
+      file has 16-bit samples.
+    wide: the channels, if they have 16 bits and PIL would keep only the higher
+      8. "LA" is then stored as "RGBA": a high and a low byte per channel.
+    bits: the bit depth of grey values that PIL returns in 16 bits.
+    inverted: true if those grey values run from white to black.
+    canvas: (width, height) of the canvas and (x, y) of the image on it; None
+      if the image fills its canvas.
   """
 
   data: bytes
@@ -48,15 +50,15 @@ class Still:
 
 
 def read_still(data: bytes, check_size: Callable[[int, int], None]) -> Still:
-  """Finds the first image of a file.
+  """Reads the first image of a file.
 
   Args:
-    data: the file, of any format.
+    data: the file, in any format.
     check_size: raises ValueError for a width and height that are too large. It
       is called for formats whose decoders allocate when they open a file.
 
   Returns:
-    The file itself where nothing is known of its format.
+    The image. A file in a format that is unknown here is left unchanged.
 
   Raises:
     ValueError: the size is refused, or decoding would take too long.
@@ -76,13 +78,13 @@ def read_still(data: bytes, check_size: Callable[[int, int], None]) -> Still:
 
 
 def read_orientation(exif: Image.Exif) -> int | None:
-  """Returns the orientation, None for one that is not there or not sound."""
+  """Returns the orientation, 1 to 8; None if it is missing or invalid."""
   value = exif.get(_ORIENTATION)
   return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
 def _orientation(exif: bytes | None, xmp: bytes | None) -> int | None:
-  """Returns the orientation by EXIF, else by XMP; None if neither is sound."""
+  """Returns the orientation by EXIF, else by XMP; None if neither is valid."""
   if exif is not None:
     parsed = Image.Exif()
     try:
@@ -95,17 +97,17 @@ def _orientation(exif: bytes | None, xmp: bytes | None) -> int | None:
   return int(tag[1]) if tag else None
 
 
-# PNG: a signature, and chunks of length, name, content and check sum.
+# PNG: a signature, then chunks of length, name, content and checksum.
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT")
 _RAW_EXIF = (b"Raw profile type exif", b"Raw profile type APP1")
 _XMP = b"XML:com.adobe.xmp"
 
 
 def _read_png(data: bytes, check_size: Callable[[int, int], None]) -> Still:
-  """Keeps the critical chunks; an end that is cut is added."""
+  """Keeps the critical chunks, and adds the end chunk of a truncated file."""
   kept, others = _read_chunks(data)
   if not kept or kept[0][0] != b"IHDR" or len(kept[0][1]) != 13:
-    return Still(data)  # the decoder says why
+    return Still(data)  # the decoder raises the reason
   header = kept[0][1]
   check_size(*struct.unpack_from(">II", header))
   depth, kind = header[8], header[9]
@@ -140,10 +142,12 @@ def _read_png(data: bytes, check_size: Callable[[int, int], None]) -> Still:
 def _read_chunks(
   data: bytes,
 ) -> tuple[list[tuple[bytes, bytes, bytes]], dict[bytes, Any]]:
-  """Returns the critical chunks of a PNG, and the sound ones of the others.
+  """Returns the critical chunks of a PNG, and its well-formed metadata.
 
-  The first are names, contents and whole chunks, in their order. The others are
-  contents by name, and those of texts names and contents by keyword.
+  Returns:
+    kept: (name, content, chunk) of each critical chunk, in file order.
+    others: the content of each metadata chunk by name. A text chunk is stored
+      as (name, content) by its keyword.
   """
   kept, others, position = [], {}, 8
   while position + 8 <= len(data):
@@ -153,7 +157,7 @@ def _read_chunks(
     if name == b"IEND":
       break
     if end > len(data):
-      if name == b"IDAT":  # the decoder says whether pixels are missing
+      if name == b"IDAT":  # the decoder detects missing pixels
         kept.append((name, content, _chunk(name, content)))
       break
     if name in _CRITICAL:
@@ -175,7 +179,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 
 def _inflate(data: bytes) -> bytes | None:
-  """Decompresses metadata; None if it is not sound, or too large."""
+  """Decompresses metadata; returns None if it is malformed or too large."""
   stream = zlib.decompressobj()
   try:
     found = stream.decompress(data, _MOST_METADATA)
@@ -185,7 +189,7 @@ def _inflate(data: bytes) -> bytes | None:
 
 
 def _text(name: bytes, content: bytes) -> bytes | None:
-  """Returns the text of a PNG's chunk tEXt, zTXt or iTXt; None if not sound."""
+  """Returns the text of a tEXt, zTXt or iTXt chunk; None if malformed."""
   text = content.partition(b"\0")[2]
   if name == b"tEXt":
     return text
@@ -199,16 +203,16 @@ def _text(name: bytes, content: bytes) -> bytes | None:
 
 
 def _raw_profile(text: bytes | None) -> bytes | None:
-  """Returns EXIF from ImageMagick's hexadecimal form of it."""
+  """Returns EXIF data from ImageMagick's hexadecimal encoding."""
   try:
     return bytes.fromhex(b"".join((text or b"").split()[2:]).decode()) or None
   except ValueError:
     return None
 
 
-# WebP: chunks of a name, a length and content, padded to even lengths.
+# WebP: chunks of name, length and content, padded to even lengths.
 def _read_webp(data: bytes, check_size: Callable[[int, int], None]) -> Still:
-  """Keeps the first frame: the decoder of animations would hold them all."""
+  """Keeps the first frame; the animation decoder would hold all frames."""
   found = {}
   for name, content in _webp_chunks(data[12:]):
     found.setdefault(name, content)
@@ -223,7 +227,7 @@ def _read_webp(data: bytes, check_size: Callable[[int, int], None]) -> Still:
       canvas = (size, (x, y))
   name, size = _webp_size(pixels)
   if name is None:
-    return Still(data)  # the decoder says why
+    return Still(data)  # the decoder raises the reason
   check_size(*size)
   chunks = [name]
   if name == b"VP8 " and b"ALPH" in pixels:
@@ -244,6 +248,7 @@ def _read_webp(data: bytes, check_size: Callable[[int, int], None]) -> Still:
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+  """Yields the name and content of each chunk."""
   position = 0
   while position + 8 <= len(data):
     name, length = struct.unpack_from("<4sI", data, position)
@@ -252,7 +257,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _size24(data: bytes, position: int) -> tuple[int, int]:
-  """Returns two numbers of three bytes, each stored less one."""
+  """Reads two 3-byte numbers, each stored as its value minus one."""
   ends = (position, position + 3)
   return tuple(int.from_bytes(data[i : i + 3], "little") + 1 for i in ends)
 
@@ -260,7 +265,7 @@ def _size24(data: bytes, position: int) -> tuple[int, int]:
 def _webp_size(
   chunks: dict[bytes, bytes],
 ) -> tuple[bytes | None, tuple[int, int]]:
-  """Returns the name of the chunk of pixels, and their width and height."""
+  """Returns the name of the pixel chunk, and the width and height."""
   lossy, lossless = chunks.get(b"VP8 ", b""), chunks.get(b"VP8L", b"")
   if len(lossy) >= 10:
     width, height = struct.unpack_from("<HH", lossy, 6)
@@ -272,9 +277,10 @@ def _webp_size(
 
 
 def _read_tiff(data: bytes) -> Still:
-  """Finds what PIL leaves undone of grey of 12 and 16 bits.
+  """Reads the bit depth and polarity of 12-bit and 16-bit grey.
 
-  It inverts no WhiteIsZero: the file is read as BlackIsZero.
+  PIL does not invert WhiteIsZero at these depths. So the file is rewritten as
+  BlackIsZero, and the result is marked as inverted.
   """
   order = "<" if data[:2] == b"II" else ">"
   try:

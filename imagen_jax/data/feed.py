@@ -1,4 +1,4 @@
-"""Reading ahead, so that the device does not wait for the host."""
+"""Read-ahead of batches, so that the device does not wait for the host."""
 
 import queue
 import threading
@@ -7,22 +7,31 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-_POLL = 0.1  # seconds between looks at whether to go on waiting
-_ENDING = 1.0  # seconds within which a thread ends that does not hang
+_POLL = 0.1  # seconds between checks of whether to keep waiting
+_ENDING = 1.0  # seconds within which the thread ends unless its source hangs
 
 
 class Stopped(Exception):
-  """Waiting for data ended because it was told to, or the feed was closed."""
+  """An error raised when `stop()` or a closed feed ends the wait for data."""
 
 
 class Feed(Generic[T]):
-  """An iterator over another one, read ahead by a thread of its own.
+  """Iterates over a source that a thread of its own reads ahead.
 
-  Up to `ahead` items are kept ready. What the source raises reaches `next`
-  as it is. While `next` waits, `say` gets a sentence every `warn_every`
-  seconds; after `patience` seconds it raises ValueError, and Stopped once
-  `stop()` holds. An item that is ready is returned in any case. `waited` is
-  how many seconds `next` has waited in all.
+  `next` re-raises the source's errors unchanged. It raises ValueError after
+  `patience` seconds of waiting, and Stopped once `stop()` is true or the feed
+  is closed. An item that is ready is returned even if `stop()` is true.
+
+  Args:
+    source: the iterator to read.
+    patience: the longest wait for one item, in seconds.
+    say: is called with a sentence to log while `next` waits.
+    stop: is called while `next` waits; true ends the wait.
+    warn_every: seconds between calls of `say`.
+    ahead: the most items to keep ready.
+
+  Attributes:
+    waited: the seconds that `next` has waited so far, in total.
   """
 
   def __init__(
@@ -41,10 +50,10 @@ class Feed(Generic[T]):
     self._say = say
     self._stop = stop
     self._warn_every = warn_every
-    # Pairs of an item and, instead of one, the error that ended the source.
+    # Pairs (item, None), and last (None, the error that ended the source).
     self._ready = queue.Queue(ahead)
     self._closed = threading.Event()
-    # A daemon: one that hangs in the source must not keep the program.
+    # A daemon thread: if it hangs in the source, the program can still exit.
     self._thread = threading.Thread(target=self._read, name="feed", daemon=True)
     self._thread.start()
 
@@ -63,13 +72,14 @@ class Feed(Generic[T]):
     return item
 
   def close(self) -> None:
-    """Ends the thread, or leaves it behind if it hangs in the source."""
+    """Ends the thread, or abandons it if it hangs in the source."""
     self._closed.set()
-    while not self._ready.empty():  # it may be waiting for a place
+    while not self._ready.empty():  # the thread may wait for a free slot
       self._ready.get_nowait()
     self._thread.join(timeout=_ENDING)
 
   def _wait(self, begun: float) -> tuple[T | None, BaseException | None]:
+    """Waits for an item, or for the error that ended the source."""
     warn_at = self._warn_every
     while not self._closed.is_set():
       try:
@@ -93,6 +103,7 @@ class Feed(Generic[T]):
     raise Stopped
 
   def _read(self) -> None:
+    """Reads the source into the queue, in the thread."""
     try:
       for item in self._source:
         self._ready.put((item, None))

@@ -1,4 +1,4 @@
-"""Images as arrays: decoding, ranges, antialiased resizing, crops."""
+"""Images as arrays: decoding, value ranges, antialiased resizing and crops."""
 
 import io
 from collections.abc import Callable
@@ -8,17 +8,18 @@ from PIL import Image, UnidentifiedImageError
 
 from imagen_jax.data import colours, encoded, jpeg
 
-# Not EPS above all, for which PIL would run Ghostscript on the record.
+# Above all without EPS, for which PIL would run Ghostscript on the record.
 _FORMATS = (
   "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF",
 )  # fmt: skip
-# Pixels that may be decoded, 8192 x 8192, which takes 270 MB in PIL. Of a JPEG
-# these are the pixels after its decoder has shrunk it.
+# The most pixels to decode, 8192 x 8192, which take 270 MB in PIL. For a JPEG
+# the pixels are counted after its decoder has downsampled it.
 MAX_PIXELS = 2**26
-# PIL warns of half as many, which we decode, and of damage; programs ignore
-# that, see cli/program.py: threads decode, and the filters are the process's.
-PIL_MAX_PIXELS = 178_956_970  # it refuses more, for all of the process
-# What makes an image upright, by its EXIF orientation.
+# PIL warns of images with half as many pixels, and of damaged images. Both are
+# handled here, so cli/program.py filters these warnings: several threads
+# decode, and warning filters belong to the process.
+PIL_MAX_PIXELS = 178_956_970  # PIL's own limit, for all of the process
+# The transposition that makes an image upright, by its EXIF orientation.
 _UPRIGHT = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -28,7 +29,7 @@ _UPRIGHT = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-_LARGE = 2**22  # pixels from which on `decode` shrinks by itself
+_LARGE = 2**22  # pixels above which `decode` downsamples by itself
 
 
 def decode(
@@ -37,19 +38,19 @@ def decode(
   *,
   max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-  """Decodes an image to sRGB of 8 bits.
+  """Decodes an image to 8-bit sRGB.
 
-  Only the first frame of an animation is decoded. The image comes out upright
-  as EXIF or XMP say. Transparency lies on white, 16 bits are scaled to 8, and
-  an ICC profile is applied. Metadata that is not sound is ignored.
+  Only the first frame of an animation is decoded. The image is turned upright
+  by its EXIF or XMP orientation. Transparency is blended onto white, 16 bits
+  are scaled to 8, and an ICC profile is applied. Malformed metadata is ignored.
 
   Args:
-    image: the bytes of a PNG, JPEG, ..., an array of uint8 [H, W] or
-      [H, W, 1, 3 or 4], or an image of PIL's, which is upright as it is.
-    size: what the image will be resized to. A JPEG, and an image of millions of
-      pixels, then come out shrunk by a whole factor, but not below 3 * size, so
-      that huge images are cheap.
-    max_pixels: the most pixels to decode. The header is asked first.
+    image: the bytes of a PNG, JPEG, ...; uint8 [H, W] or [H, W, 1, 3 or 4]; or
+      a PIL image, which is taken to be upright.
+    size: the resolution that the image will be resized to. It makes huge images
+      cheap: a JPEG, or an image of more than 2^22 pixels, is downsampled by an
+      integer factor, but not below 3 * size.
+    max_pixels: the most pixels to decode. The header is checked first.
 
   Returns:
     uint8 [H, W, 3].
@@ -76,7 +77,10 @@ def decode(
 
 
 def _from_bytes(data: bytes, size: int | None, max_pixels: int) -> Image.Image:
+  """Decodes the bytes of an image to RGB, upright."""
+
   def check_size(width: int, height: int) -> None:
+    """Raises ValueError for more than max_pixels."""
     if width * height > max_pixels:
       raise ValueError(
         f"{width:,} x {height:,} pixels, expected at most max_pixels,"
@@ -90,7 +94,7 @@ def _from_bytes(data: bytes, size: int | None, max_pixels: int) -> Image.Image:
     low = _load(still, size, check_size, f"{still.wide};16L")
   orientation = still.orientation
   if orientation is None:
-    # Asked after loading, when PIL has turned a TIFF by itself.
+    # Read after loading, when PIL has already turned a TIFF upright.
     orientation = _orientation(picture)
   factor = 1
   if size and picture.width * picture.height > _LARGE:
@@ -106,14 +110,13 @@ def _load(
   check_size: Callable[[int, int], None],
   raw: str | None = None,
 ) -> Image.Image:
-  """Decodes an image as PIL has it, or as another of PIL's raw modes."""
+  """Decodes an image in PIL's own mode, or in another raw mode of PIL."""
   try:
     return _load_file(still.data, size, check_size, raw, still.canvas)
   except OSError:
     if not still.data.startswith(b"\xff\xd8"):
       raise
-    # A JPEG may lack no more than its end. Then whatever follows changes
-    # nothing.
+    # A JPEG may lack only its end. Then bits appended to it change no pixel.
     ends = [_load_file(data, size, check_size) for data in jpeg.end(still.data)]
     if not ends or any(end.tobytes() != ends[0].tobytes() for end in ends):
       raise
@@ -127,11 +130,12 @@ def _load_file(
   raw: str | None = None,
   canvas: encoded.Canvas | None = None,
 ) -> Image.Image:
+  """Decodes a file, and pastes the image onto its canvas if it has one."""
   picture = Image.open(io.BytesIO(data), formats=_FORMATS)
   if picture.format == "JPEG" and picture.info.get("progressive"):
-    check_size(*picture.size)  # its coefficients are all kept
+    check_size(*picture.size)  # the decoder keeps all coefficients
   if size:
-    # Only JPEG's decoder can: by 2, 4 or 8, and much faster for it.
+    # Only the JPEG decoder downsamples: by 2, 4 or 8, and much faster for it.
     picture.draft(None, (3 * size, 3 * size))
   check_size(*picture.size)
   if raw:
@@ -145,7 +149,7 @@ def _load_file(
 
 
 def _orientation(picture: Image.Image) -> int | None:
-  """Returns an image's orientation by EXIF; None if that cannot be read."""
+  """Returns an image's orientation by EXIF; None if EXIF cannot be read."""
   try:
     return encoded.read_orientation(picture.getexif())
   except Exception:  # damage makes PIL raise errors of any type
@@ -158,10 +162,10 @@ def _to_rgb(
   low: Image.Image | None = None,
   factor: int = 1,
 ) -> Image.Image:
-  """Converts an image to RGB, and shrinks it by a whole factor.
+  """Converts an image to RGB, and downsamples it by an integer factor.
 
-  A large one is done some rows at a time, so that what is made of them on the
-  way takes little memory.
+  A large image is converted some rows at a time, so that intermediate results
+  take little memory.
   """
   (width, height), profile = picture.size, still.profile
   profile = profile or picture.info.get("icc_profile")
@@ -182,6 +186,7 @@ def _to_rgb(
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:
+  """Converts uint8 [H, W] or [H, W, 1, 3 or 4] to RGB [H, W, 3]."""
   channels = image.shape[2:]
   if (
     image.dtype != np.uint8
@@ -200,20 +205,20 @@ def _from_array(image: np.ndarray) -> np.ndarray:
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
-  """uint8 0..255 -> float32 [-1, 1]: x = image / 127.5 - 1."""
+  """Converts uint8 in 0..255 to float32 in [-1, 1]: x = image / 127.5 - 1."""
   return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-  """float [-1, 1], clipped -> uint8 0..255: the inverse of `to_float`."""
+  """Clips x to [-1, 1] and inverts `to_float`: returns uint8 in 0..255."""
   return np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def resize(x: np.ndarray, size: int) -> np.ndarray:
-  """float32 [H, W, C] in [-1, 1] -> [size, size, C], antialiased.
+  """Resizes float32 [H, W, C] in [-1, 1] to [size, size, C], antialiased.
 
-  Cubic convolution (Keys, a = -1/2), stretched by the factor when shrinking.
-  Its overshoot at edges is clipped to [-1, 1].
+  The filter is cubic convolution (Keys, a = -1/2). It is stretched by the
+  factor when downsampling. Its overshoot at edges is clipped to [-1, 1].
   """
   if x.shape[:2] == (size, size):
     return x
@@ -225,7 +230,7 @@ def resize(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def central_square(image: np.ndarray) -> np.ndarray:
-  """The largest square at the centre of a picture [H, W, C]."""
+  """Crops an image [H, W, C] to the largest square at its centre."""
   side = min(image.shape[:2])
   top, left = ((n - side) // 2 for n in image.shape[:2])
   return image[top : top + side, left : left + side]
@@ -234,6 +239,6 @@ def central_square(image: np.ndarray) -> np.ndarray:
 def random_crop(
   image: np.ndarray, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """A square window of a picture [H, W, C], every position equally likely."""
+  """Crops an image [H, W, C] to [size, size, C] at a uniform position."""
   top, left = (rng.integers(n - size + 1) for n in image.shape[:2])
   return image[top : top + size, left : left + size]

@@ -1,6 +1,7 @@
-"""JPEG files without what their pixels do not need, and without their end.
+"""JPEG files stripped of metadata, and the repair of a missing end.
 
-A JPEG is segments of FF, a marker, a length and content, and scans of pixels.
+A JPEG is a sequence of segments (FF, a marker, a length, content) and of scans,
+which hold the pixels.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 # The usual progressive JPEG has ten scans.
 MOST_SCANS, _FEW_SCANS = 64, 16
 _MOST_SCANNED = 2**30  # pixels in all scans, 16 of the largest image by default
-_MOST_METADATA = 2**22  # bytes of a profile: those of printers have 2**21
+_MOST_METADATA = 2**22  # bytes of a profile; profiles of printers have 2**21
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd7])", re.DOTALL)
@@ -19,10 +20,12 @@ _MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd7])", re.DOTALL)
 def strip(
   data: bytes,
 ) -> tuple[bytes, bytes | None, bytes | None, bytes | None]:
-  """Keeps the segments that say how pixels are decoded.
+  """Keeps only the segments that decoding the pixels needs.
 
   Returns:
-    The file of those segments, and the others' EXIF, XMP and ICC profile.
+    (file, EXIF, XMP, ICC profile): the file of those segments, and the metadata
+    of the removed segments. Missing metadata is None, as is a profile that is
+    too large.
 
   Raises:
     ValueError: decoding would take too long.
@@ -41,7 +44,7 @@ def strip(
       xmp = xmp or content
     elif marker == 0xE2 and content.startswith(b"ICC_PROFILE\0"):
       profile[content[12:13]] = content[14:]
-    # Those two say how colours are stored, if they are whole.
+    # These two define how colours are stored, if they are complete.
     colours = (content[:5] == b"JFIF\0" and len(content) >= 14) or (
       content[:5] == b"Adobe" and len(content) >= 12
     )
@@ -61,9 +64,9 @@ def strip(
 
 
 def _check_scans(data: bytes) -> None:
-  """Raises ValueError for scans that would take a JPEG's decoder long.
+  """Raises ValueError for so many scans that decoding would take too long.
 
-  Each goes through all of the pixels, though it may hold next to nothing.
+  The decoder visits all pixels for every scan, however little the scan holds.
   """
   scans, pixels = 0, 0
   for marker, content, _ in _segments(data):
@@ -79,7 +82,7 @@ def _check_scans(data: bytes) -> None:
 def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
   """Yields the marker, content and position of a JPEG's segments.
 
-  The last one is the first end marker, if there is one.
+  It stops after the first end marker, if there is one.
   """
   position = 2
   while found := _MARKER.search(data, position):
@@ -90,22 +93,23 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
       length = int.from_bytes(data[begin : begin + 2])
       position, content = begin + length, data[begin + 2 : begin + length]
       if length < 2 or position > len(data):
-        return  # it is cut
+        return  # the file is truncated
     yield marker, content, found.end() - 2
     if marker == _END:
       return
 
 
 def end(data: bytes) -> list[bytes]:
-  """Ends a JPEG that lacks its end marker, in ways that must come out alike.
+  """Completes a JPEG that lacks its end marker, in several ways.
 
-  Behind what is there stand other bits each time. If they change no pixel, no
-  bits of pixels are missing.
+  Each file appends different bits to the data. If all files decode to the same
+  pixels, no bits of pixels are missing.
 
   Returns:
-    Some files; none if the end marker is there, or a scan is missing.
+    The completed files; none if the end marker is present, or a scan is
+    missing.
   """
-  markers, left = [], {}  # for each component, the bits that no scan has had
+  markers, left = [], {}  # left: per component, the bits no scan has coded yet
   for marker, content, _ in _segments(data):
     markers.append(marker)
     if marker in _FRAMES:
@@ -122,7 +126,7 @@ def end(data: bytes) -> list[bytes]:
   if _END in markers or not left or any(map(any, left.values())):
     return []
   data = data.rstrip(b"\xff")
-  # A decoder that waits for a restart finds one, whichever it waits for.
+  # A decoder that waits for a restart marker finds it, whichever it waits for.
   restarts = [b"\xff" + bytes([0xD0 + i % 8]) for i in range(16)]
   return [
     data + b"".join(fill * 64 + restart for restart in restarts) + b"\xff\xd9"

@@ -14,25 +14,32 @@ from imagen_jax.data import images
 Batch = dict[str, np.ndarray]
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
-# Decoding and resizing leave the interpreter lock; two threads keep up with
+# Decoding and resizing release the interpreter lock. Two threads keep up with
 # training and leave the processor to it.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-_LEAST_SIDE = 8  # of a picture worth learning from, in pixels
-_LONGEST_REASON = 240  # characters of why a record is bad
+_LEAST_SIDE = 8  # pixels: smaller images are not worth learning from
+_LONGEST_REASON = 240  # characters of the reason why a record is bad
 _MOST_CACHED = 10**8  # examples of a source; an endless one would fill memory
 
 
-# The records from which the share of bad ones can be told, and those tried in
-# place of a bad one.
+# The records to read before the share of bad records is checked, and the most
+# records to try in place of a bad one.
 _ENOUGH = 1000
 
 
 class BadRecords:
-  """Counts the records read here, and those of them that cannot be used.
+  """Counts the records that this host reads, and the bad ones among them.
 
-  Of a host's own reads: `read` of them, `count` of them bad, and the first
-  few `reasons`, which name the record. Threads may add; a record is counted
-  every time it is read.
+  A record is bad if it cannot be used. It is counted every time it is read.
+  Several threads may add records at once.
+
+  Args:
+    max_share: the largest share of bad records to accept, 0 to 1.
+
+  Attributes:
+    read: the number of records read.
+    count: the number of bad records.
+    reasons: the first three reasons, each naming its record.
   """
 
   def __init__(self, max_share: float):
@@ -43,10 +50,15 @@ class BadRecords:
     self._lock = threading.Lock()
 
   def add(self, reason: str | None, total: int) -> None:
-    """Counts one of `total` records: good, or bad for a reason.
+    """Counts a record.
 
-    ValueError once more than max_share of enough records were bad: of 1000,
-    or of as many as there are.
+    Args:
+      reason: the reason why the record is bad; None for a good one.
+      total: the number of records in the source.
+
+    Raises:
+      ValueError: more than max_share of the records read are bad, and at least
+        1000 records, or `total` if that is fewer, were read.
     """
     with self._lock:
       self.read += 1
@@ -64,7 +76,7 @@ class BadRecords:
 
 
 def bad_sentence(count: int, read: int, reasons: Iterable[str]) -> str:
-  """Tells of records that one host read, or many; a few reasons are named."""
+  """Formats counts of one host or of all hosts, with up to three reasons."""
   named = "; ".join([reason for reason in reasons if reason][:3])
   return (
     f"{count:,} of {read:,} records read are bad, a share of"
@@ -73,17 +85,23 @@ def bad_sentence(count: int, read: int, reasons: Iterable[str]) -> str:
 
 
 class Examples(Sequence):
-  """Holds a source's records, images resized and captions as tokens.
+  """Holds a source's records, with resized images and tokenized captions.
 
   Element i is dict(image=uint8 [size, size, 3], tokens=int32 [k, L], mask=bool
-  [k, L]), where k is the number of the record's captions. Without `tokenize`
-  captions are not read, and there is the image alone. Images have 8 bits, as if
-  the data set had been stored at this size. With `cache` every element is kept
-  in memory from its first use on: size * size * 3 bytes and the tokens. Of
-  20,000 images that is 15 MB at 16 pixels, 250 MB at 64, 3.9 GB at 256.
+  [k, L]), where k is the number of the record's captions. Images have 8 bits,
+  as if the data set had been stored at this size.
 
-  In place of a bad record stands another one, the same every time, and `bad`
-  counts it; without `bad` it raises ValueError.
+  Args:
+    source: the records.
+    size: the resolution of the images in pixels.
+    tokenize: turns captions into tokens and mask. With None, captions are not
+      read and an element has only its image.
+    cache: keeps every element in memory from its first use on. An element takes
+      size * size * 3 bytes and its tokens: 20,000 images take 15 MB at 16
+      pixels, 250 MB at 64 and 3.9 GB at 256.
+    bad: counts bad records. Each is replaced by another record, always the same
+      one. With None, a bad record raises ValueError.
+    max_pixels: the most pixels of an image to decode; a larger one is bad.
   """
 
   def __init__(
@@ -119,7 +137,7 @@ class Examples(Sequence):
     return self._cache[index]
 
   def _load(self, index: int) -> dict[str, np.ndarray]:
-    """The record, or the first good one of those that may stand for it."""
+    """Reads a record, or the first good one among its replacements."""
     if self._bad is None:
       return self._read(index)
     total = len(self)
@@ -138,7 +156,7 @@ class Examples(Sequence):
     )
 
   def _read(self, index: int) -> dict[str, np.ndarray]:
-    """ValueError for a record that cannot be used."""
+    """Reads a record; raises ValueError for one that cannot be used."""
     try:
       record = self._source[index]
       image = _square(record, self._size, self._max_pixels)
@@ -147,12 +165,12 @@ class Examples(Sequence):
       tokens, mask = self._tokenize(_captions(record))
       return {"image": image, "tokens": tokens, "mask": mask}
     except (OSError, RuntimeError, ValueError) as error:
-      # RuntimeError is array_record's, of a damaged file.
+      # array_record raises RuntimeError for a damaged file.
       raise ValueError(f"record {index}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-  """Returns why a record is bad, in one printable line that is not long."""
+  """Returns an error's text as one short printable line."""
   text = " ".join(str(error).split())
   if text.isprintable() and len(text) <= _LONGEST_REASON:
     return text
@@ -160,10 +178,10 @@ def _reason(error: Exception) -> str:
 
 
 def _stride(total: int) -> int:
-  """A step that visits all records, and leaves at once a run of bad ones.
+  """Returns a step that visits all records and jumps out of a run of bad ones.
 
-  Those that stand for the records of a damaged file are thus apart, where
-  the next good one would be trained on for all of them.
+  The replacements for the records of a damaged file are thus far apart. With a
+  step of 1, one good record would replace them all.
   """
   step = max(1, round(0.618 * total))
   while math.gcd(step, total) > 1:
@@ -172,7 +190,7 @@ def _stride(total: int) -> int:
 
 
 def _square(record: Mapping, size: int, max_pixels: int) -> np.ndarray:
-  """Returns a record's image as uint8 [size, size, 3]; small ones upsampled."""
+  """Returns a record's image, cropped and resized to uint8 [size, size, 3]."""
   if "image" not in record:
     raise ValueError("it has no image")
   image = images.decode(record["image"], size, max_pixels=max_pixels)
@@ -187,10 +205,10 @@ def _square(record: Mapping, size: int, max_pixels: int) -> np.ndarray:
 
 
 def _captions(record: Mapping) -> list[str]:
-  """Returns a record's captions that are not blank, one or more.
+  """Returns a record's captions without blank ones, at least one.
 
   Raises:
-    ValueError: there is none, or one is not text.
+    ValueError: all captions are missing or blank, or one is not text.
   """
   if "caption" not in record:
     raise ValueError("it has no caption")
@@ -230,25 +248,39 @@ def make_batches(
   bad: BadRecords | None = None,
   max_pixels: int = images.MAX_PIXELS,
 ) -> Iterator[Batch]:
-  """This host's rows of the global batches of steps start_step, ... .
+  """Yields this host's rows of the global batches of steps start_step, ... .
 
-  source: records with an `image` (encoded, or uint8 as `images.decode` takes
-  it) and a `caption`: str, bytes, or a list of them, of which each epoch takes
-  one by the seed. Images are resized to `size`; with `crop` a random window of
-  that side is trained on. A super-resolution stage
-  also sees it shrunk by size / lowres_size. `tokenize` turns n captions into
-  ids int32 [n, L] and mask bool [n, L], L being the same for all, or raises
-  ValueError; it is called from threads. With None, captions are not read and
-  batches have neither tokens nor mask. A record that cannot be used is
-  counted by `bad` and replaced by another one, until `bad` raises ValueError;
-  without `bad` the first such record does. An image of more than `max_pixels`
-  is such a record.
+  A global batch depends only on the source, the seed and the step.
 
-  Yields image float32 [b, s, s, 3] and lowres float32 [b, l, l, 3] in
-  [-1, 1], tokens int32 [b, L] and mask bool [b, L], with s the crop or the
-  size, l = s * lowres_size / size, and b the number of `rows`, all of them by
-  default. The global batch itself depends on nothing but the source, the seed
-  and the step.
+  Args:
+    source: records with an `image` (encoded, or uint8 as `images.decode` takes
+      it) and a `caption`: str, bytes, or a list of them. From a list each epoch
+      takes one caption by the seed.
+    size: the resolution to resize images to, in pixels.
+    lowres_size: the resolution that a super-resolution stage conditions on; it
+      divides `size`. With None, batches have no `lowres`.
+    crop: the size of the random window to train on; None uses the full image.
+    tokenize: turns n captions into ids int32 [n, L] and mask bool [n, L], with
+      the same L for all, or raises ValueError. It is called from several
+      threads. With None, captions are not read.
+    global_batch: the number of examples in a global batch.
+    seed: of the order, the crops and the choice of captions.
+    start_step: the step of the first batch.
+    rows: the rows of the global batch to read; None reads all.
+    cache: keeps resized images in memory, as Examples does.
+    bad: counts records that cannot be used, each of which is replaced by
+      another record. With None, the first such record raises ValueError.
+    max_pixels: the most pixels of an image that can be used.
+
+  Yields:
+    image float32 [b, s, s, 3] in [-1, 1], with b the number of `rows` and s the
+    crop or the size; lowres float32 [b, l, l, 3] in [-1, 1], with
+    l = s * lowres_size / size; tokens int32 [b, L] and mask bool [b, L], unless
+    `tokenize` is None.
+
+  Raises:
+    ValueError: a size, crop or row is out of range, the source has no records,
+      or too many records are bad.
   """
   _check_sizes(size, lowres_size, crop)
   rows = range(global_batch) if rows is None else rows
@@ -267,13 +299,14 @@ def make_batches(
   low_side = lowres_size and (crop or size) * lowres_size // size
 
   def batch(step: int) -> Batch:
+    """Reads this host's rows of a step's global batch."""
     first = step * global_batch
     indices = [first + int(row) for row in rows]
     examples = [_one_caption(order[i], seed, i) for i in indices]
     return _collate(examples, low_side)
 
-  # Whole batches are the elements that the threads fill in: a host's rows are
-  # no slice of `order`, and to resume is to count from there.
+  # grain's elements are batches, not examples: a host's rows are no slice of
+  # `order`. A resumed run starts at its step.
   steps = grain.MapDataset.range(start_step, sys.maxsize)
   return iter(steps.map(batch).to_iter_dataset(_READ))
 
@@ -281,7 +314,7 @@ def make_batches(
 def _in_order(
   examples: Examples, crop: int | None, seed: int
 ) -> grain.MapDataset:
-  """Endless examples by global index, in a new order every epoch."""
+  """Returns endless examples by global index, reshuffled every epoch."""
   order = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
   if crop is None:
     return order
@@ -294,17 +327,17 @@ def _in_order(
 
 
 def _one_caption(example: Batch, seed: int, index: int) -> Batch:
-  """Takes one of an example's captions, by the seed and the global index."""
+  """Selects one of an example's captions, by the seed and the global index."""
   if "tokens" not in example:
     return example
   count = len(example["tokens"])
-  # Keyed like the crops, so that hosts agree and a resumed run is the same.
+  # Keyed like the crops, so that hosts agree and a resumed run sees the same.
   i = np.random.default_rng((seed, index)).integers(count) if count > 1 else 0
   return example | {name: example[name][i] for name in ("tokens", "mask")}
 
 
 def _collate(examples: list[Batch], low_side: int | None) -> Batch:
-  """Examples of one batch -> its arrays."""
+  """Stacks the examples of a batch, and adds the low-resolution images."""
   batch = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
   batch["image"] = images.to_float(batch["image"])
   if low_side:
@@ -315,6 +348,7 @@ def _collate(examples: list[Batch], low_side: int | None) -> Batch:
 
 
 def _check_sizes(size: int, lowres_size: int | None, crop: int | None) -> None:
+  """Raises ValueError unless lowres_size and crop fit the size."""
   if crop is not None and not 0 < crop <= size:
     raise ValueError(f"crop must be in 1..{size}, the size, got {crop}")
   if lowres_size is None:
@@ -327,6 +361,7 @@ def _check_sizes(size: int, lowres_size: int | None, crop: int | None) -> None:
 
 
 def _check_rows(rows: Sequence[int], global_batch: int) -> None:
+  """Raises ValueError unless there are rows, all within the global batch."""
   if global_batch < 1:
     raise ValueError(f"global_batch is {global_batch}, expected at least 1")
   outside = [int(row) for row in rows if not 0 <= row < global_batch]

@@ -1,4 +1,4 @@
-"""PNG files: pictures with a note of how they were made, and grids of them."""
+"""PNG files with metadata, and image grids and captions to look at."""
 
 import io
 import os
@@ -15,10 +15,15 @@ def write_png(
   picture: np.ndarray,
   text: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes uint8 [H, W, 3], whole or not at all; text goes in as metadata.
+  """Writes an image as a PNG, atomically.
 
-  Folders that lack are made; gs:// paths too. ValueError if it cannot be
-  written.
+  Args:
+    path: a local or gs:// path. Missing folders are created.
+    picture: uint8 [H, W, 3].
+    text: the metadata, by keyword.
+
+  Raises:
+    ValueError: the file cannot be written.
   """
   files.write(path, encode_png(picture, text), parents=True)
 
@@ -26,7 +31,7 @@ def write_png(
 def encode_png(
   picture: np.ndarray, text: Mapping[str, str] | None = None
 ) -> bytes:
-  """Returns uint8 [H, W, 3] as a PNG, text in its metadata."""
+  """Encodes uint8 [H, W, 3] as a PNG with `text` as its metadata."""
   info = PngImagePlugin.PngInfo()
   for key, value in (text or {}).items():
     info.add_itxt(key, value)
@@ -36,13 +41,13 @@ def encode_png(
 
 
 def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
-  """uint8 [H, W, 3] -> [size, size, 3] in plain squares, to be looked at."""
+  """Upsamples uint8 [H, W, 3] to [size, size, 3] by nearest neighbour."""
   image = Image.fromarray(picture)
   return np.asarray(image.resize((size, size), Image.Resampling.NEAREST))
 
 
 def captioned(picture: np.ndarray, text: str) -> np.ndarray:
-  """uint8 [H, W, 3] with a white strip below it, and in that the text.
+  """Adds a white strip with the text below an image uint8 [H, W, 3].
 
   The text is broken into lines, and cut after the third.
   """
@@ -65,7 +70,7 @@ def captioned(picture: np.ndarray, text: str) -> np.ndarray:
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-  """Equally sized uint8 [H, W, 3], row by row, with a thin gap of grey."""
+  """Arranges equally sized uint8 [H, W, 3] row by row, with thin grey gaps."""
   height, width, _ = pictures[0].shape
   rows = -(-len(pictures) // columns)
   gap = 2

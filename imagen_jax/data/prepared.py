@@ -1,8 +1,7 @@
-"""Data sets in folders: what is checked before TFDS opens or prepares one.
+"""Checks of a data set's folder before TFDS opens or prepares it.
 
-TFDS imports the modules that a folder's features.json or dataset_info.json
-names as those of features. The folder may come from anyone, so the names are
-checked before.
+TFDS imports the modules that features.json or dataset_info.json names for its
+features. The folder may come from anyone, so the names are checked first.
 """
 
 import contextlib
@@ -21,20 +20,20 @@ try:
 except ImportError:  # on Windows
   fcntl = None
 
-# TFDS's own features: importing their modules runs none of the folder's code.
+# TFDS's own features. Importing their modules runs no code of the folder.
 _CLASS = re.compile(r"tensorflow_datasets\.core\.features(\.[A-Za-z_]\w*)+")
 _CLASS_KEYS = ("pythonClassName", "python_class_name")
 _OLD_KEYS = (*_CLASS_KEYS, "type")  # within features
 
 
 def check_folder(folder: epath.Path) -> None:
-  """Checks every version of a data set below its folder, and runs none of it.
+  """Checks every version of a data set in a folder, without running its code.
 
   Args:
     folder: DATA_DIR/NAME. It may be missing.
 
   Raises:
-    ValueError: a file is not sound JSON, or names code outside of TFDS.
+    ValueError: a file is not valid JSON, or names code outside TFDS.
   """
   if not folder.is_dir():
     return
@@ -50,15 +49,18 @@ def check_folder(folder: epath.Path) -> None:
       info = files.read_json(path, "dataset info")
       if not isinstance(info, dict):
         raise ValueError(f"dataset info {path} holds no object")
-      # It may hold features too. Elsewhere in it a type is a type.
+      # It may hold features too. Outside them, "type" names no class.
       _check_classes(info.get("features"), _OLD_KEYS, path)
       _check_classes(info, _CLASS_KEYS, path)
 
 
 def check_inside(path: str | os.PathLike, folder: str | os.PathLike) -> None:
-  """Raises ValueError unless a file of records lies in its data set's folder.
+  """Checks that a file of records lies in its data set's folder.
 
-  dataset_info.json gives the names of such files.
+  The file's name comes from dataset_info.json.
+
+  Raises:
+    ValueError: the file is elsewhere.
   """
   path, folder = os.fspath(path), os.path.normpath(os.fspath(folder))
   if not os.path.normpath(path).startswith(folder + os.sep):
@@ -72,8 +74,9 @@ def check_inside(path: str | os.PathLike, folder: str | os.PathLike) -> None:
 def alone(prepared: str | os.PathLike) -> Iterator[None]:
   """Runs the block, which prepares a folder, while no other process does so.
 
-  What a killed preparation left beside the folder is removed. Where files
-  cannot be locked, as on gs://, the block runs at once and nothing is removed.
+  Files that a killed preparation left beside the folder are removed first.
+  Where files cannot be locked, as on gs://, the block runs at once and removes
+  no files.
   """
   version, folder = epath.Path(prepared).name, epath.Path(prepared).parent
   folder.mkdir(parents=True, exist_ok=True)
@@ -84,8 +87,8 @@ def alone(prepared: str | os.PathLike) -> Iterator[None]:
     lock = os.open(folder, os.O_RDONLY)
     stack.callback(os.close, lock)
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX)  # which a kill frees
-    except OSError:  # of a file system without locks
+      fcntl.flock(lock, fcntl.LOCK_EX)  # released if the process is killed
+    except OSError:  # the file system has no locks
       yield
       return
     for left in folder.glob(f"incomplete.*_{version}"):
@@ -95,7 +98,7 @@ def alone(prepared: str | os.PathLike) -> Iterator[None]:
 
 
 def _check_default_config(path: epath.Path) -> None:
-  """Checks the name of the config that TFDS takes by default."""
+  """Checks the name of the config that TFDS opens by default."""
   value = files.read_json(path, "dataset metadata")
   name = value.get("default_config_name") if isinstance(value, dict) else value
   if name is not None and not re.fullmatch(r"\w[\w.+-]*", str(name)):
@@ -106,7 +109,7 @@ def _check_default_config(path: epath.Path) -> None:
 
 
 def _check_classes(value: Any, keys: Sequence[str], path: epath.Path) -> None:
-  """Checks that JSON of a file names features of TFDS alone, by these keys."""
+  """Checks that a file's JSON names only TFDS features under these keys."""
   left = [value]
   while left:
     value = left.pop()
@@ -118,11 +121,12 @@ def _check_classes(value: Any, keys: Sequence[str], path: epath.Path) -> None:
     elif isinstance(value, list):
       left += value
     elif isinstance(value, str) and value.lstrip().startswith(("{", "[", '"')):
-      # TFDS parses some texts as JSON again.
+      # TFDS parses some strings as JSON again.
       left += _nested(value, path)
 
 
 def _check_class(name: str, path: epath.Path) -> None:
+  """Raises ValueError unless a class is one of TFDS's own features."""
   if not _CLASS.fullmatch(name):
     raise ValueError(
       f"dataset file {path} names the class {files.quote(name)}, which would"
@@ -131,7 +135,7 @@ def _check_class(name: str, path: epath.Path) -> None:
 
 
 def _nested(text: str, path: epath.Path) -> list[Any]:
-  """Returns the values of JSON in a text, none for a text that is not JSON."""
+  """Returns the JSON value in a string as a list; empty if it is not JSON."""
   try:
     value = files.parse_json(text, f"dataset file {path}")
   except ValueError:

@@ -1,4 +1,4 @@
-"""Random access to the records of a prepared data set, without TensorFlow."""
+"""Random access to a prepared data set's records, without TensorFlow."""
 
 import bisect
 import collections
@@ -19,20 +19,20 @@ try:
 except ImportError:  # on Windows
   resource = None
 
-# A record is an image and its texts. The limit is on its size once
-# decompressed, and what parsing makes of it is a few times as large.
+# The largest record, an image and its texts, in bytes after decompression.
+# Parsing takes a few times as much memory.
 MOST_BYTES = 2**26
 
 
 class Records(Sequence):
-  """Records dict(image=bytes or an array, caption=str or a list of str, ...).
+  """Reads records dict(image=bytes or array, caption=str or list of str, ...).
 
-  Only the named features are decoded; text is str. Files are opened when they
-  are first read, and no more than a quarter of what the process may open.
+  Only the named features are decoded; text is str. A file is opened when it is
+  first read. The open files are at most a quarter of the process's limit.
 
   Args:
     builder: the prepared data set.
-    split: a split that it has, or a part of one, such as "train[:10%]".
+    split: one of its splits, or a part of one, such as "train[:10%]".
     features: the names of the features to read.
   """
 
@@ -55,7 +55,7 @@ class Records(Sequence):
       for name, feature in self._features.items()
       if isinstance(feature, tfds.features.Image)
     }
-    self._open = collections.OrderedDict()  # the last one was read last
+    self._open = collections.OrderedDict()  # the most recently read file last
     self._most_open = _most_open()
     self._lock = threading.Lock()
 
@@ -63,7 +63,7 @@ class Records(Sequence):
     return self._ends[-1] if self._ends else 0
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns a record; ValueError for one that cannot be parsed."""
+    """Reads a record; raises ValueError for one that cannot be parsed."""
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} is none of the {len(self)}")
     shard = bisect.bisect_right(self._ends, index)
@@ -76,7 +76,7 @@ class Records(Sequence):
     return self._parse(data)
 
   def _reader(self, shard: int) -> Sequence[bytes]:
-    """Returns the records of a file; the one read longest ago is closed."""
+    """Opens a file's records, and closes the least recently read file."""
     with self._lock:
       reader = self._open.pop(shard, None)
       if reader is None:
@@ -85,17 +85,17 @@ class Records(Sequence):
         )
       self._open[shard] = reader
       if len(self._open) > self._most_open:
-        # Closed when no thread reads it any more.
+        # The file is closed when the last thread has finished with it.
         self._open.popitem(last=False)
     return reader
 
   def _parse(self, data: bytes) -> dict[str, Any]:
-    """Parses the bytes of a record, which may be anything."""
+    """Parses the untrusted bytes of a record."""
     try:
       record = self._features.deserialize_example_np(
         data, decoders=self._decoders
       )
-    except Exception as error:  # protobuf's, numpy's and TFDS's, of any type
+    except Exception as error:  # of any type, from protobuf, numpy or TFDS
       said = files.reason(error)
       raise ValueError(f"it cannot be parsed ({said})") from error
     return {
@@ -105,7 +105,7 @@ class Records(Sequence):
 
 
 def _as_text(name: str, value: Any) -> str | list[str]:
-  """Returns a text or texts of bytes as str; ValueError if not UTF-8."""
+  """Decodes bytes, or arrays and lists of bytes; ValueError if not UTF-8."""
   if isinstance(value, np.ndarray):
     value = value.tolist()
   if isinstance(value, list):
@@ -119,7 +119,7 @@ def _as_text(name: str, value: Any) -> str | list[str]:
 
 
 def _most_open() -> int:
-  """Returns how many files may be open: the rest is for the run's others."""
+  """Returns how many files may be open; the rest is left to the run."""
   if resource is None:
     return 64
   soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Data sets by the names that TFDS gives them, read without TensorFlow."""
+"""Data sets opened by their TFDS names, without TensorFlow."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ from imagen_jax import files
 from imagen_jax.data import prepared
 from imagen_jax.data.records import Records
 
-# Imported so that TFDS knows the data set by name.
+# Imported to register the data set with TFDS.
 from imagen_jax.shapes import captioned_shapes_dataset_builder  # noqa: F401
 from imagen_jax.shapes.examples import Endless
 from imagen_jax.shapes.scenes import SPLITS
 
 DATA_DIR = "~/tensorflow_datasets"  # where TFDS prepares sets by default
 ENDLESS = "captioned_shapes/endless"
-FORMAT = "array_record"  # the one of TFDS's formats that gives record i at once
+FORMAT = "array_record"  # the TFDS format with random access to records
 
 
 def load_source(
@@ -35,21 +35,24 @@ def load_source(
 ) -> Sequence[Mapping]:
   """Opens the records of a split of a TFDS data set.
 
-  The data set is prepared under `data_dir` on first use and only read later.
-  "captioned_shapes/endless" is not prepared: its examples, of which
-  captioned_shapes has the first, are drawn when they are read.
+  The data set is prepared under `data_dir` on first use, and later only read.
+  "captioned_shapes/endless" is never prepared: its examples are drawn when they
+  are read. captioned_shapes holds the first of them.
 
   Args:
-    name: as TFDS knows it, such as "captioned_shapes" or
+    name: the TFDS name, such as "captioned_shapes" or
       "captioned_shapes/tiny:1.0.0".
-    split: a split in TFDS's syntax, such as "train" or "train[:10%]".
+    split: a split in TFDS syntax, such as "train" or "train[:10%]".
     data_dir: the folder of prepared data sets, which may begin with ~.
-    features: what a record has. All else that is stored is not decoded.
+    features: the features to decode; all other stored features are skipped.
     key: the setting or flag that names the split, for messages.
 
+  Returns:
+    The records, at least one.
+
   Raises:
-    ValueError: the data set or the split is not known, a feature is missing or
-      cannot be used, a folder's files are not sound, or preparing failed.
+    ValueError: the data set is unknown, invalid or cannot be prepared; the
+      split is unknown or empty; or a feature is missing or cannot be used.
   """
   if name == ENDLESS:
     if split not in SPLITS:
@@ -58,7 +61,7 @@ def load_source(
       )
     return Endless(split)
   if os.fspath(data_dir) == DATA_DIR:
-    data_dir = os.environ.get("TFDS_DATA_DIR") or data_dir  # as for TFDS itself
+    data_dir = os.environ.get("TFDS_DATA_DIR") or data_dir  # as TFDS does
   data_dir = files.expand(data_dir)
   builder = _open(name, data_dir)
   for feature in features:  # before anything is downloaded
@@ -74,7 +77,7 @@ def load_source(
 
 
 def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-  """Returns the builder of a data set, prepared or not."""
+  """Opens the builder of a data set, prepared or not."""
   try:
     parsed, settings = naming.parse_builder_name_kwargs(name)
   except ValueError as error:
@@ -101,7 +104,7 @@ def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-  """Returns whether a builder's folder is there; ValueError for half of one."""
+  """Tests whether a builder's folder exists; ValueError if it is incomplete."""
   folder = epath.Path(builder.data_dir)
   if (folder / "dataset_info.json").exists():
     return True
@@ -114,7 +117,7 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _check_config(name: str, config: str | None, error: ValueError) -> None:
-  """Raises ValueError, with those that are there, for an unknown config."""
+  """Raises ValueError, naming the known configs, for an unknown config."""
   with contextlib.suppress(tfds.core.DatasetNotFoundError):
     known = tfds.builder_cls(name).builder_configs
     if config and config not in known:
@@ -124,7 +127,7 @@ def _check_config(name: str, config: str | None, error: ValueError) -> None:
 
 
 def _use_format(name: str, builder: tfds.core.DatasetBuilder) -> None:
-  """Has a prepared data set read in our format; ValueError if it lacks it."""
+  """Selects FORMAT for a prepared data set; ValueError if it has none."""
   info = builder.info
   found = [kind.value for kind in info.available_file_formats()]
   if FORMAT not in found:
@@ -134,12 +137,12 @@ def _use_format(name: str, builder: tfds.core.DatasetBuilder) -> None:
       " tensorflow_datasets.scripts.convert_format"
       f" --dataset_version_dir={builder.data_dir} --out_file_format={FORMAT}"
     )
-  if info.file_format.value != FORMAT:  # both are there
+  if info.file_format.value != FORMAT:  # stored in both formats
     info.set_file_format(FORMAT, override=True, override_if_initialized=True)
 
 
 def _prepare(name: str, data_dir: str, folder: str) -> None:
-  """Prepares a data set, or waits for another process that does."""
+  """Prepares a data set, or waits for another process to prepare it."""
   ready = lambda: (epath.Path(folder) / "dataset_info.json").exists()
   with (
     _as_sentence(f"dataset {name!r} cannot be prepared"),
@@ -152,14 +155,14 @@ def _prepare(name: str, data_dir: str, folder: str) -> None:
       tfds.builder(
         name, data_dir=data_dir, file_format=FORMAT
       ).download_and_prepare()
-    except FileExistsError:  # another one, where files cannot be locked
+    except FileExistsError:  # prepared by a process that could not lock it
       if not ready():
         raise
 
 
 @contextlib.contextmanager
 def _as_sentence(what: str) -> Iterator[None]:
-  """Turns what TFDS raises in the block into a ValueError of one sentence."""
+  """Converts any error of the block to a ValueError of one sentence."""
   try:
     yield
   except Exception as error:  # TFDS and the builders raise many kinds
@@ -174,7 +177,7 @@ def _as_sentence(what: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-  """Returns what TFDS says, in one line and without how it was called."""
+  """Returns a TFDS error as one line, without the arguments of the call."""
   if isinstance(error, OSError) and error.strerror:
     where = f"{error.filename}: " if error.filename else ""
     return where + files.reason(error)
@@ -191,7 +194,7 @@ def _reason(error: Exception) -> str:
 def _check_feature(
   name: str, feature: str, features: tfds.features.FeatureConnector | None
 ) -> None:
-  """Raises ValueError unless a data set has a feature that we can read."""
+  """Raises ValueError unless a data set has a feature that can be read here."""
   known = features if isinstance(features, tfds.features.FeaturesDict) else {}
   if feature not in known:
     raise ValueError(
@@ -203,14 +206,14 @@ def _check_feature(
   shape, kind = None, ""
   if not isinstance(info, dict):
     shape, dtype = info.shape, np.dtype(info.np_dtype)
-    # TFDS's texts and bytes are objects.
+    # TFDS gives text and bytes the dtype object.
     kind = "text" if dtype.kind in "OSU" else dtype.name
   if feature != "image":
     expected = "text, or a list of texts"
     good = kind == "text" and len(shape) <= (feature == "caption")
   elif isinstance(found, tfds.features.Image):
     expected, good = "uint8 or uint16", kind in ("uint8", "uint16")
-  else:  # encoded by whoever made the data set, or an array
+  else:  # an image that the data set's author encoded, or an array
     expected = "an image of uint8 or uint16"
     good = (kind == "text" and shape == ()) or (
       kind == "uint8" and len(shape) in (2, 3)
@@ -224,7 +227,7 @@ def _check_feature(
 
 
 def _check_split(name: str, split: str, key: str, splits: Mapping) -> None:
-  """Raises ValueError unless a split, or a part of one, is there."""
+  """Raises ValueError unless a split, or a part of one, exists."""
   if re.fullmatch(r"\w+", split) and split != "all" and split not in splits:
     raise ValueError(
       f"{name} has no split {split!r}, only {_names(splits)}: change {key}"
@@ -234,6 +237,6 @@ def _check_split(name: str, split: str, key: str, splits: Mapping) -> None:
 
 
 def _names(names: Iterable[str]) -> str:
-  """Returns some names of a data set, for a message."""
+  """Joins up to 20 names of a data set, for a message."""
   names = [n if n.isidentifier() else files.quote(n, 40) for n in names]
   return ", ".join(names[:20]) + ", ..." * (len(names) > 20) or "none"

@@ -1,1 +1,1 @@
-"""Measures of how good generated images are."""
+"""Measures of the quality of generated images."""

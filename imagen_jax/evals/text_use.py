@@ -1,4 +1,4 @@
-"""Whether a stage reads its text: the loss under the right and a wrong one."""
+"""Test of a stage's use of text: its loss under right and wrong captions."""
 
 import dataclasses
 from typing import Any
@@ -18,10 +18,21 @@ def caption_losses(
   text: TextEmbedding,
   lowres: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Losses [B] of pictures with their own caption and with their neighbour's.
+  """Computes the losses of images under their own and another caption.
 
-  Both with the same times and noise, so the difference is the text's alone.
-  x [B, H, W, 3] and lowres are a training batch of the stage.
+  Both losses use the same times and noise, so only the text differs. No text is
+  dropped.
+
+  Args:
+    stage: the stage.
+    params: its net's parameters.
+    key: draws times and noise.
+    x: images [B, H, W, 3] in [-1, 1].
+    text: their captions, B rows. The other caption is the preceding row.
+    lowres: the low-resolution images of the batch; None for a base stage.
+
+  Returns:
+    (own, other): the losses [B].
   """
   certain = dataclasses.replace(stage, text_drop=0.0)
   other = jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), text)

@@ -1,1 +1,1 @@
-"""Published weights to our parameters, and back."""
+"""Conversion between published weights and the parameters of our nets."""

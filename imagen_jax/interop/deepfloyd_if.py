@@ -1,11 +1,11 @@
-"""The lists of timesteps that DeepFloyd IF samples with, by their names.
+"""DeepFloyd IF's lists of sampling timesteps, by name.
 
-Whole steps of 999..0; step k is the time t = k / 1000. A config names one by
-sampling.timesteps.
+Steps are integers from 999 to 0. Step k is the time t = k / 1000. A config
+selects a list by sampling.timesteps.
 """
 
-# "smart" lists are dense where t is large, "super" lists, of the
-# super-resolution stage, denser still, "fast27" is dense where t is small.
+# "smart" lists are dense where t is large. "super" lists, for the
+# super-resolution stage, are denser there. "fast27" is dense where t is small.
 _LISTED = {
   "fast27": """
     999 800 799 600 599 500 400 399 377 355 333 311 288 266 244 222 200 199 177

@@ -1,9 +1,9 @@
-"""DeepFloyd IF's first and second net in diffusers' layout, and back.
+"""Conversion of DeepFloyd IF's first two nets from and to diffusers' layout.
 
-A folder of diffusers' `unet` holds config.json, which says what net it is, and
-its tensors as safetensors. Every net of IF is a UNet with other settings than
-the paper's (shared blocks, exact GELU, GroupNorm on text, learned variance);
-a config.json that asks for what these nets do not have is refused.
+A `unet` folder of diffusers holds config.json, which describes the net, and
+its tensors as safetensors. Every net of IF is a UNet whose settings differ from
+the paper's: shared blocks, exact GELU, GroupNorm on text, learned variance. A
+config.json that asks for features that these nets lack is refused.
 """
 
 import os
@@ -27,13 +27,13 @@ from imagen_jax.parallel.sharding import Placement
 
 CONFIG, STEM = hub.CONFIG, "diffusion_pytorch_model"
 ACTIVATIONS = {"gelu": gelu, "silu": nn.swish, "swish": nn.swish}
-# A level's blocks, with attention and without: on the way down, on that up.
+# The block types of a level with attention and without: down, then up.
 _DOWN = ("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D")
 _UP = ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D")
-# A file may come from anyone, and to trace 10^7 blocks would take days. The
-# published nets stay far below these.
+# A file may come from anyone, and tracing 10^7 blocks would take days. The
+# published nets stay far below these limits.
 _MOST_LEVELS, _MOST_BLOCKS, _MOST_WIDTH = 8, 16, 2**16
-# What the UNet is, whatever its settings: diffusers' key, value and default.
+# The keys with one supported value: diffusers' key, the value, its default.
 _FIXED = {
   "_class_name": ("UNet2DConditionModel", None),
   "center_input_sample": (False, False),
@@ -63,7 +63,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
   """Reads config.json of a folder.
 
   Raises:
-    ValueError: the file cannot be read, or is no mapping in JSON.
+    ValueError: the file cannot be read, or holds no JSON object.
   """
   path = epath.Path(folder) / CONFIG
   config = files.read_json(path, "config")
@@ -73,15 +73,15 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def unet(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
-  """Makes the net that a config.json describes.
+  """Builds the net that a config.json describes.
 
   Args:
-    config: what the file holds; it may come from anyone.
-    dtype: of the products and convolutions.
+    config: the file's content, which may come from anyone.
+    dtype: of matrix products and convolutions.
 
   Raises:
-    ValueError: the file asks for what no net of DeepFloyd IF has, or its
-      numbers describe no net. The sentence names the key.
+    ValueError: the file asks for a feature that no net of DeepFloyd IF has, or
+      its numbers describe no net. The sentence names the key.
   """
   for key, (value, default) in _FIXED.items():
     found = config.get(key, default)
@@ -122,7 +122,7 @@ def unet(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
 
 
 def config_of(net: UNet, params: Any) -> dict[str, Any]:
-  """The config.json of a net and its parameters (arrays or shapes)."""
+  """Returns the config.json of a net and its parameters (arrays or shapes)."""
   sizes = [net.resolution(i) for i in range(len(net.channel_mult))]
   kinds = [int(size not in net.text_cross_attn_res) for size in sizes]
   activation = {fn: name for name, fn in ACTIVATIONS.items()}[net.activation]
@@ -156,18 +156,28 @@ def config_of(net: UNet, params: Any) -> dict[str, Any]:
 def load(
   folder: str | os.PathLike, like: Any, placement: Placement | None = None
 ) -> Any:
-  """A net's parameters in the tree and dtypes of `like` (shapes), placed.
+  """Loads a net's parameters in the tree and dtypes of `like`.
 
-  ValueError that names all at once the tensors that lack, are unknown or
-  misshaped, or the file that is missing, damaged or a pickle.
+  Args:
+    folder: a `unet` folder of diffusers.
+    like: the shapes and dtypes of the parameters.
+    placement: how to shard them; None puts them on the first device.
+
+  Raises:
+    ValueError: tensors are missing, unknown or misshapen, and the sentence
+      names them all; or a file is missing, damaged or a pickle.
   """
   return place(tensors(folder, like), like, placement)
 
 
 def tensors(folder: str | os.PathLike, like: Any) -> dict[str, Tensor]:
-  """A net's tensors by our paths, of the shapes of `like`, not yet read.
+  """Opens a net's tensors by our paths, in the shapes of `like`, unread.
 
-  A net of half the outputs has eps and no variance: the first half of them.
+  If the file has twice the outputs of `like`, which adds the learned variance,
+  the first half is taken: eps.
+
+  Raises:
+    ValueError: as load.
   """
   wanted = flax.traverse_util.flatten_dict(like, sep="/")
   names, shapes = diffusers_names(wanted), diffusers_shapes(like)
@@ -184,10 +194,10 @@ def tensors(folder: str | os.PathLike, like: Any) -> dict[str, Tensor]:
 
 
 def save(folder: str | os.PathLike, net: UNet, params: Any) -> None:
-  """Writes config.json and the tensors, which diffusers' loader reads.
+  """Writes config.json and the tensors for diffusers' loader, without rounding.
 
-  Numbers stay as they are. ValueError if they cannot be written, and for a net
-  that is not as DeepFloyd IF's are.
+  Raises:
+    ValueError: the files cannot be written, or DeepFloyd IF has no such net.
   """
   if not isinstance(net, UNet) or net.text_norm is not text_group_norm:
     raise ValueError(
@@ -205,7 +215,7 @@ def save(folder: str | os.PathLike, net: UNet, params: Any) -> None:
 
 
 def diffusers_shapes(like: Any) -> dict[str, tuple[int, ...]]:
-  """Names and shapes of a net's tensors as diffusers has them."""
+  """Returns the shapes of a net's tensors in diffusers, by diffusers' names."""
   flat = flax.traverse_util.flatten_dict(like, sep="/")
   return {
     name: layout_of(ours, flat[ours].shape).shape(flat[ours].shape)
@@ -214,7 +224,8 @@ def diffusers_shapes(like: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _refused(key: str, found: Any, expected: str) -> ValueError:
-  # A value may be of megabytes.
+  """Returns the error for a key's value that is not supported."""
+  # A value may have megabytes.
   return ValueError(
     f"{CONFIG} has {key} {reprlib.repr(found)}, expected {expected}, as "
     "DeepFloyd IF's first and second nets have it"
@@ -222,13 +233,13 @@ def _refused(key: str, found: Any, expected: str) -> ValueError:
 
 
 def _is_count(value: Any, most: int) -> bool:
-  return type(value) is int and 1 <= value <= most  # a bool is no int here
+  return type(value) is int and 1 <= value <= most  # excludes bool
 
 
 def _integer(
   config: Mapping[str, Any], key: str, default: int | None = None
 ) -> int:
-  """Returns the width, or the like, of a key; null stands for the default."""
+  """Returns a key's integer, such as a width; null stands for the default."""
   value = config.get(key)
   if value is None and default is not None:
     return default
@@ -243,7 +254,7 @@ def _divisor(
   widths: Sequence[int],
   default: int | None = None,
 ) -> int:
-  """Returns the number of a key, which divides all of some widths."""
+  """Returns a key's integer, which must divide all `widths`."""
   value = _integer(config, key, default)
   if any(width % value for width in widths):
     raise _refused(key, value, f"a divisor of {', '.join(map(str, widths))}")
@@ -251,7 +262,7 @@ def _divisor(
 
 
 def _widths(config: Mapping[str, Any]) -> list[int]:
-  """Returns the number of channels of each level, multiples of the first."""
+  """Returns the channels of each level, all multiples of the first."""
   key = "block_out_channels"
   value = config.get(key)
   if not isinstance(value, list | tuple) or not (
@@ -267,7 +278,7 @@ def _widths(config: Mapping[str, Any]) -> list[int]:
 
 
 def _blocks(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
-  """Returns the number of blocks of each level; one alone is for all."""
+  """Returns the blocks of each level; a single number holds for all levels."""
   key = "layers_per_block"
   value = given = config.get(key)
   if not isinstance(value, list | tuple):
@@ -279,7 +290,7 @@ def _blocks(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
 
 
 def _attended_levels(config: Mapping[str, Any], levels: int) -> list[int]:
-  """Returns the levels with attention; the last of all is among them."""
+  """Returns the levels with attention; the last level must be among them."""
   down, up = (config.get(f"{side}_block_types") for side in ("down", "up"))
   known = isinstance(down, list | tuple) and all(kind in _DOWN for kind in down)
   kinds = [_DOWN.index(kind) for kind in down] if known else []
@@ -294,7 +305,7 @@ def _attended_levels(config: Mapping[str, Any], levels: int) -> list[int]:
 
 
 def _activation(config: Mapping[str, Any]) -> Any:
-  """The one activation; of the sum of embeddings too, whoever applies it."""
+  """Returns the net's activation, once applied to the sum of embeddings too."""
   name = config.get("act_fn", "silu")
   if not isinstance(name, str) or name not in ACTIVATIONS:
     raise _refused("act_fn", name, f"one of {', '.join(ACTIVATIONS)}")
@@ -306,11 +317,11 @@ def _activation(config: Mapping[str, Any]) -> Any:
 
 
 def _residual_scale(config: Mapping[str, Any]) -> float:
-  """Returns what the sum of a residual block is multiplied by."""
+  """Returns the factor that multiplies a residual block's sum."""
   key = "resnet_out_scale_factor"
   factor, middle = config.get(key, 1.0), config.get("mid_block_scale_factor", 1)
   number = isinstance(factor, int | float) and not isinstance(factor, bool)
-  if not (number and 1e-3 <= factor <= 1e3):  # NaN is not, either
+  if not (number and 1e-3 <= factor <= 1e3):  # refuses NaN too
     raise _refused(key, factor, "a number of 0.001 to 1000")
   if middle != factor:
     raise _refused("mid_block_scale_factor", middle, f"{key} {factor}")

@@ -1,10 +1,11 @@
-"""Files of the Hugging Face Hub by paths such as hf://OWNER/REPO/unet.
+"""Downloads from the Hugging Face Hub by paths such as hf://OWNER/REPO/unet.
 
 A path without a folder is the repository itself, as hf://OWNER/REPO@REVISION.
 
-They come with the user's own token (HF_TOKEN, or what `hf auth login` keeps)
-and stay in the Hub's cache. Of a folder only safetensors, JSON and vocabularies
-are asked for, and no variants of theirs such as model.fp16.safetensors.
+Files are fetched with the user's own token (HF_TOKEN, or the one that
+`hf auth login` stores) and stay in the Hub's cache. From a folder only
+safetensors, JSON and vocabularies are fetched, without variants such as
+model.fp16.safetensors.
 """
 
 import contextlib
@@ -27,9 +28,9 @@ from imagen_jax.interop.tensors import few
 
 SCHEME = "hf://"
 FORM = "hf://OWNER/REPO/PATH or hf://OWNER/REPO@REVISION/PATH"
-_PATTERNS = set("*?[]\\")  # the Hub's client would take a path for many
+_PATTERNS = set("*?[]\\")  # the Hub's client would match these as patterns
 _ENDINGS = ("safetensors", "json", "model")
-# By owner and name of a repository, copies of others included.
+# The ids of DeepFloyd IF's repositories, with copies by other owners.
 _IF = re.compile(r"DeepFloyd/.*|.*/IF-I+-.*")
 _IF_NOTICE = (
   "The weights of DeepFloyd IF have a licence of their own: for research only, "
@@ -42,8 +43,8 @@ def parse(url: str) -> HfUri:
   """Parses an hf:// path; a revision may have slashes, as in @refs/pr/1.
 
   Raises:
-    ValueError: the path is of no repository of models, leads out of it, or is
-      a pattern.
+    ValueError: the path names no repository of models, leads out of the
+      repository, or is a pattern.
   """
   try:
     uri = huggingface_hub.parse_hf_uri(url)
@@ -60,14 +61,19 @@ def parse(url: str) -> HfUri:
 
 
 def shown(uri: HfUri) -> str:
-  """Returns the hf:// path of a repository's part, as in a config."""
+  """Formats a parsed path as the hf:// path that a config has."""
   return uri.to_uri().replace(f"{SCHEME}models/", SCHEME, 1)
 
 
 def beside(url: str, name: str) -> str:
-  """Returns the hf:// path of a file in a folder, or beside a file, of weights.
+  """Returns the hf:// path of a file in the folder of some weights.
 
-  ValueError as parse.
+  Args:
+    url: the hf:// path of the folder, or of a weights file in it.
+    name: the file's name.
+
+  Raises:
+    ValueError: as parse.
   """
   uri = parse(url)
   path = pathlib.PurePosixPath(uri.path_in_repo)
@@ -76,9 +82,14 @@ def beside(url: str, name: str) -> str:
 
 
 def moved(url: str, to: str) -> str:
-  """An hf:// path where it lies in a folder of repositories, or by an owner.
+  """Redirects an hf:// path to a local copy, or to a copy by another owner.
 
-  ValueError if `to` is neither, or the folder lacks the repository.
+  Args:
+    url: the hf:// path.
+    to: a local folder of repositories, or an owner on the Hub.
+
+  Raises:
+    ValueError: `to` is neither, or the folder lacks the repository.
   """
   uri, folder = parse(url), pathlib.Path(expand(to))
   _, _, name = uri.id.partition("/")
@@ -98,10 +109,16 @@ def moved(url: str, to: str) -> str:
 
 @functools.cache
 def fetch(url: str) -> epath.Path:
-  """The local copy of the file or folder that an hf:// path names.
+  """Fetches the file or folder that an hf:// path names into the Hub's cache.
 
-  With an index of shards come the shards. ValueError if it cannot be had, and
-  for pickles, which are not asked for.
+  An index of shards is fetched with its shards.
+
+  Returns:
+    The local copy.
+
+  Raises:
+    ValueError: it cannot be fetched, or has only pickles, which are never
+      fetched.
   """
   uri = parse(url)
   weights.check_no_pickle(url)
@@ -124,35 +141,35 @@ def fetch(url: str) -> epath.Path:
 
 @functools.cache
 def _tell(notice: str) -> None:
-  """A warning that is given once."""
+  """Logs a warning, once per notice."""
   logging.warning(notice)
 
 
 def _below(uri: HfUri) -> str:
-  """Returns what the paths of a folder's files begin with."""
+  """Returns the prefix of the paths of a folder's files."""
   return f"{uri.path_in_repo}/" if uri.path_in_repo else ""
 
 
 def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
-  """Fetches the files that match; returns where the path in the repo is then.
+  """Fetches the files that match; returns the local copy of the path.
 
-  One thread at a time.
+  One thread fetches at a time.
   """
   below = _below(uri)
-  expand(huggingface_hub.constants.HF_HUB_CACHE)  # a home folder is known
+  expand(huggingface_hub.constants.HF_HUB_CACHE)  # checks for a home folder
   try:
     with _quiet_hub():
       root = huggingface_hub.snapshot_download(
         uri.id,
         revision=uri.revision,
         allow_patterns=patterns,
-        # What lies deeper, and files of two dots: variants.
+        # Subfolders, and names with two dots, which are variants.
         ignore_patterns=[f"{below}*/*", f"{below}*.*.safetensors"],
       )
   except (errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
     reason = _reason(uri, error)
     raise ValueError(f"{shown(uri)} cannot be fetched: {reason}") from error
-  except ImportError as error:  # the Hub's client lacks what a proxy asks for
+  except ImportError as error:  # the client lacks the package for a proxy
     raise ValueError(
       f"{shown(uri)} cannot be fetched through a SOCKS proxy (ALL_PROXY or "
       "HTTPS_PROXY) without the package socksio, expected pip install socksio "
@@ -161,12 +178,12 @@ def _snapshot(uri: HfUri, patterns: list[str]) -> epath.Path:
   return epath.Path(root) / uri.path_in_repo
 
 
-_quiet = threading.Lock()  # for the verbosity is the process's
+_quiet = threading.Lock()  # the verbosity belongs to the process
 
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
-  """Keeps the Hub's client from logging what is raised in a sentence."""
+  """Silences the Hub's client, whose errors are raised as one sentence."""
   with _quiet:
     before = huggingface_hub.logging.get_verbosity()
     huggingface_hub.logging.set_verbosity_error()
@@ -177,9 +194,9 @@ def _quiet_hub() -> Iterator[None]:
 
 
 def _reason(uri: HfUri, error: Exception) -> str:
-  """Why something could not be fetched, and what to do about it."""
+  """Returns why a fetch failed, and how to fix it."""
   if isinstance(error, errors.LocalEntryNotFoundError):
-    cause = error.__cause__  # what the Hub said before the cache was asked
+    cause = error.__cause__  # the Hub's error, before the cache was tried
     if not isinstance(cause, errors.HfHubHTTPError):
       return "the Hub cannot be reached, and the cache has no copy"
     error = cause
@@ -201,7 +218,7 @@ def _reason(uri: HfUri, error: Exception) -> str:
 
 
 def _unusable(uri: HfUri) -> str:
-  """Says what a repository has at a path, other than weights to read."""
+  """Returns the message for a path without weights: what it has instead."""
   api = huggingface_hub.HfApi()
   try:
     with _quiet_hub():

@@ -1,6 +1,6 @@
-"""Weights as Hugging Face stores them: a safetensors file, or shards of one.
+"""Hugging Face's format of weights: one safetensors file, or shards.
 
-No pickle is ever opened: loading one runs what its author wrote.
+No pickle is ever opened, as loading one runs its author's code.
 """
 
 import json
@@ -22,12 +22,12 @@ from imagen_jax.interop.weights import (
   save_weights,
 )
 
-CONFIG = "config.json"  # what the weights beside it are of
+CONFIG = "config.json"  # describes the net of the weights beside it
 STEM = "model"  # transformers' name of a model's files, without the ending
-# A file's name, which is no pattern, is in no other folder and not hidden.
+# A plain file name: no pattern, no path to another folder, not hidden.
 _PLAIN = re.compile(r"[^./\\*?\[\]][^/\\*?\[\]]*")
 _SHARD = re.compile(_PLAIN.pattern + r"\.safetensors")
-# A single file, an index of shards, either in half precision.
+# A single file, an index of shards, and both in half precision.
 _ENDINGS = (
   ".safetensors",
   ".safetensors.index.json",
@@ -37,18 +37,21 @@ _ENDINGS = (
 
 
 def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
-  """The tensors of a file, of an index's shards or of a folder with either.
+  """Opens the tensors of a file, of an index's shards or of a folder of either.
 
-  In a folder these are called stem.safetensors and stem.safetensors.index.json.
+  In a folder the files are stem.safetensors and stem.safetensors.index.json, or
+  their variants in half precision.
 
-  ValueError, naming the file, if one is missing, damaged or of another kind.
+  Raises:
+    ValueError: a file, which the sentence names, is missing, damaged or of
+      another format.
   """
   path = _found(path, stem)
   return _sharded(path) if path.suffix == ".json" else open_file(path)
 
 
 def metadata(path: epath.Path, stem: str = STEM) -> dict[str, str]:
-  """Reads the metadata of what tensors would read: of shards, the first's."""
+  """Reads the metadata of the file, or first shard, that tensors would open."""
   path = _found(path, stem)
   if path.suffix == ".json":
     path = path.parent / min(weight_map(path).values())
@@ -56,7 +59,7 @@ def metadata(path: epath.Path, stem: str = STEM) -> dict[str, str]:
 
 
 def _found(path: epath.Path, stem: str) -> epath.Path:
-  """Returns the file, or the index of the files, that holds tensors."""
+  """Returns the safetensors file or the index of shards at a path."""
   if str(path).startswith("gs://"):
     raise ValueError(
       f"weights {path} cannot be read in parts, expected a copy of them on a "
@@ -75,20 +78,20 @@ def save(
   stem: str = STEM,
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes stem.safetensors, numbers as they are, and config.json.
+  """Writes stem.safetensors, in the arrays' own dtypes, and config.json.
 
   Args:
-    folder: where to; it is made if it lacks.
+    folder: the folder, which is created if it is missing.
     state: the tensors by their names in diffusers or transformers.
-    config: what config.json says.
-    stem: the file's name.
-    metadata: goes into the file.
+    config: the content of config.json.
+    stem: the file's name without its ending.
+    metadata: the metadata of the file.
 
   Raises:
-    ValueError: they cannot be written.
+    ValueError: a file cannot be written.
   """
   folder = epath.Path(folder)
-  # None keeps every number; "pt" is what transformers asks for.
+  # dtype=None keeps every number; transformers requires the format "pt".
   save_weights(
     folder / f"{stem}.safetensors",
     state,
@@ -99,7 +102,7 @@ def save(
 
 
 def _within(folder: epath.Path, stem: str) -> epath.Path:
-  """The file of a folder's weights, or the index of its files."""
+  """Finds the weights file, or the index of shards, in a folder."""
   for ending in _ENDINGS:
     if (folder / (stem + ending)).exists():
       return folder / (stem + ending)
@@ -119,7 +122,7 @@ def _within(folder: epath.Path, stem: str) -> epath.Path:
 
 
 def _sharded(path: epath.Path) -> dict[str, Tensor]:
-  """The tensors of an index; what it does not name is not there."""
+  """Opens the tensors that an index names, and no others."""
   places = weight_map(path)
   shards = {}
   for shard in sorted(set(places.values())):
@@ -142,11 +145,11 @@ def weight_map(path: epath.Path) -> dict[str, str]:
   """Reads the index of sharded weights, which may come from anyone.
 
   Returns:
-    {tensor: file}, the names of safetensors files beside the index.
+    {tensor: file}, with the names of safetensors files beside the index.
 
   Raises:
-    ValueError: the file cannot be read, is no index, or names pickles, files
-      elsewhere or patterns.
+    ValueError: the file cannot be read, is no index, or names pickles, patterns
+      or files in another folder.
   """
   index = files.read_json(path, "index of weights")
   places = index.get("weight_map") if isinstance(index, dict) else None

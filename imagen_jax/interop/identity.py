@@ -1,4 +1,4 @@
-"""What weights and vocabularies are, whatever their paths say."""
+"""Identities of weights and vocabularies, by content rather than by path."""
 
 import hashlib
 import os
@@ -16,17 +16,18 @@ _IS_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def identity(path: str) -> str:
-  """Returns a text that changes with the contents of what a path names.
+  """Computes a text that identifies the contents of a path.
 
-  It is a checksum of a file's bytes, for a training run the step and a
-  checksum of its newest checkpoint, and for a folder of published weights a
-  checksum of its files. The same contents elsewhere have the same identity.
+  For a file it is a checksum of the bytes. For a training run it is the step
+  and a checksum of the newest checkpoint. For a folder of published weights it
+  is a checksum of the files. The same contents elsewhere have the same
+  identity.
 
   Args:
-    path: weights or a vocabulary, as configs name them.
+    path: weights or a vocabulary, as in a config.
 
   Raises:
-    ValueError: there are no weights, or a file cannot be read.
+    ValueError: there are no weights at the path, or a file cannot be read.
   """
   where = published.packaged(path)
   if not where.exists():
@@ -42,8 +43,8 @@ def identity(path: str) -> str:
 
 
 def _of_file(path: epath.Path) -> str:
-  """Returns SHA-256 of a file."""
-  # The Hub's cache has links to files whose names are their SHA-256.
+  """Computes the SHA-256 of a file."""
+  # The Hub's cache holds links to files that are named by their SHA-256.
   if _IS_DIGEST.fullmatch(name := os.path.basename(os.path.realpath(path))):
     return name
   with path.open("rb") as file:
@@ -57,13 +58,13 @@ def _of_run(workdir: str) -> str:
   """Returns the step of a run's newest checkpoint, and a checksum."""
   step, path = manager.newest(workdir)
   sums = path / "checksums" / "metadata"
-  if not sums.exists():  # of an older version
+  if not sums.exists():  # written by an older version
     return f"step {step}"
   return f"step {step}, checksum {zlib.crc32(sums.read_bytes()):08x}"
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
-  """Yields the files of a folder and of those within it."""
+  """Yields the files of a folder and of its subfolders."""
   for path in folder.iterdir():
     if path.is_dir():
       yield from _files(path)
@@ -72,10 +73,10 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def _of_folder(folder: epath.Path) -> str:
-  """Returns SHA-256 over the names and contents of a folder's files.
+  """Computes the SHA-256 of the names and contents of a folder's files.
 
-  Of t5x's arrays, which are thousands of files, sizes and times stand for the
-  contents.
+  t5x arrays have thousands of files, so their sizes and modification times
+  replace the contents.
   """
   digest = hashlib.sha256()
   for path in sorted(_files(folder)):

@@ -1,4 +1,4 @@
-"""How torch lays out what linen's layers hold: there and back, one table."""
+"""Conversions between linen's and torch's layouts of a layer's parameters."""
 
 import dataclasses
 import math
@@ -13,18 +13,27 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """shape: theirs of ours. view: their tensor as ours. theirs: the way back."""
+  """Converts one kind of parameter between our layout and torch's.
+
+  Attributes:
+    shape: maps our shape to torch's.
+    view: returns a function that reads any part, in our layout, of a torch
+      tensor; takes the tensor and our shape.
+    theirs: converts an array from our layout to torch's.
+  """
 
   shape: Callable[[Shape], Shape]
   view: Callable[[Tensor, Shape], Callable[[Index], np.ndarray]]
   theirs: Callable[[np.ndarray], np.ndarray]
 
   def ours(self, tensor: Tensor, shape: Shape) -> Tensor:
-    """A tensor of theirs, of our shape; a part of it is still read alone."""
+    """Views a torch tensor in our shape; a part can still be read alone."""
     return Tensor(shape, tensor.dtype, self.view(tensor, shape))
 
 
 def _conv(tensor: Tensor, shape: Shape):
+  """Views torch's [out, in, H, W] as [H, W, in, out]."""
+
   def read(index: Index) -> np.ndarray:
     high, wide, into, out = index
     return tensor.read((out, into, high, wide)).transpose(2, 3, 1, 0)
@@ -33,12 +42,14 @@ def _conv(tensor: Tensor, shape: Shape):
 
 
 def _rows(heads: slice, shape: Shape, dim: int) -> slice:
-  """The joined features of some heads."""
+  """Returns the rows of torch's joined features that belong to some heads."""
   start, stop, _ = heads.indices(shape[0])
   return slice(start * dim, stop * dim)
 
 
 def _heads_in(tensor: Tensor, shape: Shape):
+  """Views torch's [heads * d, in] as [in, heads, d]."""
+
   def read(index: Index) -> np.ndarray:
     into, heads, features = index
     part = tensor.read((_rows(heads, shape[1:], shape[2]), into)).T
@@ -48,6 +59,8 @@ def _heads_in(tensor: Tensor, shape: Shape):
 
 
 def _heads_out(tensor: Tensor, shape: Shape):
+  """Views torch's [out, heads * d] as [heads, d, out]."""
+
   def read(index: Index) -> np.ndarray:
     heads, features, out = index
     part = tensor.read((out, _rows(heads, shape, shape[1]))).T
@@ -57,6 +70,8 @@ def _heads_out(tensor: Tensor, shape: Shape):
 
 
 def _joined(tensor: Tensor, shape: Shape):
+  """Views torch's [heads * d] as [heads, d]."""
+
   def read(index: Index) -> np.ndarray:
     heads, features = index
     part = tensor.read((_rows(heads, shape, shape[1]),))
@@ -65,9 +80,9 @@ def _joined(tensor: Tensor, shape: Shape):
   return read
 
 
-# Ours on the left: kernels [in, out], [H, W, in, out], [in, heads, d] and
-# [heads, d, out], biases [heads, d]. Torch has the outputs first and the heads
-# joined.
+# By our layouts: kernels [in, out], [H, W, in, out], [in, heads, d] and
+# [heads, d, out], biases [heads, d]. Torch has the outputs first and joins the
+# heads.
 LAYOUTS = {
   "same": Layout(lambda s: s, lambda t, s: t.read, lambda a: a),
   "dense": Layout(lambda s: s[::-1], lambda t, s: t.T.read, lambda a: a.T),

@@ -1,4 +1,4 @@
-"""Nets, text encoders and weights by the paths that configs have of them."""
+"""Nets, text encoders and weights, loaded by their paths in configs."""
 
 import dataclasses
 import functools
@@ -18,26 +18,26 @@ from imagen_jax.text.tokenizer import Tokenizer
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 SCHEME = "package://"
-# What the package ships, as configs of 0.1 name it.
+# The folder of shipped files, as configs of version 0.1 name it.
 _OLD_FOLDER = "weights/"
 
 
 def packaged(path: str) -> epath.Path:
-  """Finds what a config's path names, and fetches it if it is on the Hub.
+  """Resolves a config's path, and fetches it if it is on the Hub.
 
   Args:
-    path: a path of the file system, which may begin with ~; of a store, such
-      as gs://; hf:// for the Hub; package://weights/FILE for a file of this
-      package. Without a file of that name, weights/FILE is the package's too:
-      older configs have it.
+    path: a local path, which may begin with ~; a path of a store, such as
+      gs://; hf:// for the Hub; or package://weights/FILE for a file of this
+      package. If no local file weights/FILE exists, it means the package's
+      file, as in older configs.
 
   Raises:
-    ValueError: the package has no such file, or the Hub gives none.
+    ValueError: the package has no such file, or it cannot be fetched.
   """
   if path.startswith(SCHEME):
     return _in_package(path)
   if path.startswith("hf://"):
-    # Of the Hub's client the import alone takes a third of a second.
+    # Importing the Hub's client takes a third of a second.
     from imagen_jax.interop import download
 
     return download.fetch(path)
@@ -49,6 +49,7 @@ def packaged(path: str) -> epath.Path:
 
 
 def _in_package(path: str) -> epath.Path:
+  """Resolves a package:// path."""
   found = PACKAGE / path.removeprefix(SCHEME)
   if not _is_shipped(found):
     names = sorted(file.name for file in (PACKAGE / _OLD_FOLDER).iterdir())
@@ -65,15 +66,15 @@ def _is_shipped(path: pathlib.Path) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class UNetFolder:
-  """The net that config.json in a folder of diffusers' describes.
+  """Describes a net by the config.json in a `unet` folder of diffusers.
 
   Attributes:
-    folder: a path, or hf:// with the repository's.
-    out_channels: 3 leaves out the learned variance; None is as in the folder.
-    remat: a policy for each level, as UNet's.
-    scan: whether equal blocks are compiled as one loop.
-    dtype: of the products and convolutions.
-    precision: of products of float32, as UNet's.
+    folder: a path, or hf:// with the repository's path.
+    out_channels: 3 leaves out the learned variance; None follows config.json.
+    remat: a policy for each level, as in UNet.
+    scan: compiles equal blocks as one loop.
+    dtype: of matrix products and convolutions.
+    precision: of products of float32, as in UNet.
   """
 
   folder: str
@@ -84,7 +85,7 @@ class UNetFolder:
   precision: str = "highest"
 
   def unet(self) -> UNet:
-    """Reads the folder's config.json; ValueError if it cannot be used."""
+    """Builds the net; raises ValueError if config.json cannot be used."""
     config = diffusers.read_config(packaged(self.folder))
     net = diffusers.unet(config, dtype=self.dtype)
     outputs = self.out_channels or net.out_channels
@@ -97,15 +98,16 @@ class UNetFolder:
 
 
 def check_net(path: str, like: Any) -> None:
-  """Checks a net's weights as far as that takes no time.
+  """Checks a net's weights without reading them.
 
   Args:
-    path: as for load_net.
+    path: as in load_net. Of a training run, only the checkpoint's existence is
+      checked.
     like: the shapes of the net's parameters.
 
   Raises:
-    ValueError: there are no weights, or their names, shapes or dtypes are not
-      those of the net. A run's checkpoint is only looked for.
+    ValueError: there are no weights, or their names, shapes or dtypes differ
+      from the net's.
   """
   where = packaged(path)
   if (where / diffusers.CONFIG).exists():
@@ -115,9 +117,13 @@ def check_net(path: str, like: Any) -> None:
 
 
 def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
-  """A net's weights: exported, of a training run, or of a diffusers' folder.
+  """Loads a net's weights.
 
-  In the tree and dtypes of `like` (shapes), and placed.
+  Args:
+    path: an exported file, a training run or a `unet` folder of diffusers, as
+      in a config.
+    like: the tree, shapes and dtypes of the parameters.
+    placement: how to shard them; None leaves them as they are loaded.
   """
   where = packaged(path)
   if (where / diffusers.CONFIG).exists():
@@ -127,14 +133,14 @@ def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
 
 
 def check_text(text: Text | NoText) -> Tokenizer | None:
-  """Checks the files of config.text as far as that takes no time.
+  """Checks the files of config.text without reading the weights.
 
   Returns:
     The tokenizer of its vocabulary; None without text.
 
   Raises:
-    ValueError: a file is missing or damaged, the weights are those of another
-      encoder, or the vocabulary is not the one that they were trained with.
+    ValueError: a file is missing or damaged, the weights belong to another
+      encoder, or they were trained with another vocabulary.
   """
   if isinstance(text, NoText):
     return None
@@ -145,13 +151,15 @@ def check_text(text: Text | NoText) -> Tokenizer | None:
 
 
 def vocabulary_of(text: Text) -> str | None:
-  """Returns the fingerprint of the vocabulary that an encoder belongs to.
+  """Returns the fingerprint of an encoder's vocabulary.
 
-  The one that its weights record, else that of config.text.vocabulary; None if
-  that is not there.
+  Returns:
+    The fingerprint of config.text.vocabulary. If that file cannot be used, the
+    fingerprint that the weights record, or None if they record none.
 
   Raises:
-    ValueError: the weights cannot be read, or the vocabulary is not theirs.
+    ValueError: the weights cannot be read, or were trained with another
+      vocabulary.
   """
   where = packaged(text.weights)
   t5.check_weights(where, text.encoder, _shapes(text))
@@ -165,7 +173,7 @@ def vocabulary_of(text: Text) -> str | None:
 
 
 def tokenizer(text: Text | NoText) -> Tokenizer | None:
-  """Returns the tokenizer whose vocabulary config.text names; None without."""
+  """Builds the tokenizer of config.text.vocabulary; None without text."""
   if isinstance(text, NoText):
     return None
   path = packaged(text.vocabulary)
@@ -173,14 +181,14 @@ def tokenizer(text: Text | NoText) -> Tokenizer | None:
 
 
 def load_text(text: Text | NoText, placement: Placement | None = None) -> Any:
-  """Loads the weights of config.text's encoder, ours or published ones."""
+  """Loads the weights of config.text's encoder, exported here or published."""
   if isinstance(text, NoText):
     return {}
   return t5.load(packaged(text.weights), _shapes(text), placement)
 
 
 def text_encoder(text: Text | NoText, params: Any) -> TextEncoder | None:
-  """Returns the encoder of prompts of config.text, with the given weights."""
+  """Builds config.text's encoder of prompts with these weights."""
   if isinstance(text, NoText):
     return None
   return TextEncoder(text.embedder, params, tokenizer(text), text.batch_size)
@@ -190,11 +198,11 @@ def encoder_sizes(path: str) -> dict[str, int]:
   """Reads the sizes of T5 from the config.json beside its weights.
 
   Args:
-    path: of the weights, as in a config. From the Hub only config.json is
-      fetched.
+    path: of the weights, as in a config. Only config.json is fetched from the
+      Hub.
 
   Returns:
-    Fields of T5Encoder; none if there is no config.json.
+    Fields of T5Encoder; empty if there is no config.json.
 
   Raises:
     ValueError: the file cannot be read, or describes no encoder of T5 v1.1.
@@ -208,5 +216,5 @@ def encoder_sizes(path: str) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=8)
 def _shapes(text: Text) -> Any:
-  """Returns text.shapes(), which takes T5-XXL a quarter of a second."""
+  """Caches text.shapes(), which takes a quarter of a second for T5-XXL."""
   return text.shapes()

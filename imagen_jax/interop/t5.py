@@ -1,8 +1,8 @@
-"""The encoder of T5 v1.1 from its public homes, and back.
+"""Conversion of T5 v1.1's encoder from and to t5x and Hugging Face.
 
-t5x's names and shapes are ours. Hugging Face has others, its kernels and the
-table of relative positions transposed, and the table of the vocabulary under
-one of two names or under both.
+Our names and shapes are t5x's. Hugging Face has other names. It transposes
+kernels and the table of relative positions, and stores the token embeddings
+under one of two names or under both.
 """
 
 import os
@@ -26,15 +26,15 @@ from imagen_jax.text.tokenizer import Tokenizer
 
 T = TypeVar("T", Tensor, np.ndarray)
 CONFIG = hub.CONFIG
-VOCABULARY = "vocabulary_sha256"  # of weights' metadata
+VOCABULARY = "vocabulary_sha256"  # key in the metadata of weights
 # spiece.model of google/t5-v1_1-*, which T5, T5 v1.1 and Flan-T5 share. It has
-# 32,000 pieces; the one beside t5x's checkpoints has 100 sentinels as well, and
-# we do not know its SHA-256. T5 rounds the rows of its table up.
+# 32,000 pieces. The file beside t5x's checkpoints adds 100 sentinels; its
+# SHA-256 is unknown here. T5 rounds the rows of its table up.
 T5_VOCABULARY = (
   "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 )
 T5_PIECES, T5_ROWS = (32_000, 32_100), 32_128
-# Our encoder's fields by their names in config.json, and what lacks there.
+# Our encoder's fields by their names in config.json, and the defaults there.
 _SIZES = {
   "vocab_size": "vocab_size",
   "emb_dim": "d_model",
@@ -49,8 +49,8 @@ _DEFAULTS = {
   "relative_attention_num_buckets": 32,
   "relative_attention_max_distance": 128,
 }
-_MOST = 2**20  # rows of a table; mT5 has a quarter of them
-# What T5 v1.1 is, whatever its size: the key, its value and the default.
+_MOST = 2**20  # the largest size to accept, four times mT5's table
+# The keys with one value in T5 v1.1 of any size: key, value and default.
 _FIXED = {
   "feed_forward_proj": ("gated-gelu", "relu"),
   "layer_norm_epsilon": (1e-6, 1e-6),
@@ -79,24 +79,36 @@ _IN_LAYER = {
 def load(
   path: str | os.PathLike, like: Any, placement: Placement | None = None
 ) -> Any:
-  """T5's encoder in the tree and dtypes of `like` (shapes), placed.
+  """Loads T5's encoder in the tree and dtypes of `like`.
 
-  Kernels that are int8 there are made so of the floats that are read, one by
-  one. ValueError as tensors, or if an array is damaged.
+  Kernels that are int8 in `like` are quantised one by one as they are read.
+
+  Args:
+    path: as in tensors.
+    like: the shapes and dtypes of the parameters.
+    placement: how to shard them; None puts them on the first device.
+
+  Raises:
+    ValueError: as tensors, or an array is damaged.
   """
   return place(quantised(tensors(path, like), like), like, placement)
 
 
 def tensors(path: str | os.PathLike, like: Any) -> dict[str, Tensor]:
-  """The encoder's tensors by our paths, of the shapes of `like`, not yet read.
+  """Opens the encoder's tensors by our paths, in the shapes of `like`, unread.
 
-  All are floats, and so without the scales that int8 kernels have there.
+  All tensors are floats. So the scales of int8 kernels in `like` are left out.
+  The decoder of a full model is ignored.
 
-  The path is that of a safetensors file, ours or Hugging Face's; of a folder
-  with model.safetensors or its shards and their index; of such an index; or
-  of a t5x checkpoint, which may be on gs://. Of a full model the decoder is
-  left alone. ValueError, naming the file, if it is missing, damaged, a pickle
-  or not of this encoder.
+  Args:
+    path: a safetensors file, ours or Hugging Face's; a folder with
+      model.safetensors or with shards and their index; such an index; or a t5x
+      checkpoint, which may be on gs://.
+    like: the shapes of the encoder's parameters.
+
+  Raises:
+    ValueError: the file, which the sentence names, is missing, damaged, a
+      pickle or of another encoder.
   """
   path = epath.Path(path)
   wanted = flax.traverse_util.flatten_dict(like, sep="/")
@@ -116,11 +128,11 @@ def tensors(path: str | os.PathLike, like: Any) -> dict[str, Tensor]:
 
 
 def check_weights(path: epath.Path, encoder: T5Encoder, like: Any) -> None:
-  """Checks the weights of an encoder, of which nothing is read.
+  """Checks the weights of an encoder without reading them.
 
   Args:
-    path: as for tensors. A checkpoint on gs:// is only looked for.
-    encoder: the encoder, whose sizes config.json may contradict.
+    path: as in tensors. Of a checkpoint on gs:// only its existence is checked.
+    encoder: the encoder, whose sizes are compared with config.json.
     like: the shapes of its parameters.
 
   Raises:
@@ -144,8 +156,8 @@ def read_sizes(path: epath.Path) -> dict[str, int] | None:
   """Reads the sizes of an encoder from the config.json beside its weights.
 
   Returns:
-    Fields of T5Encoder, those that the file has; None if there is no
-    config.json of T5.
+    The fields of T5Encoder that the file has; None if there is no config.json
+    of T5.
 
   Raises:
     ValueError: the file cannot be read, or describes no T5 v1.1.
@@ -180,9 +192,10 @@ def read_sizes(path: epath.Path) -> dict[str, int] | None:
 
 
 def recorded_vocabulary(path: epath.Path) -> str | None:
-  """Returns the fingerprint of the vocabulary that weights were trained with.
+  """Reads the fingerprint of the vocabulary that weights were trained with.
 
-  None if they do not record it, as published ones.
+  Returns:
+    The fingerprint; None if it is not recorded, as in published weights.
   """
   if folder := t5x.find(path):
     return t5x.read_notes(folder).get(VOCABULARY)
@@ -192,14 +205,16 @@ def recorded_vocabulary(path: epath.Path) -> str | None:
 def check_vocabulary(
   path: epath.Path, text: Text, tokenizer: Tokenizer
 ) -> None:
-  """Checks that a vocabulary is the one that an encoder was trained with.
+  """Checks that an encoder was trained with a vocabulary.
 
-  Weights that export or pretrain wrote record its SHA-256. Those of T5 do not:
-  theirs is known, or at least has T5's number of pieces. Of all others only the
-  size of the encoder's table is known.
+  Weights that export or pretrain wrote record the vocabulary's SHA-256. For
+  weights without it, and with T5's table of 32,128 rows, the vocabulary must
+  have 32,000 or 32,100 pieces. A warning is logged if it has 32,000 pieces but
+  not the published SHA-256. For all other weights only the size of the
+  encoder's table is checked.
 
   Raises:
-    ValueError: it is another one.
+    ValueError: the encoder was trained with another vocabulary.
   """
   rows, pieces = text.encoder.vocab_size, tokenizer.vocab_size
   said = f"vocabulary {text.vocabulary}"
@@ -230,25 +245,24 @@ def check_vocabulary(
 
 
 def hugging_face_names(names: Iterable[str]) -> dict[str, str]:
-  """Our paths -> the names of transformers' T5EncoderModel."""
+  """Maps our paths to the names of transformers' T5EncoderModel."""
   return {name: _hugging_face_name(name) for name in names}
 
 
 def save_hugging_face(
   folder: str | os.PathLike, params: Any, vocabulary: str | None = None
 ) -> None:
-  """Writes model.safetensors and config.json, numbers as they are.
+  """Writes model.safetensors and config.json, in the parameters' own dtypes.
 
-  transformers' T5EncoderModel.from_pretrained(folder) reads them. Folders that
-  lack are made.
+  transformers' T5EncoderModel.from_pretrained(folder) reads them.
 
   Args:
-    folder: where to.
-    params: the encoder's.
-    vocabulary: the fingerprint of its vocabulary, if that is known.
+    folder: the folder, which is created if it is missing.
+    params: the encoder's parameters.
+    vocabulary: the fingerprint of its vocabulary, if known.
 
   Raises:
-    ValueError: they cannot be written.
+    ValueError: a file cannot be written.
   """
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   state = {
@@ -260,12 +274,12 @@ def save_hugging_face(
 
 
 def vocabulary_note(fingerprint: str | None) -> dict[str, str]:
-  """Returns the metadata of weights that records their vocabulary."""
+  """Returns the metadata that records the vocabulary of weights."""
   return {VOCABULARY: fingerprint} if fingerprint else {}
 
 
 def hugging_face_config(params: Any) -> dict[str, Any]:
-  """config.json of an encoder, read off its parameters' shapes."""
+  """Derives config.json of an encoder from its parameters' shapes."""
   encoder = params["encoder"]
   vocabulary, width = params["token_embedder"]["embedding"].shape
   heads, buckets = encoder["relpos_bias"]["rel_embedding"].shape
@@ -294,12 +308,12 @@ def hugging_face_config(params: Any) -> dict[str, Any]:
 def save_t5x(
   folder: str | os.PathLike, params: Any, vocabulary: str | None = None
 ) -> None:
-  """Writes a t5x checkpoint of the encoder alone, numbers as they are.
+  """Writes a t5x checkpoint of the encoder, in the parameters' own dtypes.
 
   Args:
     folder: a new one, such as checkpoint_0 of a run; it may be on gs://.
-    params: the encoder's.
-    vocabulary: the fingerprint of its vocabulary, if that is known.
+    params: the encoder's parameters.
+    vocabulary: the fingerprint of its vocabulary, if known.
 
   Raises:
     ValueError: the folder is not new or cannot be written.
@@ -308,14 +322,14 @@ def save_t5x(
 
 
 def check_new(folder: str | os.PathLike) -> None:
-  """Raises ValueError if save_t5x would find a checkpoint in a folder."""
+  """Raises ValueError if a folder has a checkpoint, which save_t5x refuses."""
   t5x.check_new(epath.Path(folder))
 
 
 def _from_hugging_face(
   path: epath.Path, found: dict[str, Tensor], shapes: dict[str, tuple]
 ) -> dict[str, Tensor]:
-  """The tensors by our names, and so laid out; checked by theirs."""
+  """Checks Hugging Face's tensors, and converts names and layouts to ours."""
   found, names = _encoder(found), hugging_face_names(shapes)
   theirs = {
     names[n]: shape[::-1] if _is_turned(n) else shape
@@ -326,7 +340,7 @@ def _from_hugging_face(
 
 
 def _encoder(found: dict[str, Tensor]) -> dict[str, Tensor]:
-  """Without the decoder of a full model, and with one table of two."""
+  """Removes the decoder of a full model, and the second name of the table."""
   found = {
     name: tensor
     for name, tensor in found.items()
@@ -337,7 +351,7 @@ def _encoder(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_turned(name: str) -> bool:
-  """Whether Hugging Face has a parameter's axes the other way round."""
+  """Tests whether Hugging Face transposes a parameter."""
   return name.endswith(("/kernel", "/rel_embedding"))
 
 
@@ -346,6 +360,7 @@ def _turned(name: str, value: T) -> T:
 
 
 def _hugging_face_name(name: str) -> str:
+  """Returns Hugging Face's name of our path."""
   match = re.fullmatch(r"encoder/layers_(\d+)/(.+)", name)
   if not match:
     return _NAMES[name]

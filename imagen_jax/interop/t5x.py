@@ -1,16 +1,16 @@
-"""Checkpoints of t5x: a msgpack file `checkpoint`, and zarr arrays beside it.
+"""t5x checkpoints: a msgpack file `checkpoint`, and zarr arrays beside it.
 
   {"version": 3, "optimizer": {"target": {...}, "state": {...}}}
 
-Of the target's leaves the small ones are arrays. A large one is what
-TensorStore has to know to open it, with a path as on the machine that wrote
-it; its last part is a folder beside the file, such as
-target.encoder.layers_0.mlp.wo.kernel. Nothing in either format can run.
+Small leaves of the target are arrays. A large leaf is TensorStore's
+specification of a stored array. Its path is from the machine that wrote it;
+the path's last part is a folder beside the file, such as
+target.encoder.layers_0.mlp.wo.kernel. Neither format can run code.
 
-Newer versions of t5x save by Orbax, into a folder `state`. Its file has no
+Newer versions of t5x save by Orbax, into a folder `state`. Their file has no
 version, and names a folder as PLACEHOLDER://target.encoder.(...).
 
-No size in these files is believed: memory is taken for what the net wants.
+No size in these files is trusted: memory is allocated by the net's shapes.
 """
 
 import json
@@ -33,11 +33,11 @@ from imagen_jax.interop.tensors import Index, Tensor, clipped, few, shown
 FILE, VERSION = "checkpoint", 3
 NOTES = "imagen_jax.json"
 STATE, PLACEHOLDER = "state", "PLACEHOLDER://"
-_CHUNK = 2**26  # bytes: as large as t5x makes them
+_CHUNK = 2**26  # bytes of a chunk, at most, as in t5x
 _LAYER = re.compile(r"encoder/layers_\d+/")
 _STACK = re.compile(r"encoder/(?:encoder|layers)/(.+)")
 _SPLIT_HEADS = re.compile(r".*/attention/(query|key|value|out)/kernel")
-_UNKNOWN = Tensor((), np.dtype("float32"), lambda _: None)  # is never read
+_UNKNOWN = Tensor((), np.dtype("float32"), lambda _: None)  # never read
 
 
 def find(path: epath.Path) -> epath.Path | None:
@@ -45,7 +45,7 @@ def find(path: epath.Path) -> epath.Path | None:
 
   Args:
     path: the folder, the file in it, or the folder of a newer t5x, which has
-      them in `state`. It may be on gs://.
+      the arrays in `state`. It may be on gs://.
 
   Returns:
     The folder; None if the path is no checkpoint.
@@ -63,11 +63,11 @@ def encoder(
 
   Args:
     path: the checkpoint's folder, as find returns it.
-    shapes: those of the net that wants the tensors, by path.
+    shapes: the shapes of the net's parameters, by path.
 
   Returns:
-    The tensors by path, one for each layer, not yet read. Those that the net
-    does not want are not opened.
+    The unread tensors by path, one for each layer. Tensors that the net does
+    not have are not opened.
 
   Raises:
     ValueError: the checkpoint is damaged, not t5x's, or of another version or
@@ -82,7 +82,7 @@ def encoder(
   sizes = {name: _size(_parts(name, layers), shapes) for name in leaves}
   found = {name: _UNKNOWN for name, size in sizes.items() if size is None}
   leaves = {name: leaf for name, leaf in leaves.items() if name not in found}
-  # As float32, and twice: the last chunks of an array may jut out.
+  # 4 bytes a value, twice: an array's last chunks may exceed its bounds.
   cache = 8 * max((sizes[name] for name in leaves), default=0)
   for name, tensor in _tensors(path, leaves, cache).items():
     for layer, part in _unstacked(path, name, tensor, layers).items():
@@ -91,7 +91,7 @@ def encoder(
 
 
 def _parts(name: str, layers: int) -> list[str]:
-  """Returns the paths of a leaf's layers, or its own."""
+  """Returns the paths of a stacked leaf's layers, or the leaf's own path."""
   match = _STACK.fullmatch(name)
   if not match:
     return [name]
@@ -101,7 +101,7 @@ def _parts(name: str, layers: int) -> list[str]:
 def _size(
   parts: Sequence[str], shapes: Mapping[str, Sequence[int]]
 ) -> int | None:
-  """Returns the number of values that the net wants; None for no such parts."""
+  """Counts the values of these parts in the net; None if it has no part."""
   wanted = [math.prod(shapes[part]) for part in parts if part in shapes]
   return sum(wanted) if wanted else None
 
@@ -109,17 +109,18 @@ def _size(
 def save(
   path: epath.Path, tree: Any, notes: Mapping[str, str] | None = None
 ) -> None:
-  """Writes parameters as a new checkpoint of step 0; numbers stay as they are.
+  """Writes parameters, in their own dtypes, as a new checkpoint of step 0.
 
-  Last the file that makes it one.
+  The file `checkpoint` is written last, as it makes the folder a checkpoint.
 
   Args:
     path: the folder.
     tree: the parameters.
-    notes: go into a file of ours, for t5x's has no place for them.
+    notes: are written to a file of this package, as t5x's file has no place
+      for them.
 
   Raises:
-    ValueError: there is a checkpoint, or it cannot be written.
+    ValueError: the folder has a checkpoint, or cannot be written.
   """
   check_new(path)
   flat = flax.traverse_util.flatten_dict(tree, sep="/")
@@ -146,7 +147,7 @@ def check_new(path: epath.Path) -> None:
 
 
 def read_notes(path: epath.Path) -> dict[str, str]:
-  """Returns the notes that save was given; none of others' checkpoints."""
+  """Reads the notes that save wrote; empty for t5x's own checkpoints."""
   file = path / NOTES
   notes = files.read_json(file, "notes") if file.exists() else {}
   if not isinstance(notes, dict):
@@ -155,7 +156,7 @@ def read_notes(path: epath.Path) -> dict[str, str]:
 
 
 def _target(path: epath.Path) -> dict[str, np.ndarray | str]:
-  """Returns the leaves of a checkpoint's target: arrays or names of folders."""
+  """Reads the leaves of a checkpoint's target: arrays or names of folders."""
   file = path / FILE
   try:
     contents = flax.serialization.msgpack_restore(file.read_bytes())
@@ -221,10 +222,10 @@ def _folder(name: str) -> str:
 def _tensors(
   path: epath.Path, leaves: Mapping[str, np.ndarray | str], cache: int
 ) -> dict[str, Tensor]:
-  """The leaves as tensors; large ones are opened all at once, not yet read.
+  """Opens the leaves as unread tensors, all large ones at the same time.
 
-  Chunks that are in memory stay there as long as they have the size of one
-  array, cache bytes: of several parts or layers, all may need the same ones.
+  Up to `cache` bytes of chunks, the size of the largest array, stay in memory:
+  several parts or layers may need the same chunks.
   """
   context = ts.Context({"cache_pool": {"total_bytes_limit": cache}})
   opening = {
@@ -249,13 +250,15 @@ def _tensors(
 
 
 def _stored(path: epath.Path, name: str, store: Any) -> Tensor:
+  """Wraps an opened array as a tensor; ValueError for too large chunks."""
+
   def read(index: Index) -> np.ndarray:
     try:
       return store[index].read().result()
     except ValueError as error:
       raise _unreadable(path, name, error) from error
 
-  # One number of an array may take a whole chunk of memory.
+  # Reading one number takes the memory of its chunk.
   chunk = store.chunk_layout.read_chunk.shape
   if math.prod(chunk) > max(math.prod(store.shape), _CHUNK):
     raise ValueError(
@@ -270,18 +273,18 @@ def _unreadable(path: epath.Path, name: str, error: ValueError) -> ValueError:
 
 
 def _spec(path: epath.Path, folder: str) -> dict[str, Any]:
-  """Where an array is now; what else there is to know is in its folder."""
+  """Returns TensorStore's specification of an array in a checkpoint."""
   return {
     "driver": "zarr",
     "kvstore": _kvstore(path, folder),
     "recheck_cached_data": "open",
-    # Zeros otherwise, where a chunk was lost on the way.
+    # True would read a lost chunk as zeros.
     "fill_missing_data_reads": False,
   }
 
 
 def _kvstore(path: epath.Path, name: str) -> dict[str, str]:
-  """TensorStore's description of a folder, local or gs://."""
+  """Returns TensorStore's specification of a folder, local or gs://."""
   if not str(path).startswith("gs://"):
     return {"driver": "file", "path": f"{os.path.abspath(path)}/{name}/"}
   bucket, _, key = str(path).removeprefix("gs://").partition("/")
@@ -291,7 +294,7 @@ def _kvstore(path: epath.Path, name: str) -> dict[str, str]:
 def _unstacked(
   path: epath.Path, name: str, tensor: Tensor, layers: int
 ) -> dict[str, Tensor]:
-  """The layers of one that has them along its second axis, as t5x scans."""
+  """Splits a tensor that stacks layers on axis 1, as t5x's scan does."""
   if not _STACK.fullmatch(name) or len(tensor.shape) < 2:
     return {name: tensor}
   if tensor.shape[1] != layers:
@@ -310,7 +313,7 @@ def _unstacked(
 
 
 def _joined_heads(name: str, tensor: Tensor) -> Tensor:
-  """Kernels of attention as ours, where Flaxformer has [heads, head_dim]."""
+  """Joins the axes [heads, head_dim] of Flaxformer's attention kernels."""
   match = _SPLIT_HEADS.fullmatch(name)
   if not match or len(tensor.shape) != 3:
     return tensor
@@ -322,7 +325,7 @@ def _joined_heads(name: str, tensor: Tensor) -> Tensor:
 
 
 def _save(path: epath.Path, name: str, value: Any) -> Any:
-  """Writes an array of two axes or more; returns what stands for it."""
+  """Writes an array of two axes or more; returns its leaf in the checkpoint."""
   value = np.asarray(value)
   if value.ndim < 2:
     return value
@@ -343,7 +346,7 @@ def _save(path: epath.Path, name: str, value: Any) -> Any:
 
 
 def _chunks(value: np.ndarray) -> list[int]:
-  """The shape of its chunks: the largest side in halves until they fit."""
+  """Returns the shape of chunks: the largest axis is halved until they fit."""
   chunks = list(value.shape)
   while math.prod(chunks) * value.itemsize > _CHUNK:
     largest = chunks.index(max(chunks))

@@ -1,4 +1,4 @@
-"""Tensors of files: compared with those wanted, then read into place."""
+"""Tensors in files: checked against a net's shapes, then read and sharded."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,20 @@ from imagen_jax.nets.int8 import quantise
 from imagen_jax.parallel.sharding import Placement
 
 Index = tuple[slice, ...]
-_NAMED = 4  # of one kind of mistake, so many names are told
-_NAME = 120  # characters of a name that is told as it is
-_WORDS = 200  # characters of what a library says
+_NAMED = 4  # names to show for one kind of mistake
+_NAME = 120  # characters of the longest name that is shown unquoted
+_WORDS = 200  # characters to show of a library's message
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """One that lies in a file: read(one slice per axis) gives a part of it."""
+  """Describes a tensor in a file, to read in parts.
+
+  Attributes:
+    shape: its shape.
+    dtype: its numpy dtype, or safetensors' name of a dtype unfit for weights.
+    read: returns the part at an index of one slice per axis.
+  """
 
   shape: tuple[int, ...]
   dtype: Any
@@ -29,12 +35,12 @@ class Tensor:
 
   @property
   def T(self) -> "Tensor":
-    """With its axes in the other order."""
+    """The tensor with its axes reversed."""
     read = lambda index: self.read(index[::-1]).T
     return Tensor(self.shape[::-1], self.dtype, read)
 
   def first(self, count: int) -> "Tensor":
-    """The first of its rows."""
+    """Returns the first `count` rows."""
 
     def read(index: Index) -> np.ndarray:
       return self.read((slice(*index[0].indices(count)), *index[1:]))
@@ -48,17 +54,17 @@ class Tensor:
 def check(
   where: Any, found: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
 ) -> None:
-  """Checks the tensors of a file against those that a net wants.
+  """Checks the tensors of a file against a net's parameters.
 
   Args:
     where: the file, for messages.
     found: its tensors by name.
-    shapes: the shapes that the net wants, by name.
+    shapes: the shapes of the net's parameters, by name.
 
   Raises:
-    ValueError: tensors are missing, unknown, of another shape, or no floats of
-      16 bits or more. Integers hold no weights, and floats of a byte have
-      scales somewhere. One sentence names them all.
+    ValueError: tensors are missing, unknown, of another shape, or not floats of
+      at least 16 bits. Integers are no weights, and 8-bit floats would need
+      scales. One sentence names them all.
   """
   odd = []
   for name, shape in shapes.items():
@@ -76,23 +82,23 @@ def check(
 
 
 def few(names: Sequence[str]) -> str:
-  """Returns the first names, and how many more there are."""
+  """Joins the first four names, and counts the rest."""
   rest = len(names) - _NAMED
   return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def shown(name: str) -> str:
-  """Returns a file's or a tensor's name as messages have it.
+  """Formats the name of a file or a tensor for messages.
 
-  A name that comes from elsewhere may hold escape sequences of terminals, or
-  megabytes: then it is quoted and cut.
+  A foreign name may hold terminal escape sequences or megabytes. It is then
+  quoted and cut.
   """
   plain = len(name) <= _NAME and name.isprintable() and name.strip() == name
   return name if plain and name else files.quote(name)
 
 
 def clipped(said: str) -> str:
-  """Returns a library's words in one line; they may quote a whole file."""
+  """Formats a library's message as one line, cut as it may quote a file."""
   line = " ".join(said.split())
   fine = line.isprintable() and len(line) <= _WORDS
   return line if fine else files.quote(line, _WORDS)
@@ -101,10 +107,16 @@ def clipped(said: str) -> str:
 def place(
   found: Mapping[str, Tensor], like: Any, placement: Placement | None = None
 ) -> Any:
-  """The tensors, read in the dtypes of `like` into the places of a placement.
+  """Reads tensors, one after the other in the order of `found`, onto devices.
 
-  One after the other, in the order of `found`; a process reads what its own
-  devices hold. Without a placement they are whole, on the first device.
+  Args:
+    found: the tensors by path.
+    like: the tree, shapes and dtypes of the parameters.
+    placement: how to shard them; a process reads only the shards of its own
+      devices. None puts unsharded tensors on the first device.
+
+  Returns:
+    The tree of arrays.
   """
   flat = flax.traverse_util.flatten_dict(like, sep="/")
   where = dict.fromkeys(flat)
@@ -116,9 +128,10 @@ def place(
 
 
 def quantised(found: Mapping[str, Tensor], like: Any) -> dict[str, Tensor]:
-  """Tensors in two where `like` has int8: the kernel and, after it, its scale.
+  """Quantises the kernels that are int8 in `like`, when they are read.
 
-  A part of either is read as whole columns, which have one scale.
+  Such a kernel becomes two tensors: int8 values, then their scales. A part of
+  either reads entire columns, as each column has one scale.
   """
   flat = flax.traverse_util.flatten_dict(like, sep="/")
   result = {}
@@ -131,7 +144,7 @@ def quantised(found: Mapping[str, Tensor], like: Any) -> dict[str, Tensor]:
 
 
 def _quantised(name: str, tensor: Tensor) -> dict[str, Tensor]:
-  """A kernel [n, m] in int8, and its scale [m]."""
+  """Returns a kernel [n, m] as int8, and its scale [m]."""
   columns = lambda at: quantise(tensor.read((slice(None), at)))
   kernel = lambda index: columns(index[1])[0][index[0]]
   scale = lambda index: columns(index[0])[1]
@@ -142,7 +155,7 @@ def _quantised(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _misfit(tensor: Tensor, shape: Sequence[int]) -> str:
-  """Returns what was expected in place of a tensor; "" if it fits."""
+  """Returns the expected dtype or shape if a tensor differs, else ""."""
   wide = isinstance(tensor.dtype, np.dtype) and tensor.dtype.itemsize > 1
   if not (wide and jnp.issubdtype(tensor.dtype, jnp.floating)):
     return f"floats of 16 bits or more, {_sides(shape)}"
@@ -154,9 +167,11 @@ def _sides(shape: Sequence[int]) -> str:
 
 
 def _put(tensor: Tensor, dtype: Any, sharding: Any) -> jax.Array:
-  parts = {}  # devices of which several hold the same part ask for it again
+  """Reads a tensor onto its devices in a dtype."""
+  parts = {}  # devices with the same shard request it again
 
   def part(index: Index) -> np.ndarray:
+    """Reads a part, or returns it if it was read before."""
     key = str(index)
     if key not in parts:
       # Cast by numpy: JAX would compile a program for every shape.
@@ -167,5 +182,5 @@ def _put(tensor: Tensor, dtype: Any, sharding: Any) -> jax.Array:
     array = jax.device_put(part((slice(None),) * len(tensor.shape)))
   else:
     array = jax.make_array_from_callback(tensor.shape, sharding, part)
-  # What waits for its transfer to a device would pile up in host memory.
+  # Arrays that wait for their transfer would pile up in host memory.
   return array.block_until_ready()

@@ -1,4 +1,4 @@
-"""Our UNet's parameters by diffusers' names, and how they lie in its files."""
+"""Names and layouts of our UNet's parameters in diffusers' files."""
 
 from collections.abc import Iterable
 
@@ -48,7 +48,7 @@ _LEAVES = {
 
 
 def diffusers_names(paths: Iterable[str]) -> dict[str, str]:
-  """Our paths -> the names of diffusers' UNet2DConditionModel."""
+  """Maps our paths to the names of diffusers' UNet2DConditionModel."""
   paths = list(paths)
   levels = 1 + max(
     int(path.split("_")[1]) for path in paths if path.startswith("down_")
@@ -57,7 +57,7 @@ def diffusers_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def layout_of(path: str, shape: tuple[int, ...]) -> Layout:
-  """How a parameter of ours, of this shape, lies in diffusers' files."""
+  """Returns the layout in diffusers' files of our parameter of this shape."""
   *_, module, leaf = path.split("/")
   heads = {"query", "key", "value", "text_key", "text_value"}
   if leaf == "kernel" and len(shape) == 3:
@@ -68,6 +68,7 @@ def layout_of(path: str, shape: tuple[int, ...]) -> Layout:
 
 
 def _name(path: str, levels: int) -> str:
+  """Returns diffusers' name of our path in a UNet of so many levels."""
   place, leaf = path.rsplit("/", 1)
   if place in _PLACES:
     return f"{_PLACES[place]}.{_LEAVES[leaf]}"

@@ -1,4 +1,4 @@
-"""Weights as one safetensors file: parameters named by path, as stored."""
+"""Weights in one safetensors file, with parameters named by their path."""
 
 import contextlib
 import operator
@@ -19,10 +19,10 @@ from imagen_jax import files
 from imagen_jax.checkpoints.manager import check_run, restore_ema
 from imagen_jax.interop.tensors import Tensor, check, clipped, place, shown
 
-# By their endings; opening one runs what its author wrote.
+# Endings of pickles, which run their author's code when they are opened.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_MOST_HEADER = 100_000_000  # bytes, as the format says
-# The dtypes of weights; others keep the names that safetensors has for them.
+_MOST_HEADER = 100_000_000  # bytes, the limit of the format
+# The dtypes of weights. Other dtypes keep their names in safetensors.
 _DTYPES = {
   "F64": jnp.dtype("float64"),
   "F32": jnp.dtype("float32"),
@@ -32,9 +32,10 @@ _DTYPES = {
 
 
 def load(path: str | os.PathLike, like: Any) -> Any:
-  """Weights from a .safetensors file, or a training run's averaged ones.
+  """Loads weights from a .safetensors file, or a training run's EMA weights.
 
-  ValueError as load_weights and restore_ema, and for a pickle.
+  Raises:
+    ValueError: as load_weights and restore_ema, or the file is a pickle.
   """
   check_no_pickle(path)
   if epath.Path(path).suffix == ".safetensors":
@@ -50,10 +51,19 @@ def save_weights(
   dtype: Any = jnp.bfloat16,
   metadata: Mapping[str, str] | None = None,
 ) -> int:
-  """Writes a tree of parameters, whole or not at all; returns its bytes.
+  """Writes a tree of parameters atomically.
 
-  Folders that lack are made; gs:// paths too. ValueError if it cannot be
-  written.
+  Args:
+    path: a local or gs:// path. Missing folders are created.
+    params: the tree.
+    dtype: the dtype to store; None keeps the dtypes.
+    metadata: the metadata of the file.
+
+  Returns:
+    The size of the file in bytes.
+
+  Raises:
+    ValueError: the file cannot be written.
   """
   flat = flax.traverse_util.flatten_dict(params, sep="/")
   flat = {name: np.asarray(value, dtype) for name, value in flat.items()}
@@ -63,7 +73,7 @@ def save_weights(
 
 
 def check_no_pickle(path: str | os.PathLike) -> None:
-  """ValueError for a file that is called like a pickle; it is not opened."""
+  """Raises ValueError for a file with a pickle's ending, without opening it."""
   if str(path).endswith(PICKLES):
     raise ValueError(
       f"weights {path} are a pickle, which can run anything, expected "
@@ -72,11 +82,11 @@ def check_no_pickle(path: str | os.PathLike) -> None:
 
 
 def load_weights(path: str | os.PathLike, like: Any) -> Any:
-  """Loads a file's parameters, in the tree and the dtypes of `like` (shapes).
+  """Loads a file's parameters in the tree and dtypes of `like` (shapes).
 
   Raises:
-    ValueError: the file is missing or damaged, or its parameters are not those
-      of `like`. The sentence names the file.
+    ValueError: the file is missing or damaged, or its parameters differ from
+      `like`. The sentence names the file.
   """
   wanted = flax.traverse_util.flatten_dict(like, sep="/")
   with _local(epath.Path(path)) as local:
@@ -86,10 +96,10 @@ def load_weights(path: str | os.PathLike, like: Any) -> Any:
 
 
 def check_file(path: str | os.PathLike, like: Any) -> None:
-  """Checks what load would read, as far as that takes no time.
+  """Checks the file or run that load would read, without reading its tensors.
 
   Raises:
-    ValueError: as load, but for damage within tensors and checkpoints.
+    ValueError: as load, except for damage within tensors or checkpoints.
   """
   check_no_pickle(path)
   path = epath.Path(path)
@@ -107,13 +117,13 @@ def open_file(path: Any, name: Any = None) -> dict[str, Tensor]:
 
   Args:
     path: the file, on a local disk.
-    name: the path in messages, by default the file's.
+    name: the path in messages; None means the file's.
 
   Returns:
-    Its tensors by name. Of the file only what is read comes into memory.
+    Its tensors by name. Only the parts that are read enter memory.
 
   Raises:
-    ValueError: the file is missing, damaged or of another kind.
+    ValueError: the file is missing, damaged or of another format.
   """
   with reading(path, name):
     file = safetensors.safe_open(path, "numpy")
@@ -122,7 +132,7 @@ def open_file(path: Any, name: Any = None) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-  """Reads what save_weights was given as metadata.
+  """Reads the metadata of a file that save_weights wrote.
 
   Raises:
     ValueError: the file cannot be read, or has no header of safetensors.
@@ -133,7 +143,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _header(path: epath.Path) -> dict[str, Any]:
-  """Reads what a file says of its tensors; on gs:// nothing else is read."""
+  """Reads the header, which describes the tensors, and no more of the file."""
   with reading(path), path.open("rb") as file:
     size = int.from_bytes(file.read(8), "little")
     data = file.read(min(size, _MOST_HEADER + 1))
@@ -146,7 +156,7 @@ def _header(path: epath.Path) -> dict[str, Any]:
 
 
 def _described(path: epath.Path) -> dict[str, Tensor]:
-  """Returns a file's tensors, of which nothing can be read."""
+  """Returns the shapes and dtypes of a file's tensors, without `read`."""
   found = {}
   with reading(path):
     for name, about in _header(path).items():
@@ -166,6 +176,7 @@ def _described(path: epath.Path) -> dict[str, Tensor]:
 
 
 def _tensor(file: Any, name: str) -> Tensor:
+  """Describes a tensor of an open safetensors file."""
   part = file.get_slice(name)
   dtype = part.get_dtype()
   read = lambda index: part[index]
@@ -174,7 +185,7 @@ def _tensor(file: Any, name: str) -> Tensor:
 
 @contextlib.contextmanager
 def _local(path: epath.Path) -> Iterator[os.PathLike]:
-  """Gives the block a file on a local disk: the path's, or a copy."""
+  """Gives the block a local file: the path itself, or a copy of it."""
   if "://" not in os.fspath(path):
     yield path
     return
@@ -187,11 +198,15 @@ def _local(path: epath.Path) -> Iterator[os.PathLike]:
 
 @contextlib.contextmanager
 def reading(path: Any, name: Any = None) -> Iterator[None]:
-  """Raises ValueError, naming the file, if the block cannot read it.
+  """Converts the block's errors on reading a file to a ValueError.
 
   Args:
     path: the file.
-    name: the path in messages, by default the file's.
+    name: the path in messages; None means the file's.
+
+  Raises:
+    ValueError: the file, which the sentence names, cannot be read, is damaged
+      or is not safetensors.
   """
   name = path if name is None else name
   try:

@@ -1,4 +1,4 @@
-"""captioned_shapes: images whose captions state all that is in them.
+"""captioned_shapes: drawn images whose captions state their contents.
 
-The data set is drawn, and a rule-based judge checks images against captions.
+A rule-based judge checks images against captions.
 """

@@ -1,4 +1,4 @@
-"""captioned_shapes as a TFDS dataset, drawn on the spot."""
+"""captioned_shapes as a TFDS data set, drawn when it is prepared."""
 
 import collections.abc
 import dataclasses
@@ -13,14 +13,19 @@ from imagen_jax.shapes.examples import draw_example
 
 @dataclasses.dataclass
 class ShapesConfig(tfds.core.BuilderConfig):
-  """How many examples to draw: train, and each of the two test splits."""
+  """Describes the size of the data set.
+
+  Attributes:
+    train: the number of examples in the split train.
+    test: the number of examples in each of the two test splits.
+  """
 
   train: int = 20_000
   test: int = 2_000
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-  """Pictures of coloured shapes with captions and the scenes behind them."""
+  """Images of coloured shapes, with captions and the scenes that are drawn."""
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = [
@@ -62,7 +67,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def example(split: str, i: int) -> dict[str, object]:
-  """Returns `draw_example(split, i)`, its image as the bytes of a PNG."""
+  """Draws `draw_example(split, i)`, with its image as a PNG in a BytesIO."""
   drawn = draw_example(split, i)
   png = io.BytesIO()
   Image.fromarray(drawn["image"]).save(png, "png")

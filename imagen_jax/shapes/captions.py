@@ -29,8 +29,8 @@ _PLACES = {
   "right": ("on the right", "on the right side"),
   "middle": ("in the middle", "in the center"),
 }
-# {a} is a group, {where} its place or its relation to the other group, {is}
-# the verb in its number.
+# {a} is a group, {where} its place or its relation to the other group, {is} the
+# verb, which agrees with the group in number.
 _SENTENCES = (
   "{a} {where}",
   "a picture of {a} {where}",
@@ -58,10 +58,14 @@ _BACKGROUNDS = (
 def caption(
   scene: scenes.Scene, rng: np.random.Generator, leave_out: float = 0.0
 ) -> str:
-  """A lower-case caption of `scene`.
+  """Writes a lower-case caption of `scene` in random wording.
 
-  Sizes, fills, background and the place of a lone group are each left unsaid
-  with probability `leave_out`; everything else is always stated.
+  Args:
+    scene: the scene.
+    rng: draws the wording and the omissions.
+    leave_out: the probability, 0 to 1, of omitting the sizes, the fills, the
+      background and the place of a single group, each on its own. All other
+      facts are always stated.
   """
   sizes, fills, background, place = rng.random(4) >= leave_out
   phrases = [_group(g, rng, sizes, fills) for g in scene.groups]
@@ -69,7 +73,7 @@ def caption(
   if len(phrases) == 1:
     where = _pick(rng, _PLACES[relation]) if place else ""
   else:
-    if rng.random() < 0.5:  # tell it from the other group's side
+    if rng.random() < 0.5:  # state the relation from the other group
       first, relation = 1, scenes.CONVERSE[relation]
     where = f"{_pick(rng, _RELATIONS[relation])} {phrases[1 - first]}"
   verb = "is" if scene.groups[first].count == 1 else "are"
@@ -84,9 +88,10 @@ def caption(
 
 
 def description(scene: scenes.Scene) -> str:
-  """All of `scene` in plain words and one order, from the top or the left on.
+  """Describes all of `scene` in a fixed order, from the top or the left.
 
-  "left one small plain red star right two large dotted blue circle white".
+  Example: "left one small plain red star right two large dotted blue circle
+  white".
   """
   relation, groups = scene.relation, scene.groups
   if relation in ("below", "right of"):
@@ -108,7 +113,7 @@ def _a(words: str) -> str:
 
 
 def _group(group: scenes.Group, rng, sizes: bool, fills: bool) -> str:
-  """A group as a noun phrase: "two small green stars with dots"."""
+  """Writes a group as a noun phrase: "two small green stars with dots"."""
   words = [_pick(rng, _SIZES[group.size])] if sizes else []
   after = ()
   if fills and group.fill in _AFTER and rng.random() < 0.4:

@@ -1,16 +1,16 @@
-"""Draws a scene: anti-aliased from signed distances, in plain numpy."""
+"""Drawing of scenes, antialiased by signed distances, in plain numpy."""
 
 import numpy as np
 
 from imagen_jax.shapes import scenes
 
-PERIOD = 16  # pixels from one stripe, or one dot of a row, to the next
+PERIOD = 16  # pixels between stripes, or between dots in a row
 DOT_RADIUS = 4
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def draw(scene: scenes.Scene, placed: tuple[scenes.Placed, ...]) -> np.ndarray:
-  """The picture of a scene, uint8 [256, 256, 3]."""
+  """Draws a scene as an image, uint8 [256, 256, 3]."""
   shape = (scenes.CANVAS, scenes.CANVAS, 3)
   image = np.empty(shape, np.float32)
   image[:] = scenes.COLORS[scene.background]
@@ -20,14 +20,14 @@ def draw(scene: scenes.Scene, placed: tuple[scenes.Placed, ...]) -> np.ndarray:
 
 
 def shade(color: str) -> tuple[float, float, float]:
-  """The second colour of a fill: half way to white if dark, else to black."""
+  """Mixes a fill's second colour: half white if dark, else half black."""
   rgb = np.array(scenes.COLORS[color], np.float32)
   other = 255 if rgb @ _LUMINANCE < 0.5 * 255 else 0
   return tuple(((rgb + other) / 2).tolist())
 
 
 def _draw_object(image: np.ndarray, group: scenes.Group, p: scenes.Placed):
-  """Paints one object over the part of `image` that its box covers."""
+  """Paints an object onto the part of `image` that its box covers."""
   reach = p.extent / 2 + 1
   rows, cols = (
     slice(max(int(c - reach), 0), int(c + reach) + 1) for c in (p.cy, p.cx)
@@ -44,12 +44,12 @@ def _draw_object(image: np.ndarray, group: scenes.Group, p: scenes.Placed):
 
 
 def _coverage(distance: np.ndarray) -> np.ndarray:
-  """Share of a pixel inside an edge at a signed distance (inside < 0)."""
+  """Returns the share of a pixel inside an edge at a distance (inside < 0)."""
   return np.clip(0.5 - distance, 0, 1)
 
 
 def _distance(shape: str, x, y, half: float) -> np.ndarray:
-  """Signed distance to a shape that fills the box of half width `half`."""
+  """Computes the signed distance to a shape whose box has half width `half`."""
   if shape == "circle":
     return np.hypot(x, y) - half
   if shape == "square":
@@ -57,7 +57,7 @@ def _distance(shape: str, x, y, half: float) -> np.ndarray:
   if shape == "triangle":
     side = (2 * np.abs(x) - (y + half)) / np.sqrt(np.float32(5))
     return np.maximum(side, y - half)
-  # A star is where at most one of the five lines of a pentagram is crossed.
+  # A point is in a star if it is beyond at most one line of a pentagram's five.
   radius = half / np.sin(2 * np.pi / 5)  # as wide as the box, points up
   y = y + radius * (np.cos(np.pi / 5) - 1) / 2  # the box's centre is at 0
   angles = -np.pi / 2 + 2 * np.pi / 5 * np.arange(5)
@@ -68,7 +68,7 @@ def _distance(shape: str, x, y, half: float) -> np.ndarray:
 
 
 def _fill_distance(fill: str, x, y) -> np.ndarray:
-  """Signed distance to the shaded part of a fill; its centre is unshaded."""
+  """Computes the signed distance to a fill's shade, which avoids the centre."""
   if fill == "plain":
     return np.ones((1, 1), np.float32)
   if fill == "striped":
@@ -80,5 +80,5 @@ def _fill_distance(fill: str, x, y) -> np.ndarray:
 
 
 def _to_lattice(u: np.ndarray) -> np.ndarray:
-  """Distance to the nearest multiple of PERIOD."""
+  """Computes the distance to the nearest multiple of PERIOD."""
   return np.abs((u + PERIOD / 2) % PERIOD - PERIOD / 2)

@@ -1,4 +1,4 @@
-"""The examples of captioned_shapes, each a pure function of its index."""
+"""Examples of captioned_shapes, each a pure function of its index."""
 
 import collections.abc
 
@@ -6,15 +6,20 @@ import numpy as np
 
 from imagen_jax.shapes import captions, drawing, scenes
 
-LEAVE_OUT = 0.3  # so that short prompts are in distribution; train only
+LEAVE_OUT = 0.3  # in train only, so that short prompts are in distribution
 
 
 def draw_example(split: str, i: int) -> dict[str, np.ndarray | str]:
   """Draws example i of a split.
 
-  The result has image uint8 [256, 256, 3], caption, and scene (JSON). No scene
-  of train or test has a combination that `held_out` keeps for test_unseen.
-  ValueError for an unknown split.
+  No scene of train or test has a combination that `held_out` keeps for
+  test_unseen.
+
+  Returns:
+    image uint8 [256, 256, 3], caption, and scene (JSON).
+
+  Raises:
+    ValueError: the split is unknown.
   """
   if split not in scenes.SPLITS:
     raise ValueError(f"split is {split!r}, expected one of {scenes.SPLITS}")
@@ -29,10 +34,10 @@ def draw_example(split: str, i: int) -> dict[str, np.ndarray | str]:
 
 
 class Endless(collections.abc.Sequence):
-  """A split of captioned_shapes without a last example, drawn when read.
+  """Draws the examples of a split of captioned_shapes when they are read.
 
-  Element i is `draw_example(split, i)`, so the first elements are the stored
-  data set's. Nothing is kept: an element takes about 2 ms of a core.
+  Element i is `draw_example(split, i)`, so the first elements equal the stored
+  data set's. No element is cached: drawing one takes about 2 ms of a core.
   """
 
   def __init__(self, split: str):
@@ -41,7 +46,7 @@ class Endless(collections.abc.Sequence):
     self._split = split
 
   def __len__(self) -> int:
-    return 10**9  # more than a training reads; grain shuffles up to 2^32
+    return 10**9  # more than a training run reads; grain shuffles up to 2^32
 
   def __getitem__(self, i: int) -> dict[str, np.ndarray | str]:
     if not 0 <= i < len(self):

@@ -1,17 +1,18 @@
-"""Says from pixels alone which claims of a captioned_shapes scene hold.
+"""Rule-based judge of which claims of a scene an image shows.
 
-The objects found are first matched with the scene's groups. A group never
-takes more objects than it counts, nor one that has neither its colour nor its
-shape; what is left over is extra. Then each claim is checked on its own:
+Only pixels are read. First the objects that are found are matched with the
+scene's groups. A group never gets more objects than its count, nor an object
+with neither its colour nor its shape. Unmatched objects are extra. Then each
+claim is checked on its own:
 
 background   the background has the stated colour
-count        the group has as many objects as stated, and no extra one counts
+count        the group has as many objects as stated, and no extra object counts
              against it: an extra object with the colour and shape of a group
-             counts against that group, any other against every group
+             counts against that group, any other one against every group
 color, shape, size, fill
-             the group has at least one object, and all of them look so
-relation     both groups have objects, and each object of the first is on the
-             stated side of each of the second
+             the group has at least one object, and all its objects look so
+relation     both groups have objects, and each object of the first group is on
+             the stated side of each object of the second group
 place        the group has objects, and they are in the stated place
 """
 
@@ -40,7 +41,7 @@ KINDS = (
   "relation",
   "place",
 )
-_LOOKS = {"color": 3.0, "shape": 3.0, "size": 1.0, "fill": 1.0}  # in matching
+_LOOKS = {"color": 3.0, "shape": 3.0, "size": 1.0, "fill": 1.0}  # match weights
 _TOLERANCE = 8  # pixels by which a stated position may be missed
 _VERTICAL = ("above", "below", "top", "bottom")
 _FAR_SIDE = ("below", "right of", "bottom", "right")
@@ -48,21 +49,21 @@ _FAR_SIDE = ("below", "right of", "bottom", "right")
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """One statement of a scene, of a group or (None) of the whole picture."""
+  """Holds one statement of a scene, and whether an image shows it."""
 
   kind: str  # one of KINDS
-  group: int | None
-  holds: bool
+  group: int | None  # the group's index; None for a statement on the image
+  holds: bool  # whether the image shows it
 
 
 def judge(picture, scene: Scene) -> list[Claim]:
-  """The claims of a scene, checked on [H, W, 3], uint8 or float in [-1, 1]."""
+  """Checks a scene's claims on [H, W, 3], uint8 or float in [-1, 1]."""
   background, found = find_objects(picture)
   return check(background, found, scene)
 
 
 def check(background: str, found: list[Found], scene: Scene) -> list[Claim]:
-  """The claims of a scene, checked on the objects found in a picture."""
+  """Checks a scene's claims on the objects found in an image."""
   members, extra = _match(found, scene)
   claims = [Claim("background", None, background == scene.background)]
   for i, (group, mine) in enumerate(zip(scene.groups, members)):
@@ -79,12 +80,12 @@ def check(background: str, found: list[Found], scene: Scene) -> list[Claim]:
 
 
 def tally(claims: Iterable[Claim]) -> collections.Counter:
-  """Counts of (kind, holds); the tallies of several hosts add up with +."""
+  """Counts claims by (kind, holds); tallies of several hosts add up with +."""
   return collections.Counter((c.kind, c.holds) for c in claims)
 
 
 def share(counts: collections.Counter) -> dict[str, float]:
-  """The share of claims that hold, of every kind seen and of "all"."""
+  """Computes the share of claims that hold, for each kind counted and "all"."""
   total, held = collections.Counter(), collections.Counter()
   for (kind, holds), n in counts.items():
     for key in (kind, "all"):
@@ -94,7 +95,7 @@ def share(counts: collections.Counter) -> dict[str, float]:
 
 
 def _match(found, scene) -> tuple[list[list[Found]], list[Found]]:
-  """The objects of each group, and the extra ones, by best agreement."""
+  """Matches objects with groups by best agreement; returns extra ones too."""
   slots = [
     i for i, group in enumerate(scene.groups) for _ in range(group.count)
   ]
@@ -110,32 +111,32 @@ def _match(found, scene) -> tuple[list[list[Found]], list[Found]]:
 
 
 def _agreement(found: Found, i: int, scene: Scene) -> float:
-  """How well an object fits group i; 0: neither its colour nor its shape."""
+  """Scores an object's fit to group i; 0 if both colour and shape differ."""
   group = scene.groups[i]
   if found.color != group.color and found.shape != group.shape:
     return 0.0
   alike = [getattr(found, kind) == getattr(group, kind) for kind in _LOOKS]
-  # Groups that look alike in the picture are told apart by where they are.
+  # Position decides between groups whose objects look alike in the image.
   along = _along(found, scene.relation) / CANVAS
   weights = list(_LOOKS.values())
   return np.dot(alike, weights) + 0.1 * (along if i else 1 - along)
 
 
 def _spoils(extra: Found, i: int, scene: Scene) -> bool:
-  """Whether an extra object counts against group i."""
+  """Tests whether an extra object counts against group i."""
   looks = [(g.color, g.shape) for g in scene.groups]
   look = (extra.color, extra.shape)
   return look == looks[i] or look not in looks
 
 
 def _along(found: Found, relation: str) -> float:
-  """The object's centre, measured from the side that the relation names."""
+  """Measures the object's centre from the border that the relation names."""
   centre = found.cy if relation in _VERTICAL else found.cx
   return CANVAS - centre if relation in _FAR_SIDE else centre
 
 
 def _related(first, second, relation: str) -> bool:
-  """Whether all of `first` lies on the stated side of all of `second`."""
+  """Tests whether all of `first` is on the stated side of all of `second`."""
   if not (first and second):
     return False
   ahead = [(_along(f, relation), f.extent / 2) for f in first]
@@ -146,7 +147,7 @@ def _related(first, second, relation: str) -> bool:
 
 
 def _in_place(mine, place: str) -> bool:
-  """Whether the objects of the only group are where it says."""
+  """Tests whether the objects of a single group are in the stated place."""
   if not mine:
     return False
   if place == "middle":

@@ -1,8 +1,8 @@
-"""Finds the objects of a captioned_shapes picture from its pixels alone.
+"""Detection of the objects in an image of captioned_shapes.
 
-Nothing here is learned: colours are compared with the palette, silhouettes
-with the four ideal ones, fills by the layout of the shade. Every length is in
-pixels of the 256 canvas, to which a picture of another size is resized first.
+No part is learned: colours are compared with the palette, silhouettes with four
+ideal ones, and fills by the layout of the shade. Lengths are in pixels of the
+256 x 256 canvas, to which an image of another size is resized first.
 """
 
 import dataclasses
@@ -20,23 +20,23 @@ from imagen_jax.shapes.scenes import (
   SIZES,
 )
 
-OTHER = "other"  # a silhouette that is none of the four
+OTHER = "other"  # a silhouette that is none of the four shapes
 
 _NAMES = tuple(COLORS)
 _MAIN = np.array([COLORS[name] for name in _NAMES], np.float32)  # [K, 3]
 _SHADE = np.array([shade(name) for name in _NAMES], np.float32)  # [K, 3]
-_FRAME = 6  # no object comes nearer to the border
+_FRAME = 6  # the least distance of an object from the border
 _TOLERANCE = 40.0  # half the smallest distance between two palette colours
-_SMALLEST = 200  # area of a component that counts, a third of the least star
+_SMALLEST = 200  # least area of a component, a third of the smallest star
 _LARGE_FROM = (SIZES["small"][1] + SIZES["large"][0]) / 2
-_CORE = 80  # area of a solid part: what must stay when a rim is taken off
-_LEAST_IOU = 0.6  # below it a silhouette is none of the four
-_GOOD_IOU = 0.8  # below it a silhouette may be two that touch
-_LONGEST = 1.4  # longer side / shorter side of a box above which it is OTHER
-_LEAST_SHADE = 0.015  # variance along colour..shade below which it is plain
-_LEAST_DOWN = 0.75  # share of the squared slope that is vertical in stripes
+_CORE = 80  # least area of a solid part, once its rim is removed
+_LEAST_IOU = 0.6  # below it a silhouette is OTHER
+_GOOD_IOU = 0.8  # below it a silhouette may be two touching objects
+_LONGEST = 1.4  # aspect ratio of a box above which it is OTHER
+_LEAST_SHADE = 0.015  # variance along colour..shade below which a fill is plain
+_LEAST_DOWN = 0.75  # least share of vertical squared slope in stripes
 _GRID = 32  # silhouettes are compared on this grid over their box
-_TRIMS = (-0.08, -0.04, 0.0, 0.04, 0.08)  # of the box: how a fit may miss it
+_TRIMS = (-0.08, -0.04, 0.0, 0.04, 0.08)  # shares of the box to trim in a fit
 _TRIM_COST = 0.2  # in IoU, per unit of trim
 _CROSS = ndimage.generate_binary_structure(2, 1)
 _FULL = ndimage.generate_binary_structure(2, 2)
@@ -44,19 +44,23 @@ _FULL = ndimage.generate_binary_structure(2, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """One object: what it looks like, its box's centre and longer side."""
+  """Describes an object found in an image, in pixels of the canvas."""
 
-  color: str
+  color: str  # one of COLORS
   shape: str  # one of SHAPES, or OTHER
-  fill: str
-  size: str
-  cx: float
+  fill: str  # one of FILLS
+  size: str  # one of SIZES
+  cx: float  # centre of its box
   cy: float
-  extent: float
+  extent: float  # longer edge of its box
 
 
 def find_objects(picture) -> tuple[str, list[Found]]:
-  """The background's colour and the objects of [H, W, 3], largest first."""
+  """Finds the background's colour and the objects, largest first.
+
+  Args:
+    picture: an image [H, W, 3], uint8 or float in [-1, 1].
+  """
   pixels = _canvas(picture)
   background, value = _background(pixels)
   away = np.linalg.norm(pixels - value, axis=-1)
@@ -71,7 +75,7 @@ def find_objects(picture) -> tuple[str, list[Found]]:
 
 
 def _canvas(picture) -> np.ndarray:
-  """uint8 or float in [-1, 1], [H, W, 3] -> float32 [256, 256, 3], 0..255."""
+  """Resizes an image to the canvas: float32 [256, 256, 3] in 0..255."""
   picture = np.asarray(picture)
   if picture.ndim != 3 or picture.shape[-1] != 3:
     raise ValueError(
@@ -87,7 +91,11 @@ def _canvas(picture) -> np.ndarray:
 
 
 def _background(pixels) -> tuple[str, np.ndarray]:
-  """The palette colour most common in all and at the border, and its value."""
+  """Finds the background: the colour most common overall and at the border.
+
+  Returns:
+    The palette colour, and the median RGB value of its pixels.
+  """
   nearest = np.argmin(np.sum(_MAIN**2, -1) - 2 * pixels @ _MAIN.T, -1)
   border = np.ones(nearest.shape, bool)
   border[_FRAME:-_FRAME, _FRAME:-_FRAME] = False
@@ -98,7 +106,7 @@ def _background(pixels) -> tuple[str, np.ndarray]:
 
 
 def _components(mask):
-  """(window, mask in the window) of every component that is big enough."""
+  """Yields (window, mask in the window) of every large enough component."""
   labels, _ = ndimage.label(mask, _FULL)
   for i, window in enumerate(ndimage.find_objects(labels), start=1):
     component = labels[window] == i
@@ -107,7 +115,7 @@ def _components(mask):
 
 
 def _along(pixels, k) -> tuple[np.ndarray, np.ndarray]:
-  """Distance of pixels to the line colour..shade, and where on it (0..1)."""
+  """Computes pixels' distance to the line colour..shade, and place (0..1)."""
   line = _SHADE[k] - _MAIN[k]
   offset = pixels - _MAIN[k]
   t = np.clip(offset @ line / (line @ line), 0, 1)
@@ -115,13 +123,13 @@ def _along(pixels, k) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_color(pixels, mask, away, background):
-  """(colour, mask) of the parts of one component, by colour and its shade."""
+  """Yields (colour's index, mask) of the parts of a component by colour."""
   distances, ts = np.stack(
     [_along(pixels, k) for k in range(len(_NAMES))], axis=1
   )
   distances[_NAMES.index(background)] = np.inf
   present = _present(np.argmin(distances, axis=0), ts, mask)
-  # An edge lies where the object's colour and the background are equally far.
+  # An edge is equally far from the object's colour and from the background.
   solid = mask & (distances[present].min(axis=0) < away)
   smooth = [ndimage.uniform_filter(distances[k], 5) for k in present]
   owner = np.argmin(smooth, axis=0)
@@ -130,11 +138,11 @@ def _by_color(pixels, mask, away, background):
 
 
 def _present(nearest, ts, mask) -> list[int]:
-  """The colours that fill a solid part of a component, or the one voted for."""
+  """Returns the colours that fill a solid part, or else the most voted one."""
   inner, votes, present = _core(mask, 2), [], []
   for k, t in enumerate(ts):
     mine = inner & (nearest == k)
-    # Greys are a shade of black and of white: the pure colour decides.
+    # Greys are shades of both black and white, so only pure colours decide.
     pure = mine & (t < 0.35)
     votes.append(pure.sum() + 0.5 * mine.sum())
     if pure.sum() >= _CORE:
@@ -145,12 +153,12 @@ def _present(nearest, ts, mask) -> list[int]:
 
 
 def _depth(mask) -> np.ndarray:
-  """Steps to the nearest pixel outside the mask, which the window bounds."""
+  """Counts the steps from each pixel out of the mask, or out of the window."""
   return ndimage.distance_transform_cdt(np.pad(mask, 1), "taxicab")[1:-1, 1:-1]
 
 
 def _core(mask, width):
-  """The mask without its rim, a thinner one where too little would stay."""
+  """Removes a mask's rim, or a thinner rim where too little would remain."""
   depth = _depth(mask)
   for rim in range(width, 0, -1):
     if (depth > rim).sum() >= _CORE:
@@ -159,7 +167,7 @@ def _core(mask, width):
 
 
 def _untouched(mask):
-  """The solid parts of a mask that are big enough, touching ones apart."""
+  """Yields a mask's large enough solid parts, separated where they touch."""
   mask = ndimage.binary_fill_holes(mask)
   mask = ndimage.binary_opening(mask, _CROSS)
   for window, part in _components(mask):
@@ -171,7 +179,7 @@ def _untouched(mask):
 
 
 def _split(mask) -> list[np.ndarray]:
-  """Cuts a mask that fits no shape well at its neck, if it has one."""
+  """Cuts a mask at its neck, if it has one and fits no shape well."""
   if _fit(mask)[1] >= _GOOD_IOU:
     return [mask]
   depth = _depth(mask)
@@ -188,7 +196,7 @@ def _split(mask) -> list[np.ndarray]:
 
 
 def _describe(pixels, mask, k, window) -> Found:
-  """Reads one object off its mask in the window and its colour's index."""
+  """Describes an object by its mask in the window and its colour's index."""
   shape, _, (top, bottom, left, right) = _fit(mask)
   extent = float(max(bottom - top, right - left))
   return Found(
@@ -203,15 +211,15 @@ def _describe(pixels, mask, k, window) -> Found:
 
 
 def _silhouette(shape: str, y, x) -> np.ndarray:
-  """Whether points are inside a shape whose box is [-1, 1] x [-1, 1]."""
+  """Tests whether points are inside a shape whose box is [-1, 1] x [-1, 1]."""
   if shape == "circle":
     return x**2 + y**2 <= 1
   if shape == "triangle":
     return (np.abs(x) <= (1 + y) / 2) & (y <= 1)
   if shape == "square":
     return np.maximum(np.abs(x), np.abs(y)) <= 1
-  # The star's points are on the unit circle, from y = -1 to cos(36 deg); each
-  # of its ten edges, folded to the first, is on a line cos(72 deg) away.
+  # The star's tips are on the unit circle, from y = -1 to cos(36 deg). Each of
+  # its ten edges, folded onto the first, is on a line cos(72 deg) away.
   x = x * np.sin(2 * np.pi / 5)
   y = (y * (1 + np.cos(np.pi / 5)) - (1 - np.cos(np.pi / 5))) / 2
   angle = np.arctan2(x, -y) + np.pi / 5
@@ -222,10 +230,11 @@ def _silhouette(shape: str, y, x) -> np.ndarray:
 
 @functools.cache
 def _templates():
-  """Ideal shapes whose box may miss that of a mask a little on each side.
+  """Builds ideal shapes whose boxes differ a little from a mask's box.
 
-  Returns shapes [T] (indices), trims [T, 4] (top, bottom, left, right, as
-  shares of the mask's box) and the silhouettes' bits over that box.
+  Returns:
+    shapes [T] (indices), trims [T, 4] (top, bottom, left, right, as shares of
+    the mask's box) and the silhouettes' bits over that box.
   """
   centres = (np.arange(_GRID) + 0.5) / _GRID
   trims = np.array(list(itertools.product(_TRIMS, repeat=4)))
@@ -239,13 +248,13 @@ def _templates():
 
 
 def _bits(masks) -> np.ndarray:
-  """Masks [..., grid, grid] as words of 64 pixels, uint64 [..., words]."""
+  """Packs masks [..., grid, grid] into uint64 [..., grid * grid / 64]."""
   flat = masks.reshape(*masks.shape[:-2], -1)
   return np.packbits(flat, axis=-1).view(np.uint64)
 
 
 def _fit(mask) -> tuple[str, float, list[float]]:
-  """The shape that overlaps a mask best, its IoU, and the box it then has."""
+  """Finds the shape that overlaps a mask best, its IoU, and its box."""
   rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
   top, left = rows[0], columns[0]
   height, width = rows[-1] + 1 - top, columns[-1] + 1 - left
@@ -267,9 +276,9 @@ def _fit(mask) -> tuple[str, float, list[float]]:
 
 
 def _fill(distance, t, mask) -> str:
-  """plain: t hardly varies; striped: it does, up and down; dotted: all ways."""
-  # Neither a speck of a third colour is a pattern, nor the blurred rim on a
-  # background like the shade: keep off both.
+  """Classifies a fill: t varies little (plain), vertically or in all ways."""
+  # Exclude specks of a third colour. Exclude the blurred rim, which looks like
+  # the shade on a similar background.
   specks = distance > np.median(distance[mask]) + _TOLERANCE
   inner = _core(mask & ~specks, 5)
   if t[inner].var() < _LEAST_SHADE:

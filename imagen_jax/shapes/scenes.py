@@ -1,4 +1,4 @@
-"""What may be in a picture of captioned_shapes, and where it stands."""
+"""Scenes of captioned_shapes: their contents and their random layouts."""
 
 import dataclasses
 import json
@@ -26,55 +26,56 @@ PLACES = ("top", "bottom", "left", "right", "middle")
 CANVAS = 256
 SPLITS = ("train", "test", "test_unseen")
 
-BORDER = 6  # least distance of an object from the border, pixels
+# All distances are in pixels of the canvas.
+BORDER = 6  # least distance of an object from the border
 GAP = 8  # least distance between two objects' bounding boxes
 RELATION_GAP = 12  # least distance between two groups along their relation
-PLACE_LIMIT = 0.42 * CANVAS  # centres of a group at the top lie above this
-MIDDLE_LIMIT = 0.12 * CANVAS  # a group in the middle is centred this well
+PLACE_LIMIT = 0.42 * CANVAS  # centres of a group at the top are above this
+MIDDLE_LIMIT = 0.12 * CANVAS  # a middle group is less than this off centre
 
 _PAIR_COUNTS = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
-_PROPOSALS = 128  # layouts proposed at a time; the first valid one is taken
+_PROPOSALS = 128  # layouts proposed at a time; the first valid one is used
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Up to three objects that look alike."""
+  """Describes up to three objects that look alike."""
 
-  count: int
-  size: str
-  fill: str
-  color: str
-  shape: str
+  count: int  # 1 to 3
+  size: str  # one of SIZES
+  fill: str  # one of FILLS
+  color: str  # one of COLORS
+  shape: str  # one of SHAPES
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """One group in a PLACE, or two of which the first stands in a RELATION."""
+  """Describes one group in a place, or two groups in a relation."""
 
-  groups: tuple[Group, ...]
-  relation: str
-  background: str
+  groups: tuple[Group, ...]  # one or two
+  relation: str  # one of PLACES; of two groups, one of RELATIONS, of the first
+  background: str  # one of COLORS
 
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-  """One object: its group's index, its box's centre and its width, pixels."""
+  """Holds the place of an object, in pixels of the canvas."""
 
-  group: int
-  cx: float
+  group: int  # its group's index
+  cx: float  # centre of its box
   cy: float
-  extent: float
+  extent: float  # width of its box
 
 
 def held_out(color: str, shape: str, relation: str) -> bool:
-  """Whether this combination, one in eight, is kept for test_unseen."""
+  """Tests whether a combination, one in eight, is kept for test_unseen."""
   c = tuple(COLORS).index(color)
   r = (RELATIONS + PLACES).index(relation)
   return (c + SHAPES.index(shape) + 3 * r) % 8 == 0
 
 
 def combos(scene: Scene) -> set[tuple[str, str, str]]:
-  """(colour, shape, relation as seen from the group) of every group."""
+  """Returns (colour, shape, relation as seen from the group) of every group."""
   relations = (scene.relation, CONVERSE.get(scene.relation))
   return {(g.color, g.shape, r) for g, r in zip(scene.groups, relations)}
 
@@ -82,7 +83,11 @@ def combos(scene: Scene) -> set[tuple[str, str, str]]:
 def sample_scene(
   rng: np.random.Generator, split: str
 ) -> tuple[Scene, tuple[Placed, ...]]:
-  """A random scene of `split`, with a place for each of its objects."""
+  """Draws a random scene of `split`, with a place for each of its objects.
+
+  Raises:
+    ValueError: the split is unknown.
+  """
   if split not in SPLITS:
     raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
   while True:
@@ -93,16 +98,16 @@ def sample_scene(
 
 
 def to_json(scene: Scene, placed: tuple[Placed, ...]) -> str:
-  """A scene and its layout as one line of JSON."""
+  """Formats a scene and its layout as one line of JSON."""
   objects = [dataclasses.asdict(p) for p in placed]
   return json.dumps({**dataclasses.asdict(scene), "placed": objects})
 
 
 def from_json(text: str | bytes) -> tuple[Scene, tuple[Placed, ...]]:
-  """Reads what `to_json` wrote, or what another data set has in its place.
+  """Parses a scene and its layout, which may come from another data set.
 
   Raises:
-    ValueError: the text is no scene.
+    ValueError: the text is no scene that `to_json` could have written.
   """
   try:
     value = files.parse_json(text, "a scene")
@@ -120,7 +125,7 @@ def from_json(text: str | bytes) -> tuple[Scene, tuple[Placed, ...]]:
 
 
 def _is_scene(scene: Scene) -> bool:
-  """Returns whether a scene has what scenes may have."""
+  """Tests whether all fields of a scene have allowed values."""
   options = {
     "count": (1, 2, 3), "size": SIZES, "fill": FILLS, "color": COLORS,
     "shape": SHAPES,
@@ -142,7 +147,7 @@ def _pick(rng, options):
 
 
 def _content(rng: np.random.Generator, unseen: bool) -> Scene | None:
-  """A scene without a layout; None if its two groups came out alike."""
+  """Draws a scene without a layout; None if its two groups are alike."""
   if rng.random() < 0.65:
     relation, counts = _pick(rng, RELATIONS), _pick(rng, _PAIR_COUNTS)
     seen_from = (relation, CONVERSE[relation])
@@ -163,7 +168,7 @@ def _group(rng, count: int, relation: str, unseen: bool) -> Group:
   return Group(count, size, fill, color, shape)
 
 
-_LOOKS = {  # the (colour, shape) pairs allowed: _LOOKS[unseen][relation]
+_LOOKS = {  # _LOOKS[unseen][relation]: the allowed pairs (colour, shape)
   unseen: {
     r: [(c, s) for c in COLORS for s in SHAPES if held_out(c, s, r) == unseen]
     for r in RELATIONS + PLACES
@@ -173,7 +178,7 @@ _LOOKS = {  # the (colour, shape) pairs allowed: _LOOKS[unseen][relation]
 
 
 def _place(rng: np.random.Generator, scene: Scene) -> tuple[Placed, ...] | None:
-  """Rejection sampling of a layout; None if no proposal is valid."""
+  """Draws a layout by rejection sampling; None if no proposal is valid."""
   ranges = [SIZES[g.size] for g in scene.groups]
   sizes = [int(rng.integers(lo, hi + 1)) for lo, hi in ranges]
   group = np.repeat(np.arange(len(sizes)), [g.count for g in scene.groups])
@@ -184,7 +189,7 @@ def _place(rng: np.random.Generator, scene: Scene) -> tuple[Placed, ...] | None:
     xy = _propose_middle(rng, extent)
   else:
     xy = _propose_side(rng, scene.relation, extent)
-  # Quarter pixels are exact in JSON, so a scene read back is the same scene.
+  # Quarter pixels are exact in JSON, so a scene that is read back is identical.
   xy = np.round(4 * xy) / 4
   valid = np.flatnonzero(_valid(xy, scene.relation, group, extent))
   if not valid.size:
@@ -196,7 +201,7 @@ def _place(rng: np.random.Generator, scene: Scene) -> tuple[Placed, ...] | None:
 
 
 def _propose_pair(rng, relation: str, sizes: list[int], group) -> np.ndarray:
-  """Layouts [N, n, 2] with one group on either side of a random line."""
+  """Proposes layouts [N, n, 2] with a random line between two groups."""
   axis = 1 if relation in ("above", "below") else 0
   first = 0 if relation in ("above", "left of") else 1  # nearer to the origin
   margin, half = BORDER + RELATION_GAP / 2, np.take(sizes, group) / 2
@@ -214,14 +219,14 @@ def _propose_pair(rng, relation: str, sizes: list[int], group) -> np.ndarray:
 
 
 def _propose_middle(rng, extent: np.ndarray) -> np.ndarray:
-  """Layouts [N, n, 2] whose centroid is near the centre of the canvas."""
+  """Proposes layouts [N, n, 2] with centroids near the canvas's centre."""
   xy = rng.uniform(-1, 1, (_PROPOSALS, len(extent), 2)) * extent[:, None]
   target = rng.uniform(-1, 1, (_PROPOSALS, 1, 2)) * MIDDLE_LIMIT
   return CANVAS / 2 + target + xy - xy.mean(1, keepdims=True)
 
 
 def _propose_side(rng, place: str, extent: np.ndarray) -> np.ndarray:
-  """Layouts [N, n, 2] at the top, bottom, left or right."""
+  """Proposes layouts [N, n, 2] at the top, bottom, left or right."""
   margin = BORDER + extent[:, None] / 2
   low = np.broadcast_to(margin, (len(extent), 2)).copy()
   high = CANVAS - low
@@ -234,7 +239,7 @@ def _propose_side(rng, place: str, extent: np.ndarray) -> np.ndarray:
 
 
 def _valid(xy: np.ndarray, relation: str, group, extent) -> np.ndarray:
-  """Which layouts [N, n, 2] keep every distance and the relation: bool [N]."""
+  """Tests which layouts [N, n, 2] keep all distances and the relation."""
   half = extent / 2
   margin = BORDER + half[:, None]
   ok = ((xy >= margin) & (xy <= CANVAS - margin)).all((1, 2))

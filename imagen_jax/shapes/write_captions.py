@@ -1,10 +1,10 @@
-"""Writes captions of captioned_shapes' pictures as text, a line a picture.
+"""Writes captions of captioned_shapes as text, one line per image.
 
   python -m imagen_jax.shapes.write_captions \\
     --split=train --pictures=20000 --each=8 --output=captions.txt
 
-A line holds --each captions of the picture, in different words, separated by
-tabs; with --describe the first of them is its plain description.
+A line holds --each captions of the image, in random wording, separated by tabs.
+With --describe the image's description precedes the captions.
 """
 
 import sys
@@ -41,7 +41,15 @@ def define_flags(values: flags.FlagValues) -> None:
 def lines(
   split: str, pictures: int, each: int, leave_out: float, describe: bool = False
 ):
-  """Yields tab-separated captions of the split's scene 0, 1, ..."""
+  """Yields a line of tab-separated captions for each scene 0, 1, ...
+
+  Args:
+    split: one of SPLITS.
+    pictures: the number of scenes.
+    each: the captions per scene.
+    leave_out: as in captions.caption.
+    describe: puts the scene's description before the captions.
+  """
   for i in range(pictures):
     rng = np.random.default_rng((scenes.SPLITS.index(split), i))
     scene, _ = scenes.sample_scene(rng, split)
@@ -51,7 +59,11 @@ def lines(
 
 
 def main(argv: list[str]) -> None:
-  """Writes what the parsed flags say; argv is what is no flag."""
+  """Writes the captions to --output.
+
+  Args:
+    argv: the program's name, and arguments that are no flags.
+  """
   args = flags.FLAGS
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")

@@ -1,1 +1,1 @@
-"""Prompts to embeddings: vocabulary, tokenizer and text encoder."""
+"""Text encoding: vocabulary, tokenizer and frozen text encoder."""

@@ -1,14 +1,15 @@
-"""A text encoder's training on text alone: captions into plain descriptions.
+"""Text-only pretraining of a text encoder, from captions to descriptions.
 
-T5 learns from text with a decoder that reads the encoder's tokens, and all
-that the decoder is to know must be in them (Raffel et al. 2020). Here it writes
-down what the caption says, in a fixed order: first whatever is at the top. It
-has one layer, so it cannot work out what belongs together: of "two blue
-circles below a square" the token "blue" must itself tell that it is what is at
-the bottom, and the whole description depends on such tokens.
+T5's decoder reads the text only through the encoder's output tokens (Raffel et
+al. 2020, arXiv 1910.10683). So these tokens must hold all that the decoder
+needs. Here the decoder writes a description of the caption in a fixed order,
+beginning with the group at the top. It has one layer, too few to work out which
+words belong together. In "two blue circles below a square" the encoder's token
+"blue" must itself hold that blue is at the bottom.
 
-(Neither words guessed in place of hidden ones nor captions said in other words
-taught an encoder that: all but one or two words come out without it.)
+Not in the paper: it uses a published T5. Predicting masked words or paraphrased
+captions did not teach an encoder which words belong together. All but one or
+two words can be predicted without it.
 """
 
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ from imagen_jax.text.tokenizer import Tokenizer
 
 
 class Describer(nn.Module):
-  """The encoder and a decoder of one layer, which is thrown away later."""
+  """An encoder with a one-layer decoder, which is discarded after training."""
 
-  encoder: T5Encoder
+  encoder: T5Encoder  # the text encoder to train
 
   @property
   def precision(self) -> str:
@@ -40,15 +41,21 @@ class Describer(nn.Module):
   def __call__(
     self, ids: jax.Array, mask: jax.Array, target: jax.Array
   ) -> jax.Array:
-    """ids, mask, target [B, L] -> logits [B, L, vocabulary] of the target.
+    """Predicts each target token from the tokens before it and all of ids.
 
-    Those of a token see the target's tokens before it, and all of ids.
+    Args:
+      ids: int32 [B, L], the caption's tokens.
+      mask: bool [B, L], True = real token.
+      target: int32 [B, L], the description's tokens.
+
+    Returns:
+      Logits [B, L, vocabulary].
     """
     dim, heads = self.encoder.emb_dim, self.encoder.num_heads
     attend = lambda name: nn.MultiHeadDotProductAttention(heads, name=name)
     states = self.encoder(ids, mask)
     table = nn.Embed(self.encoder.vocab_size, dim, name="token_embedder")
-    before = jnp.pad(target[:, :-1], ((0, 0), (1, 0)))  # pad starts, as in T5
+    before = jnp.pad(target[:, :-1], ((0, 0), (1, 0)))  # pad begins, as in T5
     position = self.param(
       "position", nn.initializers.normal(0.02), (ids.shape[1], dim)
     )
@@ -68,10 +75,15 @@ def pair(
   texts: Sequence[Sequence[str]],
   rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """A caption and the description of each picture.
+  """Tokenizes a random caption and the description of each image.
 
-  texts: for every picture its description and one or more captions, of which
-  one is drawn. Returns ids, mask, target and target_mask, all [n, length].
+  Args:
+    tokenizer: encodes both.
+    texts: for each of n images its description, then one or more captions.
+    rng: draws one of the captions.
+
+  Returns:
+    ids, mask, target and target_mask, all [n, length].
   """
   captions = [of[rng.integers(1, len(of))] for of in texts]
   return *tokenizer(captions), *tokenizer([of[0] for of in texts])
@@ -85,7 +97,7 @@ def describe_loss(
   target: jax.Array,
   target_mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """(cross-entropy in nats, accuracy) per real token of the target [B, L]."""
+  """Computes (cross-entropy in nats, accuracy) per real target token."""
   logits = model.apply({"params": params}, ids, mask, target)
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
   right = logits.argmax(-1) == target

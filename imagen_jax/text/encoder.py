@@ -1,4 +1,4 @@
-"""Prompts to text embeddings with a frozen encoder."""
+"""Text embeddings of prompts, by a frozen encoder (Sec. 2.1)."""
 
 import dataclasses
 import functools
@@ -19,12 +19,15 @@ NULLS = ("zeros", "empty")
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-  """An encoder, and what nets are told of its outputs.
+  """Holds an encoder, and how nets see its outputs.
 
-  attend_padding: to nets the outputs at padding are as real as others, which
-  to the encoder they never are. null: what stands in for no prompt, "zeros",
-  the paper's (Sec. 4.1), or "empty", the encoder's outputs for no words. The
-  paper is silent on padding; DeepFloyd IF has True and "empty".
+  Attributes:
+    encoder: the T5 encoder.
+    attend_padding: whether nets attend to outputs at padding as to real tokens.
+      The encoder itself never attends to padding. Not in the paper: it does not
+      mention padding. DeepFloyd IF attends to it.
+    null: the null text. "zeros" zeroes the embeddings (Sec. 4.1). "empty"
+      encodes the empty prompt, as DeepFloyd IF does.
   """
 
   encoder: T5Encoder
@@ -39,7 +42,10 @@ class Embedder:
   def __call__(
     self, params: Any, ids: jax.Array, mask: jax.Array
   ) -> TextEmbedding:
-    """Of ids and mask [B, L], True = real; what no prompt is, is not told."""
+    """Encodes ids [B, L] under mask [B, L] (True = real token).
+
+    `null` of the result is left unset.
+    """
     tokens = self.encoder.apply({"params": params}, ids, mask)
     seen = jnp.ones_like(mask) if self.attend_padding else mask
     return TextEmbedding(tokens, seen)
@@ -47,10 +53,17 @@ class Embedder:
   def for_training(
     self, params: Any, ids: jax.Array, mask: jax.Array, dropped: jax.Array
   ) -> TextEmbedding:
-    """The same of a batch whose rows where dropped [B] lose their prompts.
+    """Encodes a training batch whose examples `dropped` lose their prompts.
 
-    Those rows alone are right in its null: what would be encoded in vain is
-    encoded as the empty prompt in its place, so that this costs nothing.
+    With "empty", a dropped example is encoded as the empty prompt in place of
+    its own. So the null text takes no second pass, but it is valid only for
+    dropped examples.
+
+    Args:
+      params: the encoder's weights.
+      ids: int32 [B, L].
+      mask: bool [B, L], True = real token.
+      dropped: bool [B].
     """
     if self.null == "zeros":
       return self(params, ids, mask)
@@ -62,7 +75,7 @@ class Embedder:
 
 @dataclasses.dataclass(frozen=True)
 class Unconditional:
-  """Stands in for an Embedder where nets are unconditional."""
+  """Replaces an Embedder where nets are unconditional."""
 
   def __call__(self, params: Any, ids: None, mask: None) -> None:
     """Returns None, for Conditioning.text."""
@@ -73,18 +86,32 @@ class Unconditional:
     """Returns None, for Conditioning.text."""
 
 
-# One program for all encoders of the same settings.
+# Compiled once for all encoders with the same settings.
 _embed = jax.jit(Embedder.__call__, static_argnames="self")
 
 
 class TextEncoder:
-  """list of n prompts -> TextEmbedding: tokens [n, L, D] float32, mask [n, L].
+  """Encodes n prompts into a TextEmbedding: tokens [n, L, D], mask [n, L].
 
-  The result is in the host's memory, whole on every host. batch_size prompts
-  are encoded at a time, always: the last batch is filled up with empty rows.
-  So one program is compiled, and a prompt's embedding does not depend on how
-  many come with it. Tokens at padding are what the encoder makes of them.
-  params may be of any dtype and lie on any devices.
+  The result is float32 in host memory, all of it on every host. Batches always
+  have `batch_size` rows: the last batch is padded with empty rows. So one
+  program is compiled, and a prompt's embedding does not depend on the number of
+  prompts. Tokens at padding are the encoder's outputs there.
+
+  Args:
+    embedder: the encoder and its null text.
+    params: the encoder's weights, in any dtype and on any devices.
+    tokenizer: encodes the prompts.
+    batch_size: the prompts to encode at a time, at least 1.
+
+  Attributes:
+    tokenizer: the tokenizer.
+    dim: the width D of the embeddings.
+    length: the number L of tokens.
+
+  Raises:
+    ValueError: batch_size is less than 1, or the tokenizer has more pieces than
+      the encoder embeds.
   """
 
   def __init__(
@@ -107,13 +134,17 @@ class TextEncoder:
     self.length = tokenizer.length
 
   def __call__(self, prompts: Sequence[str]) -> TextEmbedding:
-    """Raises ValueError for no prompts and for those the tokenizer refuses."""
+    """Encodes prompts.
+
+    Raises:
+      ValueError: there are no prompts, or the tokenizer refuses one.
+    """
     if not len(prompts):
       raise ValueError("there are no prompts, expected at least one")
     return self.from_ids(*self.tokenizer(prompts))
 
   def from_ids(self, ids: np.ndarray, mask: np.ndarray) -> TextEmbedding:
-    """The same for prompts already tokenized: ids, mask [n, L]."""
+    """Encodes n tokenized prompts: ids int32 [n, L], mask bool [n, L]."""
     starts = range(0, len(ids), self._batch_size)
     parts = [
       self._encode(*(a[i : i + self._batch_size] for a in (ids, mask)))
@@ -128,7 +159,7 @@ class TextEncoder:
 
   @functools.cached_property
   def _no_words(self) -> TextEmbedding:
-    """The empty prompt, one row."""
+    """The embedding of the empty prompt, one row."""
     text = self._encode(*empty_prompt(self.length))
     return jax.tree.map(lambda rows: rows[:1], text)
 

@@ -1,4 +1,4 @@
-"""The settings of the text encoder; configs say what differs from these."""
+"""Settings of the text encoder, and their defaults."""
 
 import dataclasses
 from typing import Any
@@ -12,11 +12,19 @@ from imagen_jax.text.encoder import Embedder, Unconditional
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """The frozen text encoder: its net and the files of its two parts.
+  """Describes the frozen text encoder: its net, files and options.
 
-  Prompts are cut to length tokens (128 is ours), and encoded batch_size at a
-  time. attend_padding and null are Embedder's, lowercase is Tokenizer's. With
-  int8 the kernels, all but 3 % of T5-XXL, are kept in a byte per weight.
+  Attributes:
+    encoder: the net.
+    vocabulary: the path of the SentencePiece model.
+    weights: the path of the encoder's weights.
+    length: the tokens that a prompt is cut to, 2 to 10,000. Not in the paper:
+      it gives no length, so the default of 128 is a choice.
+    batch_size: the prompts to encode at a time, 1 to 1,000,000.
+    attend_padding: as in Embedder.
+    null: as in Embedder.
+    lowercase: as in Tokenizer.
+    int8: keeps kernels, 97 % of T5-XXL, as one byte per weight.
   """
 
   encoder: T5Encoder
@@ -30,7 +38,7 @@ class Text:
   int8: bool = False
 
   def __post_init__(self):
-    _ = self.embedder  # which checks null
+    _ = self.embedder  # checks null
     for name, least, most in (
       ("length", 2, 10_000),
       ("batch_size", 1, 1_000_000),
@@ -41,17 +49,19 @@ class Text:
 
   @property
   def embedder(self) -> Embedder:
+    """The encoder with these options."""
     return Embedder(self.encoder, self.attend_padding, self.null)
 
   def init(self, key: jax.Array) -> Any:
-    """Random weights of the encoder."""
+    """Initialises the encoder's weights at random."""
     ids = jnp.zeros((1, self.length), jnp.int32)
     return self.encoder.init(key, ids, ids == 0)["params"]
 
   def shapes(self) -> Any:
-    """Shapes of the encoder's weights, of the dtypes to keep them in.
+    """Returns the shapes of the encoder's weights, and the dtypes to keep.
 
-    They are frozen: floats computed with in bfloat16 alone are kept so.
+    Weights are frozen, so float kernels and tables are kept in the dtype that
+    they are computed in.
     """
     like = jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
@@ -79,16 +89,22 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class NoText:
-  """Stands in for Text where nets are unconditional: config.text is None."""
+  """Replaces Text where nets are unconditional: config.text is None.
+
+  Attributes:
+    length: None: there are no tokens.
+    dim: None: there are no embeddings.
+    embedder: returns None for every batch.
+  """
 
   length: None = None
   dim: None = None
   embedder: Unconditional = Unconditional()
 
   def shapes(self) -> Any:
-    """Returns no weights."""
+    """Returns an empty tree: there are no weights."""
     return {}
 
   def inputs(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns nothing: captions are not read."""
+    """Returns an empty dictionary: captions are not read."""
     return {}

@@ -1,4 +1,4 @@
-"""SentencePiece with T5's conventions: no BOS, </s> = 1, pad = 0, unk = 2."""
+"""SentencePiece tokenizer with T5's ids: pad = 0, </s> = 1, unk = 2, no BOS."""
 
 import hashlib
 import os
@@ -12,15 +12,15 @@ from etils import epath
 from imagen_jax import files
 
 _SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
-# So many texts are named in warnings of one kind, each once. A data set of
-# captions is not the place to read about every one of them.
+# The most texts that warnings of one kind name, each once. A data set may have
+# millions of such captions.
 _NAMED = 20
 _CUT, _UNKNOWN = "are cut", "have what the text encoder does not know"
 _PARTS = 5  # parts of a prompt that one warning names
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-  """Raises ValueError, naming the offender, unless all are texts with words."""
+  """Raises ValueError, naming the offender, unless all prompts have words."""
   if isinstance(prompts, (str, bytes)):
     raise ValueError("prompts is one text, expected a list of texts")
   for i, prompt in enumerate(prompts):
@@ -36,25 +36,32 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def empty_prompt(length: int) -> tuple[np.ndarray, np.ndarray]:
-  """(ids, mask), both [1, length], of no words: </s> and padding."""
+  """Returns the empty prompt, </s> and padding: ids and mask [1, length]."""
   ids = np.full((1, length), _SPECIAL["pad"], np.int32)
   ids[:, 0] = _SPECIAL["eos"]
   return ids, ids == _SPECIAL["eos"]
 
 
 class Tokenizer:
-  """prompts -> (ids [n, length] int32, mask [n, length] bool, True = real).
+  """Encodes n prompts into ids int32 and mask bool [n, length], True = real.
 
-  With lowercase, prompts lose capitals and the space around them first, which
-  most vocabularies' own normalisation leaves as they are.
-  May be called from many threads at once and sent to other processes.
-  ValueError for a model file that cannot be used, and for prompts that
-  check_prompts refuses. Text over length loses its end, </s> stays, and a
-  warning says where it is cut. Another names the parts of a prompt that have no
-  piece: to the encoder they are all the same.
+  A longer prompt loses its end but keeps </s>. A warning logs where it is cut.
+  Another warning logs the parts of a prompt that have no piece: the encoder
+  cannot distinguish them. Many threads may call it at once, and it can be
+  pickled for other processes.
+
+  Args:
+    path: the model file, which may begin with ~ or gs://.
+    length: the number of tokens of every row, at least 2.
+    lowercase: lowercases and strips prompts first. The normalisation of most
+      vocabularies does neither.
 
   Attributes:
+    length: the number of tokens of every row.
     fingerprint: the SHA-256 of the model file, in hexadecimal.
+
+  Raises:
+    ValueError: length is less than 2, or the model file cannot be used.
   """
 
   def __init__(
@@ -73,9 +80,15 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
+    """The number of pieces, with the special ones."""
     return self._model.piece_size()
 
   def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes prompts.
+
+    Raises:
+      ValueError: a prompt is empty or is not valid text.
+    """
     check_prompts(prompts)
     ids = np.full((len(prompts), self.length), _SPECIAL["pad"], np.int32)
     mask = np.zeros(ids.shape, bool)
@@ -94,7 +107,7 @@ class Tokenizer:
     return ids, mask
 
   def decode(self, ids: np.ndarray, mask: np.ndarray) -> list[str]:
-    """The texts of ids and mask, as they are after normalising and cutting."""
+    """Decodes ids and mask [n, length] to texts, as normalised and cut."""
     return [
       self._model.decode(row[real].tolist())
       for row, real in zip(ids, mask, strict=True)
@@ -112,7 +125,7 @@ class Tokenizer:
       )
 
   def _report_unknown(self, prompt: str, pieces: list[int]) -> None:
-    """Warns of the parts of a prompt, as far as it is used, without a piece."""
+    """Warns of the parts of a prompt, up to its cut, that have no piece."""
     if self._is_new(_UNKNOWN, prompt):
       texts = self._model.encode(prompt, out_type=str)
       unknown = [t for t, i in zip(texts, pieces) if i == _SPECIAL["unk"]]
@@ -126,8 +139,8 @@ class Tokenizer:
       )
 
   def _is_new(self, what: str, prompt: str) -> bool:
-    """Returns whether to warn: once per text, and of the first texts only."""
-    # Two threads may come here with one text: it is then named twice, no worse.
+    """Decides whether to warn: once per text, and only of the first texts."""
+    # If two threads arrive here with one text, it is named twice: harmless.
     named = self._named[what]
     if prompt in named or len(named) > _NAMED:
       return False
@@ -141,7 +154,7 @@ class Tokenizer:
 
 
 def _read(path: str | os.PathLike) -> bytes:
-  """Returns the bytes of a file, which may be on gs://."""
+  """Reads the bytes of a file, which may be on gs://."""
   try:
     return epath.Path(files.expand(path)).read_bytes()
   except Exception as error:  # object stores raise many kinds
@@ -153,7 +166,7 @@ def _read(path: str | os.PathLike) -> bytes:
 def _parse(
   path: str | os.PathLike, data: bytes
 ) -> sentencepiece.SentencePieceProcessor:
-  """Returns the model of a file's bytes; ValueError if it has not T5's ids."""
+  """Parses a model file; raises ValueError unless it has T5's ids."""
   model = sentencepiece.SentencePieceProcessor()
   try:
     model.LoadFromSerializedProto(data)

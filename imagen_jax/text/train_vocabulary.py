@@ -13,7 +13,7 @@ from imagen_jax.text import vocabulary
 
 
 def define_flags(values: flags.FlagValues) -> None:
-  """Defines the program's flags, all of them required."""
+  """Defines the program's flags, all required."""
   on = dict(flag_values=values, required=True)
   flags.DEFINE_string(
     "captions", None, "A UTF-8 text file with one caption per line.", **on
@@ -26,7 +26,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Trains and writes what the parsed flags say; argv is what is no flag."""
+  """Trains the vocabulary and writes it to --output.
+
+  Args:
+    argv: the program's name, and arguments that are no flags.
+  """
   args = flags.FLAGS
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")

@@ -1,4 +1,4 @@
-"""Training of a vocabulary with T5's conventions on one's own captions."""
+"""Training of a vocabulary with T5's special ids on given captions."""
 
 import io
 import os
@@ -9,8 +9,8 @@ import sentencepiece
 
 from imagen_jax import files
 
-# The captions are case-folded before the pieces are learnt, and so is every
-# prompt, so upper-case letters need no pieces of their own.
+# Captions are case-folded before the pieces are learnt, and so is every prompt.
+# So upper-case letters need no pieces of their own.
 _REQUIRED = "".join(
   sorted(set(string.digits + string.ascii_lowercase + string.punctuation))
 )
@@ -22,11 +22,20 @@ def train_vocabulary(
 ) -> int:
   """Writes a SentencePiece model: pad 0, </s> 1, unk 2, no BOS, case-folded.
 
-  Returns the number of pieces: vocab_size, or fewer where the captions have no
-  use for so many. The same captions in the same order give the same file.
-  Every printable ASCII character has a piece, whether or not the captions use
-  it. ValueError for no captions, for a vocab_size without room for that, and if
-  the file cannot be written.
+  The same captions in the same order give the same file. Every printable ASCII
+  character, case-folded, has a piece, whether or not the captions use it.
+
+  Args:
+    captions: the texts to learn from; blank ones are skipped.
+    path: the file to write.
+    vocab_size: the most pieces, with the special ones.
+
+  Returns:
+    The number of pieces. It is less than vocab_size if the captions need fewer.
+
+  Raises:
+    ValueError: there are no captions, vocab_size has no room for the ASCII
+      characters, or the file cannot be written.
   """
   captions = [caption for caption in captions if caption.strip()]
   if not captions:
@@ -48,14 +57,15 @@ def train_vocabulary(
 
 
 def _train(captions: list[str], vocab_size: int) -> bytes:
-  """The trained model, serialised."""
+  """Trains a model and returns it serialised."""
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(captions),
     model_writer=model,
-    # T5's own is a unigram model. That trainer takes its candidates from what
-    # different words have in common, so it spells out the words of a small
-    # world; merging pairs learns them whole. A tokenizer reads either.
+    # T5's own model is a unigram model. The unigram trainer takes its candidate
+    # pieces from substrings that different words share, so it would spell out
+    # the few words of captioned_shapes. BPE learns a piece per word. A
+    # tokenizer reads models of either type.
     model_type="bpe",
     vocab_size=vocab_size,
     hard_vocab_limit=False,
