@@ -97,7 +97,7 @@ class Meeting:
 
   def _meet(self, key: str, timeout_ms: int) -> set[str]:
     """Waits for all processes; returns the keys with which they came."""
-    # Not public, but Orbax uses it too. Unlike collectives, it works in threads.
+    # Not public, but Orbax uses it too; unlike collectives, it allows threads.
     client = jax._src.distributed.global_state.client
     place = f"{self._name}/{self._count}"
     self._count += 1
