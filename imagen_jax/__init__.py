@@ -5,8 +5,8 @@
   imagen = imagen_jax.load("shapes")
   imagen.sample("two red circles above a blue square on a yellow background")
 
-Importing the package imports neither JAX nor anything else of weight: what is
-below is imported when it is first used.
+Importing the package does not import JAX or any other large package. Each name
+below is imported on first use.
 """
 
 import importlib
@@ -20,7 +20,7 @@ _HOMES = {"Imagen": "imagen", "Samples": "samples", "load": "imagen"}
 
 def __getattr__(name: str) -> Any:
   """Imports a public name on first use (PEP 562)."""
-  if name == "train":  # the verb's module, which can be called as train()
+  if name == "train":  # the verb's module, which is callable
     return importlib.import_module(f"{__name__}.train")
   if name not in _HOMES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

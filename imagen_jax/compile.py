@@ -2,17 +2,17 @@
 
   python -m imagen_jax.compile --config=configs/base_64.py --topology=v4-512
 
-The real step of the real config at the real batch, by the real compiler: what
-memory it needs and whether that fits, its operations, what the devices send to
-each other. Needs the libtpu package, but no TPU. Exit code 3 if something does
-not fit.
+Compiles the real step of the real config at the real batch size with the real
+compiler. The report has the memory needed and whether it fits, the operations
+and the traffic between devices. It needs the libtpu package, but no TPU. The
+exit code is 3 if a program does not fit.
 """
 
 import os
 
 from imagen_jax.aot.topologies import COMPILE_ONLY, tpu_slice
 
-if __name__ == "__main__":  # before JAX is imported, which reads them
+if __name__ == "__main__":  # before importing JAX, which reads them
   os.environ.update(COMPILE_ONLY)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -57,7 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def the_command(argv: Sequence[str]) -> str:
-  """How to make a row again, but for the flags of the compiler."""
+  """Returns the command that makes a row again, but for compiler flags."""
   args = iter(argv)
   kept = []
   for arg in args:
@@ -70,6 +70,7 @@ def the_command(argv: Sequence[str]) -> str:
 
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
+  """Compiles the programs, prints a row for each, and exits with 3 if unfit."""
   config = args.config
   if not args.topology:
     raise ValueError("--topology is needed, such as v4-512 or v5e-8")
@@ -94,7 +95,7 @@ def main(args: flags.FlagValues) -> None:
       say(line(row))
       found.append(row)
       rows.append({"command": the_command(command_line.given(args)), **row})
-      if args.json:  # each is hours of work
+      if args.json:  # each row may take hours
         keep(pathlib.Path(args.json), rows)
     fits = all(row["fits"] for row in found)
     if args.search and fits:

@@ -1,14 +1,14 @@
 """Writes a training run's averaged weights as one small file.
 
-The file's metadata holds the run's step and the config it was trained with. An
-encoder's holds the SHA-256 of its vocabulary.
+The file's metadata holds the run's step and the config it was trained with. A
+text encoder's metadata holds the SHA-256 of its vocabulary.
 
   python -m imagen_jax.export --config=configs/shapes16.py --workdir=DIR \\
     --output=shapes16.safetensors
 
-With --diffusers it is a folder of diffusers' UNet2DConditionModel, of a net of
-DeepFloyd IF's kind. With --text it writes the config's text encoder instead,
-config.text.weights, into a folder as transformers or t5x read it:
+--diffusers writes a folder of diffusers' UNet2DConditionModel instead, for a
+net of DeepFloyd IF's kind. --text writes the config's text encoder instead,
+config.text.weights, to a folder that transformers or t5x can read:
 
   python -m imagen_jax.export --config=configs/t5_xxl.py --output=DIR \\
     --text=hugging_face --config.text.weights=CHECKPOINT
@@ -52,10 +52,21 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def export_text(config: Text, layout: str, output: str) -> str:
-  """Writes the encoder's weights in a layout; returns what there is to log.
+  """Writes the text encoder's weights, with their vocabulary's fingerprint.
 
-  With them goes the fingerprint of their vocabulary: the one that they record,
-  else that of config.text.vocabulary, if it can be read.
+  The fingerprint is the one that the weights record; otherwise it is that of
+  config.text.vocabulary, if that can be read.
+
+  Args:
+    config: the text encoder's settings.
+    layout: a key of LAYOUTS.
+    output: the folder to write.
+
+  Returns:
+    The line to log.
+
+  Raises:
+    ValueError: the encoder is quantised to int8.
   """
   if config.int8:
     raise ValueError(
@@ -73,7 +84,17 @@ def export_text(config: Text, layout: str, output: str) -> str:
 def export_net(
   config: Mapping[str, Any], workdir: str, output: str, *, as_diffusers: bool
 ) -> str:
-  """Writes a run's averaged weights; returns what there is to say."""
+  """Writes a run's averaged weights.
+
+  Args:
+    config: the stage's config.
+    workdir: the run's folder.
+    output: the file to write, or the folder if as_diffusers.
+    as_diffusers: writes diffusers' UNet2DConditionModel.
+
+  Returns:
+    The line to log.
+  """
   build.check_keys(config)
   stage = build.stage(config.stage)
   like = net_shapes(stage, build.text(config.text))
@@ -89,6 +110,7 @@ def export_net(
 
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
+  """Writes a run's averaged weights or the config's text encoder."""
   config, layout, workdir = args.config, args.text, args.workdir
   if not args.output or bool(layout) == bool(workdir):
     raise ValueError(

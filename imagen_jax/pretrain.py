@@ -1,11 +1,11 @@
-"""Trains a small T5 encoder on text alone: to turn captions into descriptions.
+"""Trains a small T5 encoder on text alone: it turns captions into descriptions.
 
   python -m imagen_jax.pretrain --config=configs/shapes16.py \\
     --captions=captions.txt --output=text.safetensors
 
-For worlds of one's own that no published T5 was trained on. Each line of the
-captions holds a picture's description and one or more captions of it, separated
-by tabs. text/describe.py says what is learnt.
+Use it for images of your own world, on whose captions no published T5 was
+trained. Each line of the captions holds an image's description and one or more
+captions of it, separated by tabs. text/describe.py explains the task.
 """
 
 import jax
@@ -40,12 +40,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def read_captions(path: str) -> list[list[str]]:
-  """Reads each image's description and captions, a line for an image.
+  """Reads each image's description and captions from one line per image.
 
   Raises:
-    ValueError: the file cannot be read, or a line lacks one of the two.
+    ValueError: the file cannot be read or is empty, or a line lacks a
+      description or a caption.
   """
-  # A tab stays, for an empty column is a mistake.
+  # Tabs are not stripped, because an empty column is a mistake.
   found = files.read_lines(path, "captions", blanks=" \r")
   lines = [line.split("\t") for line in found]
   for number, captions in enumerate(lines, 1):
@@ -62,6 +63,7 @@ def read_captions(path: str) -> list[list[str]]:
 
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
+  """Trains the encoder and writes its weights."""
   if not args.captions or not args.output:
     raise ValueError("--captions and --output are needed, see --help")
   command_line.check_at_least(args, "steps", 1)

@@ -2,11 +2,12 @@
 
   python -m imagen_jax.sample --config=shapes --prompt="a red star"
 
-Writes one PNG per image and, for several, sheets of them. The settings are in
-each PNG's metadata, and its name ends with a checksum of all that the image was
-made from. Run the same command again to resume: finished images stay. The same
-seed gives the same image. The text encoder leaves memory before the nets are
-used. On many hosts, run it alike on each; the first host writes.
+Writes one PNG per image and, for several images, sheets of them. Each PNG's
+metadata holds the settings. Its name ends with a checksum of everything that
+determines the image. The same seed gives the same image. Run the same command
+again to resume: finished images stay. The text encoder leaves memory before
+the nets are used. On many hosts, run the command on each; the first host
+writes.
 """
 
 import time
@@ -73,7 +74,8 @@ def read_prompts(args: flags.FlagValues) -> list[str] | None:
   None is for a cascade without text.
 
   Raises:
-    ValueError: there is none, a file cannot be read, or one is not valid text.
+    ValueError: there is no prompt, a file cannot be read, or a prompt is not
+      valid text.
   """
   prompts, name = list(args.prompt), args.prompts_file
   if name:
@@ -90,7 +92,11 @@ def read_prompts(args: flags.FlagValues) -> list[str] | None:
 
 
 def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
-  """Returns the two ends of --stages, None for one that is left out."""
+  """Returns the two ends of --stages, None for an end that is left out.
+
+  Raises:
+    ValueError: the text is not FIRST:LAST.
+  """
   if text is None:
     return None
   first, colon, last = text.partition(":")
@@ -101,6 +107,7 @@ def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
 
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
+  """Samples images and writes them."""
   prompts = read_prompts(args)
   rows = image_rows(
     len(prompts or [None]),

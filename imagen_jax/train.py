@@ -3,8 +3,8 @@
   python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
 
 Run the same command again to resume from the newest checkpoint. On SIGTERM,
-SIGHUP or Ctrl-C it saves and ends with exit code 75. A workdir that another run
-writes into is refused. --dry_run shows a batch and what the run will take, and
+SIGHUP or Ctrl-C it saves and ends with exit code 75. It refuses a workdir that
+another run writes to. --dry_run writes a batch, logs the cost of the run, and
 ends before the first step.
 """
 
@@ -55,17 +55,18 @@ def profiled(given: str | None) -> tuple[int, int] | None:
 
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
+  """Trains a stage, or does a dry run, and exits with 75 if interrupted."""
   config, workdir = args.config, args.workdir
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
   steps = profiled(args.profile_steps)
   program.check_bucket("workdir", workdir)
-  # A mistake in the config ends each process before it waits for the others.
+  # A mistake in the config ends each process before it waits for other ones.
   run = build.run(config)
   published.check_text(run.text)
   command_line.join_others(args)
   if args.dry_run:
-    # Not above: the core does without what it imports.
+    # Imported here, because the core does not need the packages it imports.
     from imagen_jax.training.summary import dry_run
 
     interrupted = not dry_run(run, workdir)
@@ -81,7 +82,7 @@ def main(args: flags.FlagValues) -> None:
 
 
 class _Callable(types.ModuleType):
-  """This module, which is also imagen_jax.train(config, workdir)."""
+  """This module, which is also callable: imagen_jax.train(config, workdir)."""
 
   __call__ = staticmethod(imagen.train)
 

@@ -9,11 +9,11 @@ The config file defines, beside get_config(), the points as a generator:
     for width in (128, 192):
       yield {"stage.net.embed_dim": width, "optimizer.learning_rate": 1e-4}
 
-A point's name, such as embed_dim=128-learning_rate=0.0001, depends on nothing
-but sweep(), and ROOT/NAME is its workdir: called again, train returns at once
-where it is done and goes on elsewhere. --run is written before every command,
-with {name} and {index} filled in; without it the commands run here. They run
-one after another, those after a failure too. --dry_run prints them.
+A point's name, such as embed_dim=128-learning_rate=0.0001, depends only on
+sweep(), and ROOT/NAME is its workdir. Run the same command again to resume:
+finished points return at once. --run is put before every command, with {name}
+and {index} filled in; without it the commands run here. They run one after
+another, also after a failure. --dry_run prints them.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Point = Mapping[str, Any]
 
 
 def load(name: str) -> Any:
-  """A config file as a module; ValueError if it has no sweep()."""
+  """Loads a config file as a module; ValueError if it has no sweep()."""
   module = configs.load_module(name)
   if not callable(getattr(module, "sweep", None)):
     raise ValueError(
@@ -50,20 +50,20 @@ def load(name: str) -> Any:
 
 
 def configured(name: str, overrides: Sequence[str]) -> Any:
-  """The config that train reads from --config=NAME and --config.KEY=VALUEs."""
+  """Returns the config that train reads from --config=NAME and overrides."""
   define = lambda values: command_line.define_config(values, "configs/x.py")
   return command_line.parse(define, [f"--config={name}", *overrides]).config
 
 
 def settings(point: Point) -> list[str]:
-  """A point as flags; ValueError if it is none."""
+  """Formats a point as flags; ValueError if it is no mapping."""
   if not isinstance(point, Mapping):
     raise ValueError(f"sweep() yields {point!r}, expected a dict")
   return [f"--config.{key}={text(key, v)}" for key, v in point.items()]
 
 
 def check(path: str, overrides: Sequence[str], point: Point) -> None:
-  """ValueError if train would refuse the config at this point."""
+  """Raises ValueError if train would refuse the config at this point."""
   words = [*overrides, *settings(point)]
   try:
     config = configured(path, words)
@@ -73,7 +73,7 @@ def check(path: str, overrides: Sequence[str], point: Point) -> None:
 
 
 def text(key: str, value: Any) -> str:
-  """A value as --config.KEY=VALUE takes it; ValueError for other kinds."""
+  """Formats a value for --config.KEY=VALUE; ValueError for other types."""
   if isinstance(value, tuple):
     return repr(tuple(value))
   if not isinstance(value, bool | int | float | str):
@@ -85,7 +85,7 @@ def text(key: str, value: Any) -> str:
 
 
 def short_keys(points: Sequence[Point]) -> dict[str, str]:
-  """Each key's shortest ending that no other key of the sweep has."""
+  """Returns each key's shortest ending that no other key of the sweep has."""
   keys = sorted({key for point in points for key in point})
   short = {}
   for key in keys:
@@ -101,7 +101,7 @@ def short_keys(points: Sequence[Point]) -> dict[str, str]:
 
 
 def name_of(point: Point, short: Mapping[str, str]) -> str:
-  """A readable name for a folder; a hash ends one that had to be changed."""
+  """Returns a readable name for a folder; a changed name ends with a hash."""
   pairs = []
   for key in sorted(point, key=short.__getitem__):
     value = point[key]
@@ -117,7 +117,7 @@ def name_of(point: Point, short: Mapping[str, str]) -> str:
 def commands(
   path: str, workdir: str, run: str, overrides: Sequence[str]
 ) -> dict[str, list[str]]:
-  """What to run for each point, by its name; ValueError for a bad point."""
+  """Returns each point's command by its name; ValueError for a bad point."""
   module = load(path)
   points = list(module.sweep())
   for point in points:
@@ -145,7 +145,7 @@ def commands(
 
 
 def run_all(found: Mapping[str, Sequence[str]]) -> None:
-  """Runs one after another, all; ValueError that names those that failed."""
+  """Runs all commands in order; ValueError names the commands that failed."""
   bin_folder = pathlib.Path(sys.executable).parent
   path = f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}"
   failed = []
@@ -164,6 +164,7 @@ def run_all(found: Mapping[str, Sequence[str]]) -> None:
 
 
 def main() -> None:
+  """Parses the command line and runs or prints the sweep."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,1 +1,1 @@
-"""Compiling ahead of time, for devices that are not there."""
+"""Ahead-of-time compilation for devices that need not be there."""

@@ -1,10 +1,10 @@
-"""What a compiled program sends between devices, read in its HLO text."""
+"""The traffic of a compiled program between devices, read from its HLO text."""
 
 import dataclasses
 import math
 import re
 
-# Those whose result tells the bytes; a reduce-scatter's is only a part.
+# Collectives whose bytes are those of the result, unlike a reduce-scatter's.
 RESULTS = frozenset(
   (
     "all-gather",
@@ -19,9 +19,12 @@ RESULTS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """How often collectives of a kind run, and their bytes on each device.
+  """Counts collectives of a kind.
 
-  at_least: some are in loops of unknown length, counted as if they ran once.
+  Attributes:
+    count: how often they run.
+    bytes: their bytes on each device.
+    at_least: True if some are in loops of unknown length, which count once.
   """
 
   count: int = 0
@@ -30,15 +33,23 @@ class Traffic:
 
 
 def collectives(hlo: str, loop: int | None = None) -> dict[str, Traffic]:
-  """Traffic by kind in one run of compiled.as_text(); the kinds that occur.
+  """Counts the traffic of one run of a compiled program, by kind.
 
-  They are those of HLO, and "cross-slice" for what a program of several TPU
-  slices sends through its hosts. A collective counts as often as the loops
-  around it run, its -start and -done once. bytes are the size of the result on
-  one device, but of the operand for a reduce-scatter: N bytes that are summed
-  are N by all-reduce as by reduce-scatter, and N more where the latter's parts
-  are gathered. Of the branches of a conditional, the one with most bytes.
-  loop: how often loops of unknown length run, if the caller knows.
+  Kinds are HLO's, and "cross-slice" for traffic between TPU slices through
+  their hosts. A collective counts as often as the loops around it run; its
+  -start and -done count once. Of a conditional, the branch with the most bytes
+  counts.
+
+  Bytes are the size of the result on one device, but of the operand for a
+  reduce-scatter. Summing N bytes therefore counts N by all-reduce and by
+  reduce-scatter, and N more if the reduce-scatter's result is all-gathered.
+
+  Args:
+    hlo: the text from compiled.as_text().
+    loop: how often loops of unknown length run, if the caller knows.
+
+  Returns:
+    The traffic of each kind that occurs.
   """
   program = _parse(hlo)
   (entry,) = re.findall(r"^ENTRY %?([\w.-]+)", hlo, re.MULTILINE)
@@ -55,35 +66,38 @@ class _Instruction:
   attributes: str
 
   def operands(self) -> list[str]:
+    """Returns the names of the operands."""
     return re.findall(r"%([\w.-]+)", self.arguments)
 
   def called(self, key: str) -> list[str]:
-    """Names of the computations under `key`, a regular expression."""
+    """Returns the computations named under `key`, a regular expression."""
     values = re.findall(rf"\b{key}=(%[\w.-]+|{{[^}}]*}})", self.attributes)
     return re.findall(r"%([\w.-]+)", " ".join(values))
 
 
 @dataclasses.dataclass
 class _Computation:
+  """A named list of instructions."""
+
   name: str
   lines: dict[str, _Instruction] = dataclasses.field(default_factory=dict)
   root: str = ""
 
   def source(self, name: str) -> _Instruction:
-    """The instruction that makes the value of `name`, behind its copies."""
+    """Returns the instruction that makes a value, behind its copies."""
     line = self.lines[name]
     while line.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
       line = self.lines[line.operands()[0]]
     return line
 
   def element(self, name: str, at: int) -> _Instruction | None:
-    """What makes a part of the tuple `name`, if that is made here."""
+    """Returns the instruction that makes a part of a tuple, if it is here."""
     line = self.source(name)
     parts = line.operands() if line.opcode == "tuple" else []
     return self.source(parts[at]) if at < len(parts) else None
 
   def carried(self, line: _Instruction) -> int | None:
-    """Which part of the parameter an instruction takes, if it does."""
+    """Returns which part of the parameter an instruction takes, if any."""
     if line.opcode != "get-tuple-element":
       return None
     if self.source(line.operands()[0]).opcode != "parameter":
@@ -98,6 +112,7 @@ _LINE = re.compile(
 
 
 def _parse(hlo: str) -> dict[str, _Computation]:
+  """Parses HLO text into its computations."""
   program: dict[str, _Computation] = {}
   for text in hlo.split("\n"):
     if head := _HEAD.match(text):
@@ -114,12 +129,12 @@ def _traffic(
   computation: _Computation,
   loop: int | None,
 ) -> dict[str, Traffic]:
-  """The traffic of one run of a computation and of those that it calls."""
+  """Counts the traffic of one run of a computation and those that it calls."""
   total: dict[str, Traffic] = {}
   for line in computation.lines.values():
     _add(total, _own(computation, line))
     if line.opcode.endswith(("-update", "-done")):
-      continue  # they name the computation that their -start has begun
+      continue  # these name the computation of their -start
     called = r"(?:to_apply|calls|condition|body|\w+_computations?)"
     inner = [_traffic(program, program[c], loop) for c in line.called(called)]
     if line.opcode == "conditional":
@@ -136,6 +151,7 @@ def _traffic(
 def _add(
   total: dict[str, Traffic], more: dict[str, Traffic], times: int | None = 1
 ) -> None:
+  """Adds traffic to a total, a number of times; None is an unknown number."""
   for kind, part in more.items():
     old = total.get(kind, Traffic())
     total[kind] = Traffic(
@@ -146,7 +162,7 @@ def _add(
 
 
 def _own(computation: _Computation, line: _Instruction) -> dict[str, Traffic]:
-  """What an instruction sends, not counting the computations it calls."""
+  """Returns an instruction's own traffic, without that of its computations."""
   if line.opcode == "send" and "xla_megascale" in line.attributes:
     return {"cross-slice": Traffic(1, _operands(computation, line)[0])}
   if _continues(computation, line):
@@ -163,15 +179,15 @@ def _own(computation: _Computation, line: _Instruction) -> dict[str, Traffic]:
 
 
 def _operands(computation: _Computation, line: _Instruction) -> list[int]:
-  """Bytes of each operand."""
+  """Returns the bytes of each operand."""
   return [_size(computation.lines[name].shape) for name in line.operands()]
 
 
 def _continues(computation: _Computation, line: _Instruction) -> bool:
-  """Whether a collective goes on that another fusion has started.
+  """Returns True if a collective continues one that another fusion has started.
 
-  On TPUs one is copied to the fusion that starts it, to those that compute
-  meanwhile and to the one that ends it.
+  On TPUs a collective is copied to the fusions that start it, compute meanwhile
+  and end it.
   """
   return "async_collective_fusion_config" in line.attributes and not any(
     "AsyncCollectiveStart" in other.attributes
@@ -180,7 +196,7 @@ def _continues(computation: _Computation, line: _Instruction) -> bool:
 
 
 def _size(shape: str) -> int:
-  """Bytes of an array or of a tuple of them."""
+  """Returns the bytes of an array, or of a tuple of arrays."""
   total = 0
   for dtype, sides in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape):
     width = re.search(r"\d+", dtype.replace("pred", "u8"))
@@ -192,11 +208,11 @@ def _size(shape: str) -> int:
 def _trips(
   program: dict[str, _Computation], outer: _Computation, loop: _Instruction
 ) -> int | None:
-  """How often a loop runs; None if it is not `for i in range(a, b, step)`.
+  """Returns how often a loop `for i in range(a, b, step)` runs; else None.
 
-  Compilers for other devices than TPUs say it. On TPUs it has to be read: the
-  counter begins above 0 where iterations were peeled off, and goes by 2 where
-  two were made one.
+  Compilers for other devices than TPUs state the number. On TPUs it is derived:
+  the counter starts above 0 if iterations were peeled off, and its step is 2 if
+  two iterations were merged.
   """
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if known:
@@ -223,6 +239,7 @@ def _trips(
 
 
 def _integer(line: _Instruction | None) -> int | None:
+  """Returns the value of an integer constant, or None."""
   if line is None or line.opcode != "constant":
     return None
   whole = re.fullmatch(r"-?\d+", line.arguments)

@@ -1,6 +1,6 @@
-"""What a config computes, as functions with the shapes of their arguments.
+"""The computations of a config, as functions with their arguments' shapes.
 
-To be compiled ahead of time, for devices that need not be there.
+They are compiled ahead of time, for devices that need not be there.
 """
 
 import dataclasses
@@ -30,11 +30,19 @@ from imagen_jax.types import TextEmbedding
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A function and the shapes, dtypes and places of its arguments.
+  """Describes a function and the shapes, dtypes and shardings of its arguments.
 
-  params: the trees of weights among these, to tell what of them is replicated.
-  loop: how often its loop of unknown length runs, if it has one.
-  count: the operations of one run, if they are not those of fn(*args).
+  Attributes:
+    name: the name to report.
+    batch: the number of examples or images.
+    fn: the function.
+    args: its arguments, as shapes with shardings.
+    params: the trees of weights in args, of which replicated bytes are
+      reported.
+    out_shardings: the shardings of the results; None leaves them to JAX.
+    donate: the indices of donated arguments.
+    loop: how often the loop of unknown length runs, if there is one.
+    count: counts the operations of one run; None counts those of fn(*args).
   """
 
   name: str
@@ -48,17 +56,17 @@ class Program:
   count: Callable[[], int] | None = None
 
   def flops(self) -> int:
-    """Counts the operations of one run, of the whole program on all devices."""
+    """Counts the operations of one run, over all devices."""
     return self.count() if self.count else count_flops(self.fn, *self.args)
 
 
 def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-  """An array that is not there."""
+  """Describes an array that is not allocated."""
   return jax.ShapeDtypeStruct(sizes, dtype)
 
 
 def train_program(config: Mapping[str, Any], devices: Mesh) -> Program:
-  """The training step of a stage, as the verb train runs it."""
+  """Returns the training step of a stage, as the verb train runs it."""
   setup = set_up(build.run(config), devices)
   return Program(
     "train",
@@ -72,7 +80,7 @@ def train_program(config: Mapping[str, Any], devices: Mesh) -> Program:
 
 
 def embed_program(config: Mapping[str, Any], devices: Mesh) -> Program:
-  """The text encoder on one batch of prompts."""
+  """Returns the text encoder on one batch of prompts."""
   text = build.text(config["text"])
   weights = text_shapes(text, Placement(devices))
   rows = text.batch_size
@@ -92,10 +100,16 @@ def stage_program(
   rows: int,
   place: NamedSharding,
 ) -> Program:
-  """One stage's sampler for a batch of images, whose rows lie as in place.
+  """Returns one stage's sampler for a batch of images.
 
-  net and words are shapes, of the net's weights and of the prompts, if there
-  are any; rows is the number of images.
+  Args:
+    name: the stage's name.
+    stage: the stage.
+    sampling: how it is sampled.
+    net: the shapes of the net's weights.
+    words: the shapes of the prompts' embeddings; None for an unconditional net.
+    rows: the number of images.
+    place: the sharding of their rows.
   """
   steps = sampling.num_steps
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
@@ -121,7 +135,7 @@ def stage_program(
 def sample_programs(
   config: Mapping[str, Any], devices: Mesh
 ) -> Iterator[Program]:
-  """The text encoder and every stage's sampler, for one batch of images."""
+  """Yields the text encoder and each stage's sampler, for a batch of images."""
   cascade, text = build.cascade(config), build.text(config["text"])
   rows, words = config["batch_size"], None
   if not isinstance(text, NoText):
@@ -141,7 +155,7 @@ def sample_programs(
 
 
 def mode_of(config: Mapping[str, Any]) -> str:
-  """What a config is of: a stage, a cascade, or else a text encoder."""
+  """Returns a config's mode: train, sample or embed, by its keys."""
   kinds = {"stage": "train", "stages": "sample"}
   return next((kinds[key] for key in kinds if key in config), "embed")
 
@@ -149,7 +163,7 @@ def mode_of(config: Mapping[str, Any]) -> str:
 def of(
   config: Mapping[str, Any], mode: str, devices: Mesh
 ) -> Iterator[Program]:
-  """What a config's mode compiles."""
+  """Yields the programs that a config's mode compiles."""
   if mode == "train":
     yield train_program(config, devices)
   elif mode == "embed":

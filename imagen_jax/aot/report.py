@@ -1,4 +1,4 @@
-"""What a compiled program needs: rows, for people and for files."""
+"""The requirements of a compiled program, as rows for people and for files."""
 
 import dataclasses
 import importlib.metadata
@@ -33,7 +33,7 @@ its TPUs, such as `. launch/env/v4.sh`.
 
 
 def report(it: Program, devices: Mesh, tpus: Slice) -> dict[str, Any]:
-  """One row: what a program is, and what the compiler says of it."""
+  """Compiles a program; returns a row of its properties and requirements."""
   begun = time.monotonic()
   weights = jax.tree.leaves(it.params)
   with jax.set_mesh(devices):
@@ -75,17 +75,19 @@ def traffic_of(
 ) -> dict[str, Any] | None:
   """Returns count and bytes of collectives by kind; None if they are unknown.
 
-  loop: how often a loop of unknown length runs.
+  Args:
+    compiled: the compiled program.
+    loop: how often a loop of unknown length runs.
   """
   try:
     text = compiled.as_text()
-  except jax.errors.JaxRuntimeError:  # as libtpu does for some of tpu7x
+  except jax.errors.JaxRuntimeError:  # libtpu does so for some of tpu7x
     return None
   found = collectives(text, loop)
   return {k: dataclasses.asdict(v) for k, v in found.items()}
 
 
-# What the compiler says of a program that is too large, early or late.
+# The compiler's errors for a program that is too large, early or late.
 TOO_LARGE = (
   r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds",
   r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm",
@@ -93,7 +95,7 @@ TOO_LARGE = (
 
 
 def needed(error: Exception) -> int:
-  """Bytes that a program would have needed, by the compiler's message."""
+  """Returns the bytes that a program would need, from the compiler's error."""
   for pattern in TOO_LARGE:
     if found := re.search(pattern, str(error)):
       return int(float(found[1]) * 1024 ** " KMGT".index(found[2]))
@@ -101,7 +103,7 @@ def needed(error: Exception) -> int:
 
 
 def line(row: Mapping[str, Any]) -> str:
-  """A row for people."""
+  """Formats a row for people."""
   gib = lambda count: f"{count / 2**30:.2f} GiB"
   sent = "unknown"
   if (kinds := row.get("collectives")) is not None:
@@ -120,7 +122,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """Rows as Markdown, under the commands that made them."""
+  """Formats rows as a Markdown table, with the commands that made them."""
   head = (
     "Program", "Chips", "Batch", "GiB per device", "PFLOP", "Ideal s",
     "Gathered GiB", "Reduced GiB", "Replicated MiB", "Compiled in s",
@@ -146,7 +148,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def tried(row: Mapping[str, Any]) -> str:
-  """What --search had set for a row."""
+  """Formats the settings that --search chose for a row."""
   if "accumulate" not in row:
     return ""
   remat = ", ".join(row["remat"])
@@ -154,7 +156,7 @@ def tried(row: Mapping[str, Any]) -> str:
 
 
 def moved(sent: Mapping[str, Any] | None, *kinds: str) -> str:
-  """GiB of some kinds of collectives."""
+  """Formats the GiB of some kinds of collectives."""
   if sent is None:
     return "?"
   total = sum(sent[kind]["bytes"] for kind in kinds if kind in sent)
@@ -180,9 +182,9 @@ def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def keep(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-  """Puts rows into a JSON file, in place of those of the same command.
+  """Writes rows to a JSON file, in place of older rows of the same commands.
 
-  And all of them into a table beside it, a .md file.
+  All rows are also written as a table to a .md file beside it.
   """
   old = rows_of(path)
   commands = {row["command"] for row in rows}

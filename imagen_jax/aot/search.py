@@ -1,13 +1,13 @@
-"""Candidates for a training step that is too large, the dearest last."""
+"""Candidates for a training step that is too large, the most expensive last."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 
 def remat_choices(net: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-  """Policies by level, from the least recomputation to the most.
+  """Yields policies by level, from the least recomputation to the most.
 
-  The levels of high resolution, whose blocks are large and cheap, come first.
+  Levels of high resolution come first, whose blocks are large and cheap.
   """
   levels = len(net["channel_mult" if "channel_mult" in net else "blocks"])
   yield ("none",) * levels
@@ -17,7 +17,7 @@ def remat_choices(net: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def set_remat(net: Any, policies: tuple[str, ...]) -> None:
-  """Gives a net's config one policy per level."""
+  """Sets one recomputation policy per level in a net's config."""
   if "channel_mult" in net:
     net.remat = policies
   else:
@@ -27,11 +27,15 @@ def set_remat(net: Any, policies: tuple[str, ...]) -> None:
 
 
 def searched(config: Any, ways: int) -> Iterator[dict[str, Any]]:
-  """Changes the config to each candidate in turn; yields what that is.
+  """Changes the config to each candidate in turn, and yields the changes.
 
-  ways: over how many devices a batch's rows are spread, whose shares are not
-  split into unequal parts. Recomputation costs more than another gathering of
-  the weights, up to a point.
+  Recomputation costs more than another all-gather of the weights, up to a
+  point.
+
+  Args:
+    config: a stage's config, changed in place.
+    ways: the number of devices over which a batch is sharded. The examples of a
+      device are only split into equal parts.
   """
   for parts in ((1, 2), (4,), (8,)):
     for policies in remat_choices(config.stage.net):

@@ -1,4 +1,4 @@
-"""TPU slices by the names cloud users write, to compile for without a TPU.
+"""TPU slices by the names that cloud users write, for compiling without a TPU.
 
 This file imports JAX only inside tpu_slice(), so that a program can set
 COMPILE_ONLY first.
@@ -9,10 +9,10 @@ from typing import Any
 
 from imagen_jax.parallel import peaks
 
-# For os.environ before JAX is imported; without it libtpu looks for chips and
-# for the cloud's metadata server, writes to standard error and to log files,
-# and is there for one program of a machine at a time. It wants some
-# accelerator type, which need not be the one that is compiled for.
+# Variables to set in os.environ before JAX is imported. Without them libtpu
+# looks for chips and for the cloud's metadata server, and writes to standard
+# error and to log files. Only one program of a machine could use it at a time.
+# It needs an accelerator type, which need not be the one to compile for.
 COMPILE_ONLY = {
   "JAX_PLATFORMS": "cpu",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -23,8 +23,8 @@ COMPILE_ONLY = {
   "TPU_WORKER_ID": "0",
 }
 
-# The shapes that are offered, by their number of chips. In three dimensions
-# a host has 2x2x1 chips; in two it has 2x2, and all of 1x1 and of 2x4.
+# The supported shapes, by their number of chips. A host has 2x2x1 chips in
+# three dimensions and 2x2 in two; the slices 1x1 and 2x4 have one host.
 SHAPES_2D = {
   1: (1, 1),
   4: (2, 2),
@@ -50,10 +50,15 @@ SHAPES_3D = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One generation of TPUs; hbm_gib and peak_tflops are those of a device.
+  """Describes a generation of TPUs.
 
-  count: by how much a chip counts in the name of a slice. hbm_gib: what the
-  compiler lets a program use. peak_tflops: in bfloat16.
+  Attributes:
+    shapes: the shapes of slices, by their number of chips.
+    hbm_gib: GiB of a device that the compiler lets a program use.
+    peak_tflops: TFLOP/s of a device in bfloat16.
+    count: how much a chip counts in a slice's name.
+    devices: devices of a chip.
+    config: libtpu's name of the chip's configuration; None for the default.
   """
 
   shapes: dict[int, tuple[int, ...]]
@@ -66,7 +71,7 @@ class Chip:
 
 PEAK = peaks.PEAK_TFLOPS
 CHIPS = {
-  # As a megacore, or libtpu makes two devices of a v4 chip.
+  # Without megacore, libtpu makes two devices of a v4 chip.
   "v4": Chip(SHAPES_3D, 30.75, PEAK["TPU v4"], count=2, config="megacore"),
   "v5p": Chip(SHAPES_3D, 95.73, PEAK["TPU v5"], count=2),
   "v5e": Chip(SHAPES_2D, 15.75, PEAK["TPU v5 lite"]),
@@ -78,15 +83,23 @@ ALIASES = {"v5litepod": "v5e"}
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """TPUs to compile for: num_slices times those that `name` asks for.
+  """Describes the TPUs to compile for.
 
-  chips, hosts and devices are those of all slices. hbm_bytes, which a program
-  may use, and peak_flops, bfloat16 operations per second, are of one device.
+  Attributes:
+    name: the name of one slice.
+    num_slices: the number of slices.
+    topology: of each slice, such as v4:4x8x8.
+    devices: the devices of all slices.
+    chips: the number of chips of all slices.
+    devices_per_chip: the number of devices of a chip.
+    hosts: the number of hosts of all slices.
+    hbm_bytes: bytes of a device that a program may use.
+    peak_flops: bfloat16 operations per second of a device.
   """
 
   name: str
   num_slices: int
-  topology: str  # of each slice, such as v4:4x8x8
+  topology: str  # such as v4:4x8x8
   devices: tuple[Any, ...]
   chips: int
   devices_per_chip: int
@@ -96,10 +109,14 @@ class Slice:
 
 
 def tpu_slice(name: str, num_slices: int = 1) -> Slice:
-  """The slice of a name such as v4-512, v5p-128, v5e-16, v6e-8 or tpu7x-64.
+  """Returns the slice of a name: v4-512, v5p-128, v5e-16, v6e-8 or tpu7x-64.
 
-  The devices of several slices have a slice_index. ValueError if there is no
-  such slice, or no libtpu to compile with.
+  Args:
+    name: a slice's name.
+    num_slices: the number of slices; the devices of several have a slice_index.
+
+  Raises:
+    ValueError: there is no such slice, or libtpu is not installed.
   """
   generation, shape = shape_of(name)
   if num_slices < 1:
@@ -126,10 +143,13 @@ def tpu_slice(name: str, num_slices: int = 1) -> Slice:
 
 
 def shape_of(name: str) -> tuple[str, tuple[int, ...]]:
-  """("v4", (4, 8, 8)) for v4-512; ValueError if there is no such slice.
+  """Returns the generation and shape of a slice: ("v4", (4, 8, 8)) for v4-512.
 
-  A name counts TensorCores, two to a chip, but for v5e (or v5litepod) and v6e,
-  where it counts chips; or it has the shape itself, as in tpu7x-2x2x4.
+  A name counts TensorCores, two per chip. For v5e (or v5litepod) and v6e it
+  counts chips. It may also be the shape itself, as in tpu7x-2x2x4.
+
+  Raises:
+    ValueError: there is no such slice.
   """
   kind, _, size = name.partition("-")
   generation = ALIASES.get(kind, kind)
@@ -150,7 +170,7 @@ def shape_of(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _devices(topology: str, options: dict[str, Any]) -> tuple[Any, ...]:
-  """libtpu's devices of a topology; ValueError if it is not installed."""
+  """Returns libtpu's devices of a topology; ValueError without libtpu."""
   import jax
   from jax.experimental import topologies
 
@@ -159,7 +179,7 @@ def _devices(topology: str, options: dict[str, Any]) -> tuple[Any, ...]:
       topologies.get_topology_desc(topology, "tpu", **options).devices
     )
   except jax.errors.JaxRuntimeError:
-    raise  # libtpu knows no such topology: a mistake of the tables above
+    raise  # unknown to libtpu: a mistake in the tables above
   except RuntimeError as error:
     raise ValueError(
       "compiling for TPUs needs the libtpu package: pip install libtpu"

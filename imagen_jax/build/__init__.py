@@ -1,7 +1,7 @@
-"""Config -> objects. The only package that reads a ConfigDict.
+"""Objects from configs; the only package that reads a ConfigDict.
 
 A sub-config's keys are the fields of the dataclass that it describes, which
-also holds the defaults. A key or a value that does not fit is an error that
+also holds the defaults. A key or value that does not fit raises an error that
 names both.
 """
 

@@ -1,4 +1,4 @@
-"""The config of a cascade -> its stages, and the devices it samples on."""
+"""The cascade that a config describes, and the devices it samples on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,14 @@ from imagen_jax.training.setup import check_guidance
 
 
 def cascade(config: Mapping[str, Any]) -> Cascade:
-  """A config whose `stages` names sub-configs -> Cascade."""
+  """Returns the cascade that a config describes.
+
+  Args:
+    config: a config whose `stages` names the sub-configs of stages.
+
+  Raises:
+    ValueError: a key is unknown or missing, or a value does not fit.
+  """
   names = as_tuple(section(config, "of a cascade").get("stages"))
   if not fits(names, tuple[str, ...]):
     raise ValueError(
@@ -47,10 +54,13 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
 def sampling_devices(
   config: Mapping[str, Any], devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """Returns a cascade config's mesh over all devices, or over those given.
+  """Returns the mesh of a cascade's config over all or given devices.
 
-  Without a mesh in the config, a batch's rows are spread over all devices of
-  one process. ValueError for many processes without one.
+  Without a mesh in the config, a batch is sharded over all devices of one
+  process.
+
+  Raises:
+    ValueError: there are many processes, but no mesh in the config.
   """
   if "mesh" not in config and jax.process_count() > 1:
     raise ValueError("the config has no mesh, expected one of all processes")

@@ -1,6 +1,6 @@
 """Configs by name: finds, reads and overrides them.
 
-The configs of the package are those of the repository's configs/, which the
+The configs of the package are those in the repository's configs/, which the
 wheel ships as imagen_jax.configs.
 """
 
@@ -25,12 +25,12 @@ from imagen_jax.files import expand
 PACKAGE = pathlib.Path(__file__).parents[1]
 EXAMPLE = "configs/shapes.py"
 MODULE = "imagen_jax_config"  # the name of a config's module
-# base64.py would shadow the standard library's for who stands in configs/.
+# A base64.py would shadow the standard library's for programs in configs/.
 RENAMED = {"base64": "base_64"}
 
 
 class BadArgument(ValueError):
-  """Says what a config's get_config() has against its argument."""
+  """Says why a config's get_config() does not accept its argument."""
 
 
 def config_names() -> list[str]:
@@ -79,12 +79,12 @@ def _renamed(path: pathlib.Path) -> pathlib.Path:
 
 
 def load_module(name: str) -> types.ModuleType:
-  """Runs a config's file; returns its module.
+  """Runs a config's file and returns its module.
 
   Raises:
     ValueError: the file is not found, cannot be read or is not Python.
-    RuntimeError: a ValueError from the config's code, as its cause. Anything
-      else that the code raises is left as it is.
+    RuntimeError: the config's code raised a ValueError, which is the cause. Any
+      other exception of the code is left as it is.
   """
   path, _ = find_config(name)
   loader = importlib.machinery.SourceFileLoader(MODULE, str(path))
@@ -99,24 +99,24 @@ def load_module(name: str) -> types.ModuleType:
     where = f", line {error.lineno}" if error.lineno else ""
     said = f"config {name!r} is not Python{where}: {error.msg}"
     raise ValueError(said) from error
-  except ValueError as error:  # before Python 3.12, of null bytes
+  except ValueError as error:  # for null bytes, before Python 3.12
     raise ValueError(f"config {name!r} is not Python: {error}") from error
   spec = importlib.util.spec_from_loader(MODULE, loader)
   module = importlib.util.module_from_spec(spec)
-  sys.modules[MODULE] = module  # dataclasses look there for annotations
+  sys.modules[MODULE] = module  # where dataclasses look up annotations
   with _its_own_errors(name):
     exec(code, module.__dict__)
   return module
 
 
 def read_config(name: str) -> ConfigDict:
-  """Returns the config of a name, as find_config takes it.
+  """Returns the config of a name, which is one that find_config takes.
 
   Raises:
     ValueError: there is no such config, its file is not Python or has no
-      get_config(), or that returns no ConfigDict.
+      get_config(), or get_config() returns no ConfigDict.
     BadArgument: get_config() does not accept the argument.
-    RuntimeError: as load_module.
+    RuntimeError: as for load_module.
   """
   _, argument = find_config(name)
   make = getattr(load_module(name), "get_config", None)
@@ -131,7 +131,7 @@ def read_config(name: str) -> ConfigDict:
 
 
 def _call(name: str, make: Callable[..., Any], arguments: list[str]) -> Any:
-  """Calls get_config(); see read_config for what it raises."""
+  """Calls get_config(); raises what read_config documents."""
   try:
     inspect.signature(make).bind(*arguments)
   except TypeError as error:
@@ -144,9 +144,9 @@ def _call(name: str, make: Callable[..., Any], arguments: list[str]) -> Any:
 
 @contextlib.contextmanager
 def _its_own_errors(name: str) -> Iterator[None]:
-  """Keeps ValueErrors of a config's code apart from a user's mistakes.
+  """Separates ValueErrors of a config's code from mistakes of the user.
 
-  Those that get_config() itself raises are mistakes in its argument.
+  A ValueError that get_config() itself raises is a mistake in its argument.
   """
   try:
     yield
@@ -160,15 +160,16 @@ def _its_own_errors(name: str) -> Iterator[None]:
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> None:
   """Sets values of a config by their dotted keys, in place.
 
-  A key that the config leaves at its default may be new, but not what holds it.
+  A key that the config leaves at its default may be new, but the section that
+  holds it may not.
 
   Args:
-    config: the config, changed in place so that values that refer to each
-      other stay so.
-    changes: a dict such as {"sampling.steps": 32}.
+    config: the config. It is changed in place so that values that refer to each
+      other still do.
+    changes: new values by key, such as {"sampling.steps": 32}.
 
   Raises:
-    ValueError: the config has no place for a key, or its value is of another
+    ValueError: the config has no place for a key, or its value has another
       type.
   """
   with config.unlocked():
@@ -184,17 +185,17 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> None:
 
 
 def resolve(config: Any, changes: Mapping[str, Any] | None) -> ConfigDict:
-  """Returns a config with changes, in a copy.
+  """Returns a copy of a config with changes.
 
   Args:
-    config: a ConfigDict, or a name as read_config takes it.
-    changes: as override takes them; None for none.
+    config: a ConfigDict, or a name that read_config takes.
+    changes: as override takes them; None for no changes.
 
   Raises:
-    ValueError: as read_config and override.
+    ValueError: as for read_config and override.
   """
   if isinstance(config, str | os.PathLike):
     config = read_config(os.fspath(config))
-  config = copy.deepcopy(config)  # references between its values stay
+  config = copy.deepcopy(config)  # keeps references between its values
   override(config, changes or {})
   return config

@@ -1,7 +1,8 @@
 """A stage's config with every default written out, as checkpoints keep it.
 
-A checkpoint made before a setting existed lacks its key. Filled up likewise, it
-is compared at today's default, which computes what the code did before.
+The config of an old checkpoint lacks the keys of newer settings. It is filled
+with today's defaults before it is compared. Each default computes the same as
+the old code.
 """
 
 import dataclasses
@@ -39,11 +40,11 @@ SECTIONS: dict[str, tuple[type, Options, Options]] = {
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a stage's config as JSON has it, every default filled in.
+  """Returns a stage's config as JSON values, every default filled in.
 
-  config: a ConfigDict, or what this function once returned, then perhaps of an
-  older version: keys that are not known are kept as they are, and so is a
-  section that is missing.
+  Args:
+    config: a ConfigDict, or an earlier result of this function, perhaps from an
+      older version. Unknown keys are kept, and missing sections stay missing.
   """
   if hasattr(config, "to_json_best_effort"):
     config = json.loads(config.to_json_best_effort())
@@ -100,7 +101,7 @@ def _described(
   names: Mapping[str, Any] | None,
   kinds: Mapping[str, Any] | None,
 ) -> Any:
-  """Returns a default as a config in JSON has it: the inverse of build."""
+  """Returns a default as a JSON config holds it: the inverse of build."""
   if names and value is not None:
     return next(name for name, option in names.items() if option == value)
   if kinds:
@@ -118,7 +119,7 @@ def _described(
 
 
 def _one_name(name: Any, names: Mapping[str, Any]) -> Any:
-  """Returns the first of the names that stand for the same, as silu, swish."""
+  """Returns the first of several names for one option, such as silu, swish."""
   if not isinstance(name, str) or name not in names:
     return name
   same = names[name]

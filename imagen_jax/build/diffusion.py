@@ -1,4 +1,4 @@
-"""config.stage and config.sampling -> a stage, and how to sample from it."""
+"""The stage and the sampling settings that a config describes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +45,7 @@ THRESHOLDS = {
   "dynamic": guidance.DynamicThreshold,
 }
 GRIDS = {"time": UniformTime, "logsnr": UniformLogSNR}
-# Keys whose values are names, and keys whose sub-configs have a `kind`.
+# Keys whose values are names (NAMES), or sub-configs with a `kind` (KINDS).
 STAGE_NAMES = {
   "prediction": PREDICTIONS,
   "loss_space": PREDICTIONS,

@@ -1,8 +1,8 @@
-"""From a config's keys to the settings they describe, mistakes named.
+"""Settings from a config's keys, with every mistake named.
 
-A config is a mapping such as a ConfigDict. Each part of it describes an
-object: the part's keys are the object's settings, which also have the
-defaults. Every mistake is a ValueError with the key's whole name.
+A config is a mapping such as a ConfigDict. Each section describes an object:
+its keys are the object's settings, which also have the defaults. Every mistake
+is a ValueError with the key's full name.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ import flax.linen as nn
 
 
 def section(value: Any, where: str) -> Mapping[str, Any]:
-  """A (sub-)config; ValueError if it is anything else, such as missing."""
+  """Returns a (sub-)config; ValueError for any other value, such as None."""
   if not hasattr(value, "items"):
     raise ValueError(f"config {where} is {value!r}, expected keys with values")
   return value
 
 
 def fits(value: Any, hint: Any) -> bool:
-  """Whether a setting is of the kind that its annotation says."""
+  """Returns True if a setting has the type that its annotation says."""
   if isinstance(hint, types.UnionType):
     return any(fits(value, option) for option in hint.__args__)
   if typing.get_origin(hint) is tuple:
@@ -43,10 +43,17 @@ def fill(
   hints: Mapping[str, Any],
   **resolved: Any,
 ) -> Any:
-  """build(**config) with the values in `resolved` in place of config's.
+  """Calls build with a config's values, some replaced by resolved ones.
 
-  hints are the keys that there are, with the kinds of their values.
-  ValueError for any other key or kind, and for what build does not accept.
+  Args:
+    build: a class or function.
+    config: its settings.
+    where: the config's name in error messages.
+    hints: the keys that build takes, with the types of their values.
+    **resolved: values that replace config's values.
+
+  Raises:
+    ValueError: a key is unknown, a value has another type, or build raises.
   """
   plain = {}
   for key, value in section(config, where).items():
@@ -67,15 +74,15 @@ def fill(
 
 
 def as_tuple(value: Any) -> Any:
-  """Lists become tuples, which are hashable."""
+  """Turns lists into tuples, which are hashable."""
   if isinstance(value, list | tuple):
     return tuple(as_tuple(v) for v in value)
   return value
 
 
 def fields(cls: type) -> dict[str, Any]:
-  """The settings of a dataclass or linen module, with their annotations."""
-  # Linen's own, and what config.text.int8 says of the encoder.
+  """Returns the settings of a dataclass or linen module with their types."""
+  # Linen's own fields, and the one that config.text.int8 sets.
   hidden = {"parent", "name", "dense"} if issubclass(cls, nn.Module) else {}
   return {
     f.name: f.type for f in dataclasses.fields(cls) if f.name not in hidden
@@ -85,7 +92,7 @@ def fields(cls: type) -> dict[str, Any]:
 def kind(
   config: Mapping[str, Any], where: str, options: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-  """A sub-config's `kind` among options, and the rest of it."""
+  """Returns the option that `kind` names, and the rest of the sub-config."""
   rest = dict(section(config, where).items())
   return pick(rest.pop("kind", None), f"config {where}.kind", options), rest
 
@@ -93,10 +100,10 @@ def kind(
 def settings(
   config: Mapping[str, Any], where: str, options: Mapping[str, Any]
 ) -> Any:
-  """The object that a sub-config names by `kind` and describes.
+  """Builds the object that a sub-config names by `kind` and describes.
 
-  What only other kinds have may stay there and does not apply, so that `kind`
-  alone is what a command line has to change.
+  Keys that only other kinds have are ignored, so that a command line can change
+  `kind` alone.
   """
   chosen, rest = kind(config, where, options)
   hints = {
@@ -115,7 +122,7 @@ def check_names(
   names: Sequence[str],
   optional: Sequence[str] = (),
 ) -> None:
-  """ValueError for a key of config that is not among names, or is missing."""
+  """Raises ValueError for a key of config that is unknown or missing."""
   found = {*section(config, where.rstrip("."))} - {*optional}
   for key in sorted(found ^ {*names}):
     what = "is missing" if key in names else "is unknown"
@@ -125,7 +132,7 @@ def check_names(
 
 
 def pick(name: str, what: str, options: Mapping[str, Any]) -> Any:
-  """options[name]; ValueError with the names there are otherwise."""
+  """Returns options[name]; ValueError with the known names if there is none."""
   if name not in options:
     known = ", ".join(map(repr, options))
     raise ValueError(f"{what} is {name!r}, expected one of {known}")

@@ -1,4 +1,4 @@
-"""config.stage.net and config.text -> the modules and settings of nets."""
+"""The net and the text encoder that a config describes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ NETS = {
   "EfficientUNet": EfficientUNet,
   "diffusers": published.UNetFolder,
 }
-# Keys of nets whose values are names, and what these stand for.
+# Keys of nets whose values are names, and the values that these name.
 NET_NAMES = {
   "dtype": {"float32": jnp.float32, "bfloat16": jnp.bfloat16},
   "activation": diffusers.ACTIVATIONS,
@@ -40,10 +40,7 @@ def net(config: Mapping[str, Any], where: str = "stage.net") -> nn.Module:
 
 
 def text(config: Mapping[str, Any] | None) -> Text | NoText:
-  """Returns the settings of the text encoder that config.text describes.
-
-  None is for unconditional nets.
-  """
+  """Returns the settings of config.text; None is for unconditional nets."""
   if config is None:
     return NoText()
   sizes = section(config, "text").get("encoder", {})
@@ -54,10 +51,10 @@ def text(config: Mapping[str, Any] | None) -> Text | NoText:
 
 
 def required_text(config: Mapping[str, Any]) -> Text:
-  """Returns the text encoder of a config, for what cannot do without one.
+  """Returns the text encoder's settings, for callers that need an encoder.
 
   Raises:
-    ValueError: the config has none, or describes it wrongly.
+    ValueError: the config has no text encoder, or describes it wrongly.
   """
   if config.get("text") is None:
     raise ValueError("config text is None, expected a text encoder")
@@ -65,9 +62,10 @@ def required_text(config: Mapping[str, Any]) -> Text:
 
 
 def _with_sizes(given: Any, config: Mapping[str, Any]) -> Any:
-  """Returns config.text.encoder with what lacks from the weights' config.json.
+  """Fills config.text.encoder's missing sizes from the weights' config.json.
 
-  ValueError if that does not have it either.
+  Raises:
+    ValueError: a size is in neither of them.
   """
   needed = ("vocab_size", "emb_dim", "num_heads", "num_encoder_layers",
             "head_dim", "mlp_dim")  # fmt: skip
@@ -92,7 +90,11 @@ def module(
 ) -> nn.Module:
   """Returns a linen module from a sub-config whose keys are cls's fields.
 
-  make(**fields) makes it; cls itself, if None.
+  Args:
+    config: the sub-config.
+    where: its name in error messages.
+    cls: the class whose fields are the keys.
+    make: makes the module from the fields; None for cls itself.
   """
   resolved = {}
   for key in NET_NAMES.keys() & section(config, where).keys():
@@ -109,9 +111,9 @@ def module(
 
 
 def check_sizes(config: Mapping[str, Any], where: str) -> None:
-  """Raises ValueError for a number in a net's config that is no size.
+  """Raises ValueError for a number in a net's config that is no valid size.
 
-  All whole numbers there are sizes and counts, and so are those in tuples.
+  All integers in a net's config are sizes and counts, also those in tuples.
   """
   for key, value in config.items():
     if hasattr(value, "items"):
@@ -131,5 +133,5 @@ def check_sizes(config: Mapping[str, Any], where: str) -> None:
 
 def _most(key: str) -> int:
   """Returns the largest number that a key of a net may have."""
-  # Each layer is made apart: of billions, none would ever be finished.
+  # Layers are made one by one, so that billions would never be finished.
   return 1_000 if key in _COUNTS else 10_000_000

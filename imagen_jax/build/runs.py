@@ -1,4 +1,4 @@
-"""The config of a stage -> a training run, and each of its sections."""
+"""The training run that a stage's config describes, and its settings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,8 @@ STAGE_KEYS = (
 def run(config: Mapping[str, Any]) -> Run:
   """Returns the training run that a stage's config describes.
 
-  ValueError for a mistake anywhere in the config.
+  Raises:
+    ValueError: there is a mistake anywhere in the config.
   """
   check_keys(config)
   return Run(
@@ -43,7 +44,7 @@ def run(config: Mapping[str, Any]) -> Run:
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-  """Raises ValueError for a key that is unknown, or is missing."""
+  """Raises ValueError for a key that is unknown or missing."""
   if "stages" in config:
     raise ValueError(
       "the config is of a cascade, expected that of one of its stages, such as"
@@ -69,8 +70,5 @@ def optimizer(config: Mapping[str, Any]) -> Optimizer:
 
 
 def mesh(config: Mapping[str, Any]) -> MeshShape:
-  """Returns the mesh that config.mesh describes.
-
-  Without config.mesh, every device has the whole weights.
-  """
+  """Returns the mesh of config.mesh; without it, weights are replicated."""
   return fill(MeshShape, config.get("mesh", {}), "mesh", fields(MeshShape))

@@ -1,4 +1,4 @@
-"""The weights that a cascade's config names: moved, loaded and placed."""
+"""The weights that a cascade's config names: moved, loaded and sharded."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,17 @@ from imagen_jax.training.setup import net_shapes
 
 
 def move_weights(config: Any, to: str) -> int:
-  """Has a config's hf:// paths lie in a folder, or with an owner; how many.
+  """Points a config's hf:// paths to a folder or another owner.
 
-  The folder holds their repositories by name. ValueError as download.moved.
+  Args:
+    config: the config, changed in place.
+    to: a folder that holds the repositories by name, or an owner on the Hub.
+
+  Returns:
+    The number of replaced paths.
+
+  Raises:
+    ValueError: as for download.moved.
   """
   from imagen_jax.interop import download
 
@@ -36,8 +44,8 @@ def replace_weights(
 
   Args:
     config: the config.
-    weights: paths by stage, and for "text"; or a folder or an owner, where all
-      hf:// paths of the config lie instead; or None.
+    weights: paths by stage, and for "text"; or a folder or an owner that holds
+      all hf:// paths of the config; or None for no change.
 
   Raises:
     ValueError: there is no such part, or no hf:// path to replace.
@@ -58,9 +66,13 @@ def replace_weights(
 
 
 def identity(config: Mapping[str, Any], name: str) -> str:
-  """Returns what weights a cascade config names, for a stage or for "text".
+  """Returns a text that identifies the weights of a part of a cascade config.
 
-  See interop.identity; that of the text is of its vocabulary too.
+  See interop.identity. The identity of "text" includes its vocabulary.
+
+  Args:
+    config: the config.
+    name: a stage, or "text".
   """
   from imagen_jax.interop.identity import identity
 
@@ -73,7 +85,7 @@ def identity(config: Mapping[str, Any], name: str) -> str:
 def load_encoder(
   config: Mapping[str, Any], placement: Placement
 ) -> TextEncoder:
-  """A cascade config's text encoder with its weights, placed."""
+  """Loads and shards the weights of a cascade config's text encoder."""
   words = text(config["text"])
   return published.text_encoder(words, published.load_text(words, placement))
 
@@ -83,8 +95,8 @@ def check_files(
 ) -> None:
   """Checks the files of a cascade config before any is read into memory.
 
-  The Hub's are fetched. The config's stages may be without weights, for perhaps
-  they do not run; those that the caller gave may not.
+  Files on the Hub are fetched. A stage of the config may lack its weights,
+  since it may not run. A stage that the caller named must have them.
 
   Args:
     config: the config.
@@ -102,10 +114,10 @@ def check_files(
 
 
 def check_net(config: Mapping[str, Any], built: Cascade, name: str) -> None:
-  """Checks the weights of one of a cascade config's stages; reads none.
+  """Checks the weights of a cascade config's stage, without reading them.
 
   Raises:
-    ValueError: there are none, or they are those of another net.
+    ValueError: the weights are missing or belong to another net.
   """
   published.check_net(config[name]["weights"], _shapes(config, built, name))
 
@@ -113,7 +125,7 @@ def check_net(config: Mapping[str, Any], built: Cascade, name: str) -> None:
 def load_net(
   config: Mapping[str, Any], built: Cascade, name: str, placement: Placement
 ) -> Any:
-  """Returns the weights of one of a cascade config's stages, placed."""
+  """Loads and shards the weights of a cascade config's stage."""
   like = _shapes(config, built, name)
   return published.load_net(config[name]["weights"], like, placement)
 

@@ -1,1 +1,1 @@
-"""Checkpoints of a training run: saving, verifying, and what may change."""
+"""Checkpoints of a training run: saved, verified and compared with a config."""

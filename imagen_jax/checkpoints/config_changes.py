@@ -1,13 +1,13 @@
-"""Which changes of its config a run may go on with."""
+"""The changes of its config with which a run may resume."""
 
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-# Keys that may change within a run, whole sections too: they say where, how
-# fast and how long to compute and what to tell and keep, but not what is
-# computed. [] stands for every part of a list.
+# Keys and sections that may change within a run. They say where, how fast and
+# how long to compute, and what to log and keep, but not what is computed. []
+# stands for every element of a list.
 FREE = (
   "mesh",
   "sampling",
@@ -33,20 +33,25 @@ FREE = (
   "train.max_skipped",
   "train.start_from",
 )
-# Files that may move, but not be others: their names are compared.
+# Files that may move but not change: only their names are compared.
 FILES = ("text.vocabulary", "text.weights")
-# The rules for keys that older configs have. A new key needs none: a config
-# that lacks it is compared at its default (build/defaults.py).
-RENAMED: Mapping[str, str] = {}  # the old name, of a section too: the new one
-REMOVED: Mapping[str, Any] = {}  # the name: its value that computes as we do
+# The rules for keys of older configs. A new key needs no rule: a config that
+# lacks it is compared at its default (build/defaults.py).
+RENAMED: Mapping[str, str] = {}  # old name of a key or section: new name
+REMOVED: Mapping[str, Any] = {}  # name: the value that computes the same
 SHOWN = 5
 
 
 def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-  """Names what two configs, as JSON has them, compute differently; or "".
+  """Names the differences of two configs that change what is computed.
 
-  As "data.seed was 0, is 1", and so on for the first few keys. Where another
-  kind is chosen, the settings of the two kinds are not named as well.
+  Args:
+    saved: the checkpoint's config as JSON values.
+    now: the run's config as JSON values.
+
+  Returns:
+    The first few keys, as in "data.seed was 0, is 1"; "" if there are none. If
+    another kind is chosen, the settings of the two kinds are left out.
   """
   old, new = _todays(_leaves(saved)), _todays(_leaves(now))
   differ = {k for k in old.keys() | new.keys() if old.get(k) != new.get(k)}
@@ -63,6 +68,7 @@ def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _is_free(key: str) -> bool:
+  """Returns True for a key that may change within a run."""
   key = re.sub(r"\[\d+\]", "[]", key)
   return any(key == free or key.startswith(free + ".") for free in FREE)
 
@@ -76,7 +82,7 @@ def _todays(leaves: Mapping[str, Any]) -> dict[str, Any]:
       for key, value in leaves.items()
       if key == old or key.startswith(old + ".")
     }
-    if moved:  # in place of the defaults of the new name
+    if moved:  # replaces the defaults of the new name
       for name in (old, new):
         for key in [*found]:
           if key == name or key.startswith(name + "."):
@@ -87,7 +93,10 @@ def _todays(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(value: Any, key: str = "") -> dict[str, Any]:
-  """{"stage.net.blocks[0].channels": 128, ...}; plain lists stay whole."""
+  """Flattens a config to {"stage.net.blocks[0].channels": 128, ...}.
+
+  Lists without mappings stay as they are.
+  """
   if isinstance(value, Mapping):
     parts = {f"{key}.{k}" if key else k: v for k, v in value.items()}
   elif isinstance(value, list | tuple) and any(

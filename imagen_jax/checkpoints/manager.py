@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, by Orbax."""
+"""Checkpoints of a training run, saved and restored by Orbax."""
 
 import contextlib
 import datetime
@@ -24,15 +24,15 @@ from imagen_jax.checkpoints.verify import (
 from imagen_jax.files import expand
 from imagen_jax.parallel.processes import Failed, Meeting, reason, together
 
-# The first process looks which there are.
+# The first process lists the checkpoints for all.
 NAMES = ocp.path.step.standard_name_format(single_host_load_and_broadcast=True)
-# How many checkpoints may be removed while they are read, one after another.
+# How many checkpoints in a row may be removed while they are read.
 REPLACED = 30
-TRIAL = ".imagen-trial"  # how the names of files end that only try a folder
+TRIAL = ".imagen-trial"  # the ending of files that only test a folder
 
 
 def directory(workdir: str) -> epath.Path:
-  """Where a run's checkpoints lie; workdir may be a gs:// path."""
+  """Returns the folder of a run's checkpoints; workdir may be a gs:// path."""
   path = epath.Path(expand(workdir))
   if "://" not in workdir:
     path = path.absolute()
@@ -40,11 +40,11 @@ def directory(workdir: str) -> epath.Path:
 
 
 class Checkpoints:
-  """A run's checkpoints: the last `keep` and those of every keep_every-th step.
+  """Keeps a run's newest `keep` checkpoints and every keep_every-th step's.
 
-  All processes call every method alike, but for close(). Saves happen in the
-  background, and one that fails does not end the run: it is told by
-  say(sentence), and what was saved before stays.
+  All processes call every method together, except close(). Saves happen in the
+  background. A save that fails is logged by say(sentence) and does not end the
+  run; earlier checkpoints stay.
   """
 
   def __init__(
@@ -56,8 +56,8 @@ class Checkpoints:
     say: Callable[[str], None] = print,
   ):
     self._directory, self._say = directory(workdir), say
-    self._saving: int | None = None  # the step under way
-    self._lost = ""  # why the newest is not saved
+    self._saving: int | None = None  # the step in progress
+    self._lost = ""  # why the newest state is not saved
     self._meeting = Meeting()
     make = lambda: self._directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -80,7 +80,7 @@ class Checkpoints:
     with contextlib.ExitStack() as stack:
       stack.enter_context(quiet_orbax())
       self._manager = ocp.CheckpointManager(self._directory, options=options)
-      self._quiet = stack.pop_all()  # until close(): saves have their threads
+      self._quiet = stack.pop_all()  # until close(): saves run in threads
 
   def restore(
     self,
@@ -90,15 +90,24 @@ class Checkpoints:
     complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     allow_config_change: bool = False,
   ) -> Any | None:
-    """The newest state, with the shardings of `like`; None if there is none.
+    """Reads the newest state.
 
-    A damaged checkpoint is logged and moved aside, and the one before it is
-    taken. What interrupted saves left is removed, once the config is accepted.
+    A damaged checkpoint is logged and renamed, and the checkpoint before it is
+    read. Remains of interrupted saves are removed once the config is accepted.
+
+    Args:
+      like: the state's shapes, dtypes and shardings.
+      config: the run's config.
+      complete: fills in what a checkpoint's config lacks.
+      allow_config_change: accepts a config that computes something else, and
+        logs the changes.
+
+    Returns:
+      The state, sharded as `like`; None if there is no checkpoint.
 
     Raises:
       ValueError: no checkpoint can be read; or the newest has other arrays than
-        `like`; or its config would not compute what config does, after
-        `complete` has filled in what it lacks.
+        `like`; or its config would compute something else than `config`.
     """
     self._settle()
     damaged = {}
@@ -128,7 +137,7 @@ class Checkpoints:
     return None
 
   def save(self, step: int, state: Any, config: Mapping[str, Any]) -> None:
-    """Begins to save state and the config it was made with."""
+    """Begins to save a state and its config, in the background."""
     self._settle()
     self._lost = ""
     if step in self._manager.all_steps():
@@ -149,15 +158,15 @@ class Checkpoints:
       self._fail(error)
 
   def wait(self) -> None:
-    """Waits until the newest is safe; ValueError if it could not be saved."""
+    """Waits until the newest state is saved; ValueError if that failed."""
     self._settle()
     if self._lost:
       raise ValueError(self._lost)
 
   def close(self) -> None:
-    """Waits for a save under way.
+    """Waits for a save in progress.
 
-    Does not ask other processes: one may end alone, by an error.
+    It needs no other process, since one process may end alone, by an error.
     """
     with self._quiet:
       for end in (self._manager.wait_until_finished, self._manager.close):
@@ -173,7 +182,7 @@ class Checkpoints:
     self.close()
 
   def _settle(self) -> None:
-    """Waits for the save under way, and tells if it failed."""
+    """Waits for the save in progress, and logs if it failed."""
     try:
       together(self._manager.wait_until_finished)
     except Failed as error:
@@ -181,18 +190,18 @@ class Checkpoints:
     self._saving = None
 
   def _fail(self, error: Exception) -> None:
-    """Tells of a failed save, and makes room for the next."""
-    try:  # Orbax may have missed a file where no folder could be made
+    """Logs a failed save, and makes room for the next."""
+    try:  # Orbax may report a missing file where no folder could be made
       together(self._try_folder)
     except Failed as cause:
       error = cause
     self._lost = self._failed(error)
     self._say(self._lost)
     self._saving = None
-    with contextlib.suppress(Exception):  # what other arrays failed of
+    with contextlib.suppress(Exception):  # the failures of other arrays
       self._manager.wait_until_finished()
     self._meeting.reset()
-    with contextlib.suppress(Exception):  # a store out of reach
+    with contextlib.suppress(Exception):  # a store that is out of reach
       together(self._clean)
       self._manager.reload()
 
@@ -201,17 +210,17 @@ class Checkpoints:
     return f"checkpoint {path} could not be saved: {reason(error)}"
 
   def _try_folder(self) -> None:
-    """Raises if it takes no checkpoint; Orbax would wait minutes for one."""
+    """Raises if the folder cannot be written; Orbax would wait for minutes."""
     if jax.process_index() == 0:
-      # Of a name that nobody can guess, so that no link waits there.
+      # The name cannot be guessed, so that nobody can plant a link there.
       path = self._directory / f"{secrets.token_hex(8)}{TRIAL}"
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(bytes(4096))  # a folder would cost a bucket nothing
+      path.write_bytes(bytes(4096))  # a bucket has no folders to test
       path.unlink()
 
   def _clean(self) -> None:
-    """Removes what interrupted and failed saves left, as far as it can be."""
-    # In a bucket, a folder without files is none.
+    """Removes remains of interrupted and failed saves, where possible."""
+    # In a bucket, a folder without files does not exist.
     if jax.process_index() == 0 and self._directory.exists():
       for path in self._directory.iterdir():
         with contextlib.suppress(Exception):  # stores raise many kinds
@@ -221,9 +230,10 @@ class Checkpoints:
             path.unlink()
 
   def _set_aside(self, damaged: Mapping[int, Exception], used: int) -> None:
-    """Moves damaged checkpoints out of Orbax's sight.
+    """Renames damaged checkpoints, so that Orbax ignores them.
 
-    Only now that another was read: else a store out of reach would lose all.
+    Call it after another checkpoint was read. Otherwise a store that is out of
+    reach would make all checkpoints look damaged.
     """
     for step, error in damaged.items():
       path = self._directory / str(step)
@@ -237,14 +247,14 @@ class Checkpoints:
 
 
 def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
-  """Reads the newest checkpoint's average, also while a run writes there.
+  """Reads the newest averaged weights, also while a run saves there.
 
-  A run that keeps few checkpoints removes one while it is read. Then the one
-  that has replaced it is read.
+  A run that keeps few checkpoints may remove one while it is read. Then the
+  checkpoint that replaced it is read.
 
   Args:
     workdir: the run's folder.
-    like: the average's tree of shapes.
+    like: the averaged weights' tree of shapes.
 
   Returns:
     (step, ema, config), with the config that save was given.
@@ -278,7 +288,7 @@ def newest(workdir: str) -> tuple[int, epath.Path]:
   """Returns the step and the folder of a run's newest checkpoint.
 
   Raises:
-    ValueError: the folder is no run's, or has no complete checkpoint.
+    ValueError: the folder belongs to no run, or has no complete checkpoint.
   """
   path = directory(workdir)
   if not path.is_dir():
@@ -290,16 +300,16 @@ def newest(workdir: str) -> tuple[int, epath.Path]:
 
 
 def has_checkpoint(workdir: str) -> bool:
-  """Returns whether a folder is a training run's with a complete checkpoint."""
+  """Returns True for the folder of a run with a complete checkpoint."""
   path = directory(workdir)
   return path.is_dir() and any(True for _ in NAMES.find_all(path))
 
 
 def check_run(workdir: str) -> None:
-  """Checks that a training run has a checkpoint; reads none.
+  """Checks that a training run has a checkpoint, without reading any.
 
   Raises:
-    ValueError: the folder is no run's, or has no complete checkpoint.
+    ValueError: the folder belongs to no run, or has no complete checkpoint.
   """
   try:
     newest(workdir)
@@ -308,7 +318,7 @@ def check_run(workdir: str) -> None:
 
 
 def _read_ema(path: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]:
-  """Returns a checkpoint's average, on one device, and its config."""
+  """Returns a checkpoint's averaged weights, on one device, and its config."""
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
@@ -319,28 +329,34 @@ def _read_ema(path: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]:
 
 
 class _Undated(ocp.path.step.Metadata):
-  """A checkpoint whose file with its date is not read."""
+  """A checkpoint whose date file is not read."""
 
   commit_timestamp = datetime.datetime.fromtimestamp(0, datetime.UTC)
 
 
 class _Names(ocp.path.step.NameFormat):
-  """As Orbax names checkpoints; a damaged date would keep it from them all."""
+  """Orbax's names of checkpoints, read without their dates.
+
+  One damaged date would hide all checkpoints from Orbax.
+  """
 
   single_host_load_and_broadcast = True
 
   def build_name(self, step: int) -> str:
+    """Names the folder of a step."""
     return NAMES.build_name(step)
 
   def find_all(self, base_path: epath.PathLike) -> Iterator[_Undated]:
+    """Yields all checkpoints of a folder, without their dates."""
     return (_Undated(x.step, x.path) for x in NAMES.find_all(base_path))
 
   def find_step(self, base_path: epath.PathLike, step: int) -> Any:
+    """Finds the checkpoint of a step."""
     return NAMES.find_step(base_path, step)
 
 
 def _rename(path: epath.Path) -> str:
-  """Renames 9 to 9.damaged, or 9.damaged-2 and so on; gives the new name."""
+  """Renames 9 to 9.damaged, 9.damaged-2 and so on; returns the new name."""
 
   def free() -> epath.Path:
     name, count = f"{path.name}.damaged", 1

@@ -1,4 +1,4 @@
-"""One checkpoint: its arrays, read back and compared with their checksums."""
+"""The arrays of a checkpoint, read and compared with their checksums."""
 
 import json
 import zlib
@@ -18,10 +18,22 @@ NO_MESH = jax.sharding.Mesh(np.empty((), object), ())
 
 
 def load(path: epath.Path, like: Any, prefix: str = "") -> Any:
-  """The arrays of `like`, those whose names begin with prefix, where it says.
+  """Reads arrays of a checkpoint.
 
-  Failed if they are not what was saved; a checkpoint without checksums, as
-  they once were, is taken as it is. ValueError if there are other arrays.
+  A checkpoint of an old version without checksums is not verified.
+
+  Args:
+    path: the checkpoint's folder.
+    like: a tree of shapes, dtypes and shardings to read.
+    prefix: an array of the checkpoint whose name begins with it must be in
+      `like`; other arrays are ignored.
+
+  Returns:
+    The arrays, sharded as `like`.
+
+  Raises:
+    Failed: the arrays are not those that were saved.
+    ValueError: the checkpoint has other arrays than `like`.
   """
   stored, sums = together(lambda: _read_notes(path))
   _check_arrays(path, stored, like, prefix)
@@ -34,7 +46,11 @@ def load(path: epath.Path, like: Any, prefix: str = "") -> Any:
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:
-  """The config that a checkpoint was made with."""
+  """Reads the config that a checkpoint was made with.
+
+  Raises:
+    Failed: the config is not what was saved.
+  """
   config, notes = _read_json(path / "config"), path / "checksums"
   if not isinstance(config, dict):
     raise Failed("its config is no mapping")
@@ -44,10 +60,10 @@ def read_config(path: epath.Path) -> dict[str, Any]:
 
 
 def check_allowed(path: epath.Path) -> None:
-  """Checks that a checkpoint that cannot be read may be read.
+  """Checks the permission to read a checkpoint that could not be read.
 
-  Missing permission is no damage, but libraries tell of it in many ways, such
-  as of a file that is not there. Of all processes, each tries all files.
+  Missing permission is no damage, but libraries report it in many ways, such as
+  a missing file. Every process tries all files.
 
   Raises:
     ValueError: the permission is missing on one of the processes.
@@ -62,7 +78,7 @@ def check_allowed(path: epath.Path) -> None:
 
 
 def _try_files(path: epath.Path) -> None:
-  """Raises what denies the reading of a file, and nothing else."""
+  """Raises the error that denies permission to read a file, and no other."""
   try:
     for item in path.iterdir():
       if item.is_dir():
@@ -76,7 +92,7 @@ def _try_files(path: epath.Path) -> None:
 
 
 def _is_denial(error: Exception) -> bool:
-  """Returns whether an error of a disk, or of gcsfs, is of permissions."""
+  """Returns True if a disk's or gcsfs's error is about permissions."""
   if isinstance(error, PermissionError):
     return True
   code = getattr(error, "code", None)
@@ -86,7 +102,10 @@ def _is_denial(error: Exception) -> bool:
 def _read_notes(
   path: epath.Path,
 ) -> tuple[dict[str, str], dict[str, int] | None]:
-  """Kinds and checksums of a checkpoint's arrays, by name; None without."""
+  """Reads the kinds and checksums of a checkpoint's arrays, by name.
+
+  The checksums are None if the checkpoint has none.
+  """
   found = ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
   stored, notes = kinds(found), None
   if (path / "checksums").exists():
@@ -98,7 +117,7 @@ def _read_notes(
 
 
 def _read_tree(path: epath.Path, like: Any) -> Any:
-  """The arrays of `like`, by Orbax's handler: its managers wait for others."""
+  """Reads arrays by Orbax's handler: its managers wait for other processes."""
   args = ocp.args.PyTreeRestore(
     item=like,
     restore_args=ocp.checkpoint_utils.construct_restore_args(like),
@@ -113,12 +132,12 @@ def _read_json(item: epath.Path) -> Any:
 
 
 def crc(config: Mapping[str, Any]) -> int:
-  """The checksum of a config."""
+  """Computes the checksum of a config."""
   return zlib.crc32(json.dumps(config, sort_keys=True).encode())
 
 
 def arrays_of(tree: Any) -> dict[str, Any]:
-  """A tree's arrays, or what stands for them, by path."""
+  """Returns a tree's leaves by path; they may be arrays or shapes."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -126,7 +145,7 @@ def arrays_of(tree: Any) -> dict[str, Any]:
 
 
 def kinds(tree: Any) -> dict[str, str]:
-  """float32[3,5] and the like, of every array of a tree."""
+  """Returns the dtype and shape of a tree's arrays by path, as float32[3,5]."""
   return {
     name: f"{np.dtype(leaf.dtype)}[{','.join(map(str, leaf.shape))}]"
     for name, leaf in arrays_of(tree).items()
@@ -136,9 +155,9 @@ def kinds(tree: Any) -> dict[str, str]:
 def _check_arrays(
   path: Any, stored: Mapping[str, str], like: Any, prefix: str
 ) -> None:
-  """ValueError unless a checkpoint's arrays, by their kinds, are those of like.
+  """Raises ValueError unless a checkpoint has the arrays of like, by kind.
 
-  Those whose names begin with the prefix, that is; the rest may be others.
+  Arrays of the checkpoint whose names lack the prefix may be absent in like.
   """
   wanted = kinds(like)
   for name in sorted(wanted.keys() ^ stored.keys()):
@@ -153,32 +172,32 @@ def _check_arrays(
 
 
 def checksums(tree: Any) -> dict[str, int]:
-  """A number for every array that its bits and their places give.
+  """Computes a checksum of every array from its bits and their positions.
 
-  The same on any devices. A change in one element always changes it, any other
-  with all but certainty.
+  The checksums do not depend on the devices. A change in one element always
+  changes the checksum; any other change does so almost certainly.
   """
-  with jax.set_mesh(NO_MESH):  # the arrays may be on fewer devices than its
+  with jax.set_mesh(NO_MESH):  # the arrays may be on fewer devices
     sums = {}
     for name, x in arrays_of(tree).items():
       sums[name] = _sum(x)
       if jax.default_backend() == "cpu":
-        # Its devices share threads: of many programs under way, each waiting
-        # for its part on another device, none would find a thread for that.
+        # CPU devices share threads. Of many programs in progress, each would
+        # wait for its part on another device, and none would get a thread.
         sums[name].block_until_ready()
     return jax.tree.map(int, jax.device_get(sums))
 
 
-@jax.jit  # for each kind of array: one program of all takes long to compile
+@jax.jit  # per kind of array: one program for all compiles slowly
 def _sum(x: jax.Array) -> jax.Array:
-  """The sum of hash(hash(place) ^ bits) over the elements, modulo 2^32."""
+  """Sums hash(hash(position) ^ bits) over the elements, modulo 2^32."""
   if x.dtype == bool:
     x = x.astype(jnp.uint8)
-  width = min(8 * x.dtype.itemsize, 32)  # wider ones become pairs
+  width = min(8 * x.dtype.itemsize, 32)  # wider types become pairs
   bits = jax.lax.bitcast_convert_type(x, f"uint{width}").astype(jnp.uint32)
   place, stride = jnp.zeros((), jnp.uint32), 1
   for axis in reversed(range(bits.ndim)):
-    # Not an arange, reshaped: this is made where the array's shards are.
+    # Unlike a reshaped arange, an iota is made where the array's shards are.
     index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     place += index * jnp.uint32(stride % 2**32)
     stride *= bits.shape[axis]
@@ -186,7 +205,7 @@ def _sum(x: jax.Array) -> jax.Array:
 
 
 def _hash(x: jax.Array) -> jax.Array:
-  """MurmurHash3's last step, which maps 32 bits one to one."""
+  """Computes MurmurHash3's last step, which maps 32 bits one to one."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

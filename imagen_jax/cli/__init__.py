@@ -1,1 +1,1 @@
-"""What the verbs share as commands: flags, exit codes, error sentences."""
+"""Code that the verbs share as commands: flags, exit codes, error sentences."""

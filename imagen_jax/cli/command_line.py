@@ -1,7 +1,7 @@
-"""Flags of the verbs: they are defined when a verb runs, not on import.
+"""Flags of the verbs, defined when a verb runs and not on import.
 
-A verb's define_flags puts its flags on an absl FlagValues. What parse returns
-is the same object, with one attribute for each flag.
+A verb's define_flags defines its flags on an absl FlagValues. parse returns the
+same object, with one attribute for each flag.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from imagen_jax.build import configs
 from imagen_jax.files import expand
 from imagen_jax.parallel import distributed
 
-flags.disclaim_key_flags()  # --config is the verb's, in --help
+flags.disclaim_key_flags()  # --help lists --config as the verb's flag
 
 
 class BadFlags(ValueError):
@@ -21,7 +21,7 @@ class BadFlags(ValueError):
 
 
 class _NotRead(Exception):
-  """Carries what read_config raised, as its cause, past absl."""
+  """Carries the error of read_config past absl, as its cause."""
 
 
 class _ConfigParser(flags.ArgumentParser):
@@ -38,12 +38,14 @@ class _ConfigParser(flags.ArgumentParser):
     self.argv: list[str] = []
 
   def parse(self, name: str) -> ConfigDict:
+    """Reads the config of a name."""
     try:
       return configs.read_config(name)
     except Exception as error:
       raise _NotRead from error  # absl would reword a ValueError
 
   def flag_type(self) -> str:
+    """Returns the flag's type, as --help prints it."""
     return "config"
 
 
@@ -51,9 +53,11 @@ class _PathParser(flags.ArgumentParser):
   """Expands a leading ~, which shells leave in --FLAG=~/path."""
 
   def parse(self, path: str) -> str:
+    """Expands a path."""
     return expand(path)
 
   def flag_type(self) -> str:
+    """Returns the flag's type, as --help prints it."""
     return "path"
 
 
@@ -70,8 +74,8 @@ def define_path(
 def define_config(values: flags.FlagValues, example: str) -> None:
   """Defines --config=NAME and --config.KEY=VALUE.
 
-  KEY may be one that the config leaves at its default; build checks whether
-  there is such a key. parse fails without --config.
+  KEY may be one that the config leaves at its default; build checks that the
+  key exists. parse fails without --config.
   """
   parser = _ConfigParser(example)
   config_flags.DEFINE_config_file(
@@ -102,7 +106,7 @@ def define_distributed(values: flags.FlagValues) -> None:
 
 
 def join_others(args: flags.FlagValues) -> str:
-  """Joins the job that --distributed finds; returns which one."""
+  """Joins the job that --distributed finds; returns its description."""
   return distributed.start(args.distributed, heartbeat=args.heartbeat)
 
 
@@ -116,16 +120,16 @@ def parse(
   Args:
     define: defines the flags on a FlagValues.
     argv: the command line without the program's name.
-    values: where to define the flags; by default a FlagValues of their own,
-      so that nothing outside changes.
+    values: where to define the flags; by default a new FlagValues, so that no
+      global state changes.
 
   Returns:
     values, whose attributes are the flags' values.
 
   Raises:
-    BadFlags: a flag that is unknown or does not parse, a --config.KEY for which
-      the config has no place, or an argument that is no flag.
-    ValueError: there is no --config, or it cannot be read.
+    BadFlags: a flag is unknown or does not parse, the config has no place for a
+      --config.KEY, or an argument is no flag.
+    ValueError: --config is missing, or its config cannot be read.
   """
   values = flags.FlagValues() if values is None else values
   define(values)
@@ -159,7 +163,7 @@ def given(args: flags.FlagValues) -> list[str]:
 
 
 def _no_place(error: Exception, words: Sequence[str]) -> str:
-  """Says which of the overrides raised an error of ml_collections."""
+  """Names the override that raised an error of ml_collections."""
   part = str([*error.args, ""][0]).split("\n")[0].strip("'")
   overrides = [word for word in words if "-config." in word]
   overrides = [word for word in overrides if f".{part}." in word] or overrides

@@ -1,4 +1,4 @@
-"""The verbs as programs: how they start, fail in one sentence and end."""
+"""The verbs as programs: how they start, fail in one sentence, and end."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from imagen_jax.cli import command_line
 from imagen_jax.files import reason
 from imagen_jax.progress import say
 
-# What brings a package that the core does without.
+# The extra that installs each package that the core does not need.
 EXTRAS = {
   "array_record": "train",
   "gcsfs": "gcs",
@@ -30,13 +30,13 @@ EXTRAS = {
   "tensorboard": "train",
   "tensorflow_datasets": "train",
 }
-READ_ONLY = {"hf", "package"}  # schemes that nothing is written to
-LOST = 76  # exit code of who lost another process, for whom to start it again
+READ_ONLY = {"hf", "package"}  # schemes that cannot be written to
+LOST = 76  # exit code if another process is lost; start the job again
 
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-  """A verb, to call from Python or to run as a program.
+  """Holds a verb, to call from Python or to run as a program.
 
   Attributes:
     define_flags: defines the verb's flags on a FlagValues.
@@ -47,10 +47,10 @@ class Verb:
   act: Callable[[flags.FlagValues], None]
 
   def __call__(self, argv: Sequence[str]) -> None:
-    """Does what a command line, such as ["--config=shapes"], says.
+    """Runs a command line such as ["--config=shapes"].
 
     Raises:
-      ValueError: a mistake of the user, as run prints it.
+      ValueError: a mistake of the user, in the sentence that run prints.
     """
     self.act(command_line.parse(self.define_flags, argv))
 
@@ -58,15 +58,15 @@ class Verb:
 def verb(
   define_flags: Callable[[flags.FlagValues], None],
 ) -> Callable[[Callable[[flags.FlagValues], None]], Verb]:
-  """Makes a Verb of the function below it, which takes the parsed flags."""
+  """Makes a Verb of the decorated function, which takes the parsed flags."""
   return lambda act: Verb(define_flags, act)
 
 
 def run(main: Verb) -> None:
-  """Runs a verb by sys.argv, as the process's one program.
+  """Runs a verb with sys.argv, as the process's only program.
 
   Its flags join those that absl and other libraries define for all programs,
-  such as --help. as_exit_codes says how it ends.
+  such as --help. as_exit_codes gives the exit codes.
   """
 
   def parse(argv: list[str]) -> flags.FlagValues:
@@ -83,10 +83,10 @@ def run(main: Verb) -> None:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-  """Keeps libraries from printing notes in the block, of a whole program.
+  """Keeps libraries from printing notes in the block, which is a whole program.
 
-  absl's log begins at warnings, and PIL does not warn of images that are large
-  or damaged: the first are decoded, the others are bad records.
+  absl logs from warnings upwards. PIL does not warn of large or damaged images:
+  large images are decoded, and damaged ones are bad records.
   """
   before = logging.get_verbosity()
   logging.set_verbosity(logging.WARNING)
@@ -100,10 +100,10 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-  """Lets the block print, of a whole program, whatever becomes of its output.
+  """Keeps the block running if its output fails; the block is a whole program.
 
-  Letters that an encoding lacks are escaped. What could not be printed, because
-  nobody reads it any more, is dropped, so that Python does not fail of it.
+  Characters that the encoding lacks are escaped. Output that nobody reads any
+  more is dropped, so that Python does not fail because of it.
   """
   streams = [stream for stream in (sys.stdout, sys.stderr) if stream]
   before = [getattr(stream, "errors", None) for stream in streams]
@@ -119,7 +119,7 @@ def lasting_output() -> Iterator[None]:
       except OSError:
         with contextlib.suppress(OSError, ValueError):
           os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-      except ValueError:  # it is closed
+      except ValueError:  # the stream is closed
         continue
       if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors=errors)
@@ -127,12 +127,14 @@ def lasting_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_exit_codes() -> Iterator[None]:
-  """Ends the program with a sentence for an error that needs no traceback.
+  """Turns an error that needs no traceback into a sentence and an exit code.
 
-  The exit code is 2 for bad flags; 1 for any other ValueError, a file that
-  cannot be read or written, on gs:// too, and a missing package that an extra
-  brings; 130 for an interruption; LOST for a computation of many processes that
-  failed.
+  The exit codes are:
+    2: bad flags.
+    1: any other ValueError; a file that cannot be read or written, also on
+      gs://; a missing package that an extra installs.
+    130: an interruption.
+    LOST: a failed computation of many processes.
   """
   try:
     yield
@@ -166,16 +168,16 @@ def as_exit_codes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stores_by_gcsfs() -> Iterator[None]:
-  """Has the block read and write gs:// by gcsfs, as it is at each time."""
+  """Lets the block access gs:// by gcsfs, without cached listings of files."""
   settings = fsspec.config.conf.setdefault("gcs", {})
-  # Else etils takes TensorFlow where that is installed.
+  # Otherwise etils uses TensorFlow where that is installed.
   added = "EPATH_USE_TF" not in os.environ
   os.environ.setdefault("EPATH_USE_TF", "0")
-  # A cached list of files would lack what TensorStore and other processes
+  # A cached listing would lack the files that TensorStore and other processes
   # write.
   cached = settings.get("use_listings_cache")
   settings.setdefault("use_listings_cache", False)
-  # They log tracebacks of errors that are printed in a sentence.
+  # These log tracebacks of errors that are printed in a sentence.
   logs = [std_logging.getLogger(name) for name in ("fsspec", "gcsfs")]
   levels = [log.level for log in logs]
   for log in logs:
@@ -192,10 +194,13 @@ def stores_by_gcsfs() -> Iterator[None]:
 
 
 def run_and_leave(main: Verb, well: Container[int]) -> None:
-  """As run, but no thread that hangs, as in reading data, keeps the process.
+  """Runs a verb and ends the process, even if a thread hangs in reading data.
 
-  One of many processes takes leave of the others if the exit code is one of
-  `well`; else it ends at once, for they may be waiting for it.
+  Args:
+    main: the verb.
+    well: the exit codes with which one of many processes leaves the job in
+      order. With any other code it ends at once, since the other processes may
+      be waiting for it.
   """
   try:
     run(main)
@@ -207,7 +212,7 @@ def run_and_leave(main: Verb, well: Container[int]) -> None:
 
 
 def check_bucket(name: str, folder: str | os.PathLike) -> None:
-  """ValueError if a folder's bucket, on gs:// and the like, is not there."""
+  """Raises ValueError if the bucket of a folder on gs:// does not exist."""
   scheme, remote, rest = os.fspath(folder).partition("://")
   if not remote:
     return
@@ -224,9 +229,9 @@ def check_bucket(name: str, folder: str | os.PathLike) -> None:
 
 
 def check_writable(name: str, folder: str | os.PathLike) -> None:
-  """ValueError if a folder cannot be made or written; makes nothing yet.
+  """Raises ValueError if a folder cannot be made or written; makes nothing yet.
 
-  Of one on gs:// and the like, only the bucket is looked for.
+  For a folder on gs:// only the bucket is checked.
   """
   if "://" in os.fspath(folder):
     return check_bucket(name, folder)
@@ -254,12 +259,12 @@ def check_output(name: str, path: str | os.PathLike, ending: str = "") -> None:
   """Checks that a file can be written, before the work; makes nothing yet.
 
   Args:
-    name: what the path is of, such as "output".
-    path: where the file is to go.
-    ending: what the file's name must end with, for others to read it.
+    name: the name of the path in error messages, such as "output".
+    path: where the file is to be written.
+    ending: the ending that the file's name must have, for its readers.
 
   Raises:
-    ValueError: the path is a folder's, or has another ending, or cannot be
+    ValueError: the path is a folder's, has another ending or cannot be
       written.
   """
   text = os.fspath(path)
@@ -289,10 +294,10 @@ def check_folder(name: str, folder: str | os.PathLike) -> None:
 
 
 def _is_of_many(error: Exception) -> bool:
-  """Whether one of many processes raised it as it computed with the others.
+  """Returns True if a computation of many processes raised the error.
 
-  To read what failed to compute raises a ValueError that begins with a code,
-  as "UNKNOWN: Gloo AllGather failed".
+  Reading the result of a failed computation raises a ValueError that begins
+  with a code, such as "UNKNOWN: Gloo AllGather failed".
   """
   if not jax.distributed.is_initialized():
     return False
@@ -301,9 +306,9 @@ def _is_of_many(error: Exception) -> bool:
 
 
 def _is_of_a_store(error: BaseException) -> bool:
-  """Returns True if the library raised it that reads and writes gs://.
+  """Returns True if the library for gs:// raised the error.
 
-  Its errors are of many kinds, of Python's and other libraries' too.
+  Its errors are of many types, also of Python and other libraries.
   """
   frames = traceback.walk_tb(error.__traceback__)
   names = (frame.f_globals.get("__name__", "") for frame, _ in frames)
@@ -311,15 +316,15 @@ def _is_of_a_store(error: BaseException) -> bool:
 
 
 def fail(message: str, code: int) -> None:
-  """Says why on standard error, in one line, and exits."""
+  """Prints an error in one line on standard error, and exits."""
   if sys.stderr is not None:
     say("error: " + " ".join(message.split()), sys.stderr)
   sys.exit(code)
 
 
 def leave(code: int) -> NoReturn:
-  """Ends the process at once, even if a thread of it hangs."""
+  """Ends the process at once, even if one of its threads hangs."""
   for stream in filter(None, (sys.stdout, sys.stderr)):
-    with contextlib.suppress(OSError, ValueError):  # of a full disk, or closed
+    with contextlib.suppress(OSError, ValueError):  # disk full, or closed
       stream.flush()
   os._exit(code)

@@ -1,1 +1,1 @@
-"""Devices and processes: meshes, shardings, and what their work costs."""
+"""Devices and processes: meshes, shardings and the cost of computing."""

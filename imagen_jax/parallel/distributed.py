@@ -1,7 +1,7 @@
-"""Joins a process to the job that it is a part of: pod, cluster or localhost.
+"""Start of a process in its job: on a pod, a cluster or localhost.
 
-Every failure is an error. A process that went on alone after one would train
-by itself, into the folder that the others write to.
+Every failure is an error. A process that continued alone would train by itself
+and write to the folder that the other processes write to.
 """
 
 import glob
@@ -13,8 +13,9 @@ import jax
 
 from imagen_jax.files import reason
 
-# What names a job outright: where its first process listens, how many there
-# are, and which this is. launch/local.sh sets them.
+# The variables that describe a job: the address where its first process
+# listens, the number of processes and this one's index. launch/local.sh sets
+# them.
 EXPLICIT = (
   "JAX_COORDINATOR_ADDRESS",
   "JAX_NUM_PROCESSES",
@@ -22,18 +23,29 @@ EXPLICIT = (
 )
 SRUN = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
 MODES = ("auto", "off")
-# Either names a TPU slice's hosts, where not a metadata server does.
+# Each names a TPU slice's hosts where there is no metadata server.
 TPU_HOSTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 
 def start(mode: str = "auto", *, heartbeat: int = 100) -> str:
-  """Joins the job that the environment tells of; returns what that was.
+  """Joins the job that the environment describes.
 
-  To be called before anything else uses JAX. In this order: the variables of
-  EXPLICIT; SLURM's, under srun; a TPU's host, one of many. Anything else, and
-  mode "off", is a process by itself. Waits for all processes. One that gives no
-  sign of life for `heartbeat` seconds ends all the others. ValueError for
-  variables that say too little, and if a TPU's host does not find the others.
+  Call it before anything else uses JAX. It takes the first that applies: the
+  variables of EXPLICIT; SLURM's variables, under srun; a host of a TPU of many
+  hosts. Otherwise, or with mode "off", the process runs by itself. It waits for
+  all processes.
+
+  Args:
+    mode: "auto" or "off".
+    heartbeat: seconds without a sign of life of one process until all other
+      processes end.
+
+  Returns:
+    The process's place in the job, to be logged.
+
+  Raises:
+    ValueError: variables are missing or wrong, or a TPU's host does not find
+      the other hosts.
   """
   alive = {"heartbeat_timeout_seconds": heartbeat}
   if mode == "off":
@@ -55,10 +67,10 @@ def start(mode: str = "auto", *, heartbeat: int = 100) -> str:
 
 
 def join_tpu(settings: dict[str, Any]) -> None:
-  """Finds the other hosts of a TPU by what Google tells of them."""
+  """Finds the other hosts of a TPU with Google's metadata."""
   try:
     jax.distributed.initialize(**settings)
-  except Exception as error:  # requests' too, by which JAX asks
+  except Exception as error:  # also requests' errors, which JAX uses
     raise ValueError(
       "the other hosts of this TPU are not found, --distributed=off if there "
       f"are none: {reason(error)}"
@@ -66,7 +78,7 @@ def join_tpu(settings: dict[str, Any]) -> None:
 
 
 def explicit() -> tuple[str, int, int]:
-  """(address, processes, index) of EXPLICIT; ValueError for anything amiss."""
+  """Returns (address, processes, index) of EXPLICIT; ValueError if wrong."""
   for name in EXPLICIT:
     if not os.environ.get(name):
       raise ValueError(
@@ -87,10 +99,11 @@ def explicit() -> tuple[str, int, int]:
 
 
 def bind_address(coordinator: str) -> str | None:
-  """Returns where the coordinator listens; None leaves it to JAX.
+  """Returns the address where the coordinator listens; None leaves it to JAX.
 
-  JAX has it listen on all interfaces, and it asks nobody who they are. A job of
-  one machine listens there only. JAX_COORDINATOR_BIND_ADDRESS comes first.
+  By default the coordinator listens on all interfaces without authentication. A
+  job of one machine listens on that machine only.
+  JAX_COORDINATOR_BIND_ADDRESS takes precedence.
   """
   host = coordinator.rpartition(":")[0]
   alone = host in ("localhost", "127.0.0.1", "[::1]")
@@ -99,9 +112,9 @@ def bind_address(coordinator: str) -> str | None:
 
 
 def is_only_host() -> bool:
-  """Whether the environment names this TPU's hosts, and that is one.
+  """Returns True if the environment names one host as all of this TPU's hosts.
 
-  As in notebooks that rent out one host, where there is no metadata server.
+  Notebooks that rent out one host do so; they have no metadata server.
   """
   if int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
     return False
@@ -110,7 +123,7 @@ def is_only_host() -> bool:
 
 
 def has_tpu() -> bool:
-  """Whether JAX will use TPU chips of this machine."""
+  """Returns True if JAX will use TPU chips of this machine."""
   platforms = os.environ.get("JAX_PLATFORMS", "")
   if platforms and "tpu" not in platforms.split(","):
     return False

@@ -1,6 +1,6 @@
 """Floating-point operations of a function, counted in its jaxpr.
 
-What XLA says of a compiled program counts the body of every loop once.
+XLA's own count of a compiled program takes the body of every loop once.
 """
 
 import math
@@ -24,16 +24,25 @@ CALLS = frozenset(
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
-  """Operations in the convolutions and matrix products of fn(*args).
+  """Counts operations in the convolutions and matrix products of fn(*args).
 
-  args are arrays or trees of jax.ShapeDtypeStruct; nothing runs. The count is
-  of the whole program on all its devices, a multiplication and an addition
-  being two. A convolution counts every tap of its kernel, in the padding too,
-  but not the zeros that lhs_dilation puts between pixels: a transposed
-  convolution counts as the convolution it transposes. All that is in the jaxpr
-  counts: what jax.checkpoint computes again, and what XLA may find unused. Of
-  the branches of a cond, the dearest. ValueError for products within a while
-  loop, whose length is not known, or in a primitive such as pallas_call.
+  A multiplication and an addition are two operations. A convolution counts
+  every tap of its kernel, also in the padding, but not the zeros that
+  lhs_dilation puts between pixels: a transposed convolution counts as the
+  convolution that it transposes. Everything in the jaxpr counts, also what
+  jax.checkpoint recomputes and what XLA may find unused. Of a cond, the most
+  expensive branch counts.
+
+  Args:
+    fn: the function, which is traced and not run.
+    *args: arrays, or trees of jax.ShapeDtypeStruct.
+
+  Returns:
+    The count of the whole program over all its devices.
+
+  Raises:
+    ValueError: there are products in a while loop, whose length is unknown, or
+      in a primitive such as pallas_call.
   """
   return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
@@ -77,8 +86,8 @@ def _dot(equation: JaxprEqn) -> int:
 
 def _convolution(equation: JaxprEqn) -> int:
   kernel = equation.invars[1].aval.shape
-  # An output sees the kernel of one output feature. That has the features of
-  # one group only, and it is so for groups of the batch as well.
+  # Each output uses the kernel of one output feature, which has the input
+  # features of one group only. The same holds for groups of the batch.
   features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
   terms = math.prod(kernel) // features
   holes = math.prod(equation.params["lhs_dilation"])

@@ -1,4 +1,4 @@
-"""The device mesh, and where a batch lives on it."""
+"""The device mesh, and the sharding of a batch over it."""
 
 import dataclasses
 import math
@@ -15,12 +15,15 @@ from imagen_jax.types import BATCH_AXES
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-  """How many devices along each axis; -1 is all that the others leave.
+  """Describes the number of devices along each axis of a mesh.
 
-  data and fsdp both spread the batch. Along data every device has the whole
-  weights, along fsdp a part of them, to be gathered for use; along tensor a
-  part of the channels or heads, for good. Several slices of a pod, which a
-  slower network joins, are further devices along data.
+  One of the numbers may be -1: all devices that the other axes leave.
+
+  Attributes:
+    data: shards the batch and replicates the weights. The slices of a pod,
+      which a slower network joins, lie along it.
+    fsdp: shards the batch and the weights, which are all-gathered for use.
+    tensor: shards channels or heads of the weights, without all-gathering.
   """
 
   data: int = -1
@@ -36,7 +39,15 @@ class MeshShape:
       raise ValueError(f"mesh is {sizes}, expected -1 at most once")
 
   def sizes(self, count: int, slices: int = 1) -> tuple[int, int, int]:
-    """Devices along each axis, count in all; ValueError if that cannot be."""
+    """Returns the number of devices along each axis.
+
+    Args:
+      count: the number of all devices.
+      slices: the number of slices of a pod.
+
+    Raises:
+      ValueError: the axes do not fit the devices or the slices.
+    """
     given = dataclasses.asdict(self)
     known = math.prod(size for size in given.values() if size != -1)
     sizes = [count // known if n == -1 else n for n in given.values()]
@@ -55,11 +66,11 @@ class MeshShape:
 def make_mesh(
   shape: MeshShape = MeshShape(), devices: Sequence[Any] | None = None
 ) -> Mesh:
-  """The mesh over all devices (or those given), neighbours along tensor."""
+  """Makes the mesh of all or given devices, with neighbours along tensor."""
   devices = jax.devices() if devices is None else list(devices)
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   sizes = shape.sizes(len(devices), slices)
-  # An axis may be a part of one of the torus's: 64 chips of one of 16x16.
+  # An axis may be part of an axis of the torus, such as 64 chips of 16x16.
   split = {"allow_split_physical_axes": True}
   if slices == 1:
     placed = mesh_utils.create_device_mesh(sizes, devices, **split)
@@ -73,16 +84,22 @@ def make_mesh(
 
 
 def row_ways(mesh: Mesh) -> int:
-  """Over how many devices the rows of a batch are spread."""
+  """Returns the number of devices over which a batch is sharded."""
   return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
 def batch_sharding(
   mesh: Mesh, global_batch: int, parts: int = 1
 ) -> NamedSharding:
-  """Rows of a batch spread over the mesh; ValueError if they do not divide.
+  """Returns the sharding of a batch over its examples.
 
-  parts: in how many parts, one after the other, the batch is computed.
+  Args:
+    mesh: the devices.
+    global_batch: the number of examples, over all hosts.
+    parts: the number of equal parts of the batch, computed one after another.
+
+  Raises:
+    ValueError: the examples do not divide over the devices and parts.
   """
   ways = row_ways(mesh)
   if global_batch % (ways * parts):
@@ -95,21 +112,21 @@ def batch_sharding(
 
 
 def rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
-  """The same where they divide; where not, every device has all rows."""
+  """Returns the sharding of rows, replicated if they do not divide."""
   ways = row_ways(mesh)
   return replicated(mesh) if rows % ways else batch_sharding(mesh, rows)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same values on every device."""
+  """Returns the sharding that replicates an array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def host_rows(sharding: NamedSharding, global_batch: int) -> np.ndarray:
-  """The rows of a batch that this host feeds, in order: those of its devices.
+  """Returns the examples of a batch that this host's devices hold, in order.
 
-  They are in pieces, for the four chips of a TPU's host are neighbours along
-  two axes of the torus; and hosts that a tensor axis spans feed the same ones.
+  They are not contiguous: the four chips of a TPU host are neighbours along two
+  axes of the torus. Hosts that a tensor axis spans feed the same examples.
   """
   places = sharding.addressable_devices_indices_map((global_batch,))
   return np.unique(
@@ -118,7 +135,7 @@ def host_rows(sharding: NamedSharding, global_batch: int) -> np.ndarray:
 
 
 def to_global(batch, sharding: NamedSharding, global_batch: int):
-  """Numpy arrays of the rows of host_rows -> global ones of global_batch."""
+  """Makes global arrays from this host's rows, which host_rows names."""
   fed = host_rows(sharding, global_batch)
 
   def whole(part: np.ndarray) -> jax.Array:
@@ -133,7 +150,7 @@ def to_global(batch, sharding: NamedSharding, global_batch: int):
 
 
 def put_rows(tree: Any, sharding: NamedSharding) -> Any:
-  """Numpy arrays [B, ...] that every host has whole -> global arrays."""
+  """Makes global arrays from numpy arrays [B, ...] that every host holds."""
   put = lambda x: jax.make_array_from_callback(
     x.shape, sharding, lambda index: x[index]
   )
@@ -141,5 +158,5 @@ def put_rows(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-  """Global arrays -> numpy, whole on every host; all hosts must call it."""
+  """All-gathers global arrays to numpy; all hosts must call it."""
   return multihost_utils.process_allgather(tree, tiled=True)

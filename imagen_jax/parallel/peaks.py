@@ -1,6 +1,6 @@
-"""Peak speeds of accelerators, by the name that a JAX device has for its kind.
+"""Peak speeds of accelerators, by the device_kind of a JAX device.
 
-Dense matrix products in bfloat16, in TFLOP/s, as the makers state them.
+They are TFLOP/s of dense matrix products in bfloat16, stated by the makers.
 """
 
 PEAK_TFLOPS = {
@@ -8,7 +8,7 @@ PEAK_TFLOPS = {
   "TPU v5": 459.0,
   "TPU v5 lite": 197.0,
   "TPU v6 lite": 918.0,
-  "TPU7x": 1153.5,  # of one of a chip's two devices
+  "TPU7x": 1153.5,  # of one of the two devices of a chip
   "NVIDIA A100-SXM4-40GB": 312.0,
   "NVIDIA A100-SXM4-80GB": 312.0,
   "NVIDIA H100 80GB HBM3": 989.4,

@@ -1,4 +1,7 @@
-"""Processes that fail together, for one that goes on alone waits for ever."""
+"""Actions that fail on all processes of a job if they fail on one.
+
+A process that continued alone would wait forever in its next collective.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -11,17 +14,20 @@ from jax.experimental import multihost_utils
 from imagen_jax import files
 
 MEETINGS = itertools.count()
-MOST_BYTES = 500  # of the words that processes tell each other
+MOST_BYTES = 500  # of the words that processes exchange
 
 
 class Failed(Exception):
-  """What failed on some process, and so counts as failed on all."""
+  """Says what failed on one process, which counts as failed on all."""
 
 
 def together(act: Callable[[], Any]) -> Any:
-  """What act() gives; Failed on all processes if it raises on any.
+  """Calls act() on all processes and returns its result.
 
-  If act waits for others, its failure on one must end the waiting of all.
+  If act waits for other processes, its failure on one must end the wait of all.
+
+  Raises:
+    Failed: act raised on any process; raised on all of them.
   """
   found, failure = None, None
   try:
@@ -35,18 +41,18 @@ def together(act: Callable[[], Any]) -> Any:
 
 
 def from_first(values: np.ndarray) -> np.ndarray:
-  """Returns the first process's values, of one shape on all; all call it."""
+  """Returns the first process's values; all call it with one shape."""
   if jax.process_count() == 1:
     return values
   return np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
 def of_all(numbers: Sequence[int], words: str) -> tuple[np.ndarray, list[str]]:
-  """Numbers [n, k] and a few words of each of n processes; all call it."""
+  """Gathers k numbers and a few words of each of n processes; all call it."""
   if jax.process_count() == 1:
     return np.array([numbers]), [words]
   cut = words.encode()[:MOST_BYTES].ljust(MOST_BYTES, b"\0")
-  # As 32 bits JAX would make of 64: pairs of them lose nothing.
+  # JAX would cut 64-bit integers to 32 bits; pairs of 32 bits lose nothing.
   wide = np.array(numbers, np.int64).view(np.int32)
   found, said = multihost_utils.process_allgather(
     (wide, np.frombuffer(cut, np.uint8))
@@ -57,27 +63,27 @@ def of_all(numbers: Sequence[int], words: str) -> tuple[np.ndarray, list[str]]:
 
 
 def reason(error: Exception) -> str:
-  """Returns why something failed here, or else on another process."""
+  """Returns why an action failed here, or else that another process failed."""
   if not isinstance(error, Failed):
     return files.reason(error)
   if error.__context__ is not None:
-    return reason(error.__context__)  # this process's own failure came first
+    return reason(error.__context__)  # this process's own failure
   return str(error)
 
 
 class Meeting:
-  """A barrier for Orbax's saves at which all fail when one has failed.
+  """A barrier for Orbax's saves at which all processes fail if one has failed.
 
-  Orbax's own lets the others wait for the one that failed, for 20 minutes. But
-  that one goes on to a later barrier: so if processes come to different ones,
-  one has failed, and from then on all do until reset().
+  Processes wait 20 minutes at Orbax's own barrier for a process that failed.
+  That process continues to a later barrier, however. If processes come to
+  different barriers, one of them has failed, and all fail until reset().
   """
 
   def __init__(self):
     self.reset()
 
   def reset(self) -> None:
-    """Lets them meet again; to be called by all, when none is waiting."""
+    """Lets processes meet again; all must call it while none is waiting."""
     self._name, self._count = f"checkpoints/{next(MEETINGS)}", 0
     self._failed = False
 
@@ -90,8 +96,8 @@ class Meeting:
       raise Failed("another process failed")
 
   def _meet(self, key: str, timeout_ms: int) -> set[str]:
-    """Waits for all; to which keys they came."""
-    # Not public, but what Orbax waits by too: threads may, unlike by arrays.
+    """Waits for all processes; returns the keys with which they came."""
+    # Not public, but Orbax uses it too; unlike collectives, it allows threads.
     client = jax._src.distributed.global_state.client
     place = f"{self._name}/{self._count}"
     self._count += 1

@@ -1,4 +1,4 @@
-"""Which part of which parameter a device holds: rules by path."""
+"""The sharding of each parameter over the mesh, by rules on its path."""
 
 import dataclasses
 import re
@@ -9,31 +9,31 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 REPLICATED = "replicated"
-# A pattern that is searched for in a parameter's path, and its placement: the
-# mesh axis of each dimension, in order, those at the end left out if None; or
-# REPLICATED. "fsdp", if it is not among them, takes the largest dimension that
-# it divides and that is free, the last one if there is no other: it lies along
-# a TPU's 128 lanes, and pieces of it are slow to put together. The first match
-# counts.
+# A pattern that is searched for in a parameter's path, and its placement. The
+# placement is REPLICATED, or the mesh axis of each dimension, in order, without
+# None at the end. If "fsdp" is not among the axes, it takes the largest free
+# dimension that it divides. It takes the last dimension only if no other is
+# left: that lies along a TPU's 128 lanes and is slow to all-gather. The first
+# match counts.
 Rule = tuple[str, tuple[str | None, ...] | str]
 RULES: tuple[Rule, ...] = (
-  # Vectors: small, and used by every device.
+  # Vectors are small, and every device uses them.
   (r"(^|/)((kernel_)?scale|bias|cls_pos)$", REPLICATED),
   (r"/rel_embedding$", REPLICATED),
-  # T5 and attention: heads, the hidden features of the MLP, the vocabulary.
-  # Of an embedding fsdp takes the features: in parts along the vocabulary, it
-  # is looked up by summing the whole batch over all devices.
+  # T5 and attention: heads, hidden features of the MLP, and the vocabulary.
+  # fsdp takes an embedding's features. If it took the vocabulary, a look-up
+  # would sum the whole batch over all devices.
   (r"/embedding$", ("tensor", "fsdp")),
   (r"/(text_)?(query|key|value)/kernel$", (None, "tensor")),
   (r"/wi_[01]/kernel$", (None, "tensor")),
   (r"/(out|wo)/kernel$", ("tensor",)),
-  # What conditions a net: features between the two layers of an MLP, those
-  # that scale and shift channels, those of the text; and into the pooled text.
+  # Conditioning of a net: features between the two layers of an MLP, features
+  # that scale and shift channels, text features, and the pooled text's input.
   (r"/(dense_0|emb_proj|dense)/kernel$", (None, "tensor")),
   (r"/(dense_1|text_proj)/kernel$", ("tensor",)),
-  # A residual block: the channels between its two convolutions. Not those of
-  # the 1x1 one beside these and of resampling: to sum their pictures over
-  # devices costs more than they do.
+  # A residual block: the channels between its two convolutions. Not the
+  # channels of the 1x1 skip convolution and of resampling: summing their images
+  # over devices costs more than the convolutions do.
   (r"/conv_0/kernel$", (None, None, None, "tensor")),
   (r"/conv_1/kernel$", (None, None, "tensor")),
   (r"(^|/)kernel$", ()),
@@ -42,20 +42,30 @@ RULES: tuple[Rule, ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Where parameters go on a mesh, by the first rule that matches a path."""
+  """Shards parameters over a mesh by the first rule that matches their path.
+
+  Attributes:
+    mesh: the devices.
+    rules: patterns and placements, in order.
+  """
 
   mesh: Mesh
   rules: tuple[Rule, ...] = RULES
 
   def params(self, tree: Any) -> Any:
-    """A sharding for every leaf of a tree; ValueError for one without rule."""
+    """Returns a sharding for every leaf of a tree.
+
+    Raises:
+      ValueError: no rule matches a leaf.
+    """
     return jax.tree_util.tree_map_with_path(self._of, tree)
 
   def put(self, tree: Any) -> Any:
-    """Arrays that every host has whole -> in their places."""
+    """Shards arrays that every host holds in full."""
     return jax.device_put(tree, self.params(tree))
 
   def _of(self, path: Any, leaf: Any) -> NamedSharding:
+    """Returns the sharding of one leaf."""
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     for pattern, axes in self.rules:
       if re.search(pattern, name):
@@ -63,7 +73,7 @@ class Placement:
     raise ValueError(f"no sharding rule matches parameter {name}")
 
   def _spec(self, axes: Any, shape: tuple[int, ...]) -> PartitionSpec:
-    """Axes of a shape's dimensions, but for those they do not divide."""
+    """Returns the mesh axes of a shape's dimensions, where they divide it."""
     if axes == REPLICATED:
       return PartitionSpec()
     fits = lambda axis, n: (
@@ -86,10 +96,10 @@ class Placement:
 
 
 def like_param(leaf: Any, param: Any, sharding: NamedSharding) -> NamedSharding:
-  """Where what an optimizer keeps of a parameter lies: with the parameter.
+  """Returns the sharding of an optimizer's array: that of its parameter.
 
-  It has the parameter's shape, or, as Adafactor's factored moments, one
-  dimension less; anything else, such as a placeholder, is replicated.
+  The array has the parameter's shape or, as Adafactor's factored moments, one
+  dimension less. Any other array, such as a placeholder, is replicated.
   """
   axes = [*sharding.spec, *[None] * (len(param.shape) - len(sharding.spec))]
   if leaf.shape != param.shape:
@@ -98,13 +108,13 @@ def like_param(leaf: Any, param: Any, sharding: NamedSharding) -> NamedSharding:
       for i in range(len(axes))
       if leaf.shape == (*param.shape[:i], *param.shape[i + 1 :])
     ]
-    # Of equal dimensions either may be the one that is gone.
+    # Of two equal dimensions, either may be the one that is missing.
     axes = min(fewer, key=lambda left: left.count(None), default=[])
   return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 
 def replicated_bytes(leaves: Sequence[Any], least: int = 2**20) -> int:
-  """Bytes of the arrays above `least` that every device has whole."""
+  """Returns the bytes of replicated arrays that are larger than `least`."""
   sizes = [
     leaf.size * leaf.dtype.itemsize
     for leaf in leaves
@@ -114,7 +124,7 @@ def replicated_bytes(leaves: Sequence[Any], least: int = 2**20) -> int:
 
 
 def placed(tree: Any, shardings: Any) -> Any:
-  """Shapes with shardings: of every leaf, or one for all."""
+  """Attaches shardings to shapes: one for each leaf, or one for all leaves."""
   if isinstance(shardings, jax.sharding.Sharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
   return jax.tree.map(

@@ -1,1 +1,1 @@
-"""Training: the state, the optimizer and one pure step."""
+"""Training: the state, the optimizer, the pure step and the loop around it."""

@@ -14,12 +14,12 @@ from imagen_jax.training.settings import Data
 def check_splits(data: Data, sample_split: str, *, captions: bool) -> None:
   """Opens the splits that a run will read, and prepares the data set if needed.
 
-  It takes seconds where the data set is prepared, and no accelerator: call it
-  before anything that takes long.
+  Preparing a data set takes seconds and no accelerator. Call this before any
+  longer work.
 
   Args:
     data: says where the examples are.
-    sample_split: what sample grids show.
+    sample_split: the split that sample grids show.
     captions: whether captions are read.
 
   Raises:
@@ -50,13 +50,13 @@ def open_batches(
   """Opens the batches of a split for a stage.
 
   Args:
-    stage: says the resolutions and the crop.
+    stage: gives the resolutions and the crop.
     data: says where the examples are.
-    tokenizer: turns captions into ids; None to read none.
-    split: one of the splits that check_splits has found.
-    batch_size: the examples of all hosts.
-    start_step: the first batch's step.
-    rows: the rows of each batch to read, all by default.
+    tokenizer: turns captions into ids; None to read no captions.
+    split: a split that check_splits has found.
+    batch_size: the number of examples in a batch, over all hosts.
+    start_step: the step of the first batch.
+    rows: the examples of each batch to read; None reads all.
     bad: counts the records that cannot be used.
   """
   features = _features(tokenizer is not None)

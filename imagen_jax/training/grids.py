@@ -1,4 +1,4 @@
-"""Pictures of how a training run does."""
+"""Image grids that show the progress of a training run."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from imagen_jax.parallel import mesh
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
-LEAST = 64  # pixels a side; smaller pictures are shown enlarged
+LEAST = 64  # pixels; images of a lower resolution are shown upsampled
 
 
 def sample_grid(
@@ -23,9 +23,21 @@ def sample_grid(
   text: TextEmbedding | None,
   batch: dict[str, np.ndarray],
 ) -> np.ndarray:
-  """One row per example: low-res picture (if any), sample, truth.
+  """Samples images for a batch and arranges them beside the true images.
 
-  From fixed noise, and of the size that is trained on.
+  The noise is fixed, so that grids of different steps can be compared. The
+  resolution is the one that is trained on.
+
+  Args:
+    stage: the stage that is trained.
+    sampling: how the images are sampled.
+    params: the net's weights.
+    text: the embeddings of the captions; None for an unconditional net.
+    batch: float images `image` and, for super-resolution, `lowres`.
+
+  Returns:
+    uint8 [H, W, 3]: the low-resolution image (if any), the sample and the true
+    image of each example, side by side.
   """
   count, side = batch["image"].shape[:2]
   lowres = batch.get("lowres")
@@ -51,7 +63,10 @@ def sample_grid(
 
 
 def batch_grid(batch: dict[str, np.ndarray], captions: list[str]) -> np.ndarray:
-  """A batch as it is trained on: pictures, low-res ones before, captions."""
+  """Arranges a batch as it is trained on, each example above its caption.
+
+  The low-resolution image, if any, is left of the image.
+  """
   lowres, image = batch.get("lowres"), batch["image"]
   columns = [image] if lowres is None else [lowres, image]
   shown = max(image.shape[1], 2 * LEAST)
@@ -65,7 +80,7 @@ def batch_grid(batch: dict[str, np.ndarray], captions: list[str]) -> np.ndarray:
 
 
 def _cells(columns: list[np.ndarray], side: int) -> list[np.ndarray]:
-  """Float pictures of columns [B, h, w, 3], row by row, as uint8 of a side."""
+  """Converts float columns [B, h, w, 3] to uint8 images, example by example."""
   return [
     enlarge(to_uint8(column[i]), side)
     for i in range(len(columns[0]))

@@ -1,4 +1,4 @@
-"""A training run under way on this process's devices."""
+"""A training run in progress on this process's devices."""
 
 import contextlib
 import dataclasses
@@ -20,22 +20,22 @@ from imagen_jax.training.batches import check_splits, open_batches
 from imagen_jax.training.preemption import Preemption
 from imagen_jax.training.setup import Run, Setup, net_shapes, set_up
 
-# What is logged where a run ends while it waits for its first batch.
+# The log line of a run that ends while it waits for its first batch.
 STOPPED = "asked to end before the first step"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A run under way: where it computes, writes and logs, and who may end it.
+  """Holds a run in progress: its devices, its outputs and its signal handlers.
 
   Attributes:
-    run: what is run.
+    run: the run's settings.
     workdir: the folder of everything that the run writes.
-    setup: the run's places and functions.
+    setup: the run's shardings and functions.
     tokenizer: the text encoder's; None where nets are unconditional.
-    text_params: the text encoder's weights, in their places.
+    text_params: the text encoder's weights, placed on the mesh.
     progress: logs lines; quiet on all processes but the first.
-    preemption: whether the run was asked to end.
+    preemption: knows if the run was asked to end.
   """
 
   run: Run
@@ -49,14 +49,14 @@ class Job:
   def batches(
     self, split: str, batch_size: int, **settings: Any
   ) -> Iterator[dict[str, np.ndarray]]:
-    """Opens the batches of a split; settings are open_batches'."""
+    """Opens the batches of a split; settings are arguments of open_batches."""
     return open_batches(
       self.run.stage, self.run.data, self.tokenizer,
       split=split, batch_size=batch_size, **settings,
     )  # fmt: skip
 
   def feed(self, batches: Iterator[Any]) -> Feed:
-    """Reads batches ahead, and waits for them as the config says."""
+    """Reads batches ahead, with the config's patience for slow records."""
     return Feed(
       batches,
       patience=self.run.data.patience,
@@ -67,7 +67,11 @@ class Job:
   def first_batch(
     self, split: str, batch_size: int, **settings: Any
   ) -> dict[str, np.ndarray]:
-    """Returns the first batch of a split; Stopped if asked to end meanwhile."""
+    """Returns the first batch of a split.
+
+    Raises:
+      Stopped: the run was asked to end meanwhile.
+    """
     bad = BadRecords(self.run.data.max_bad_share)
     batches = self.batches(split, batch_size, bad=bad, **settings)
     with contextlib.closing(self.feed(itertools.islice(batches, 1))) as feed:
@@ -79,22 +83,23 @@ def check_files(run: Run, workdir: str) -> None:
 
   Raises:
     ValueError: the vocabulary, the text encoder's weights or train.start_from
-      cannot be read, or are not those of the nets; or a split of the data
-      cannot be used.
+      cannot be read or do not match the nets; or a split of the data cannot be
+      used.
   """
   captions = published.check_text(run.text) is not None
   path = run.training.start_from
-  if path and not has_checkpoint(workdir):  # a resumed run needs none
+  if path and not has_checkpoint(workdir):  # a resumed run reads none
     published.check_net(path, net_shapes(run.stage, run.text))
   check_splits(run.data, run.training.sample_split, captions=captions)
 
 
 @contextlib.contextmanager
 def open_job(run: Run, workdir: str) -> Iterator[Job]:
-  """Sets a run up, its mesh and its signal handlers for as long as it lasts.
+  """Sets up a run, its mesh and its signal handlers, for a with-block.
 
-  ValueError for a mesh that does not fit the devices or the batch, and for a
-  vocabulary or weights that cannot be read.
+  Raises:
+    ValueError: the mesh does not fit the devices or the batch, or a vocabulary
+      or weights cannot be read.
   """
   tokenizer = published.tokenizer(run.text)
   quiet = jax.process_index() > 0

@@ -1,4 +1,4 @@
-"""Lets one run at a time write into a workdir, on a disk and on gs://."""
+"""Locks for workdirs on disks and gs://: one run at a time writes there."""
 
 import contextlib
 import datetime
@@ -23,14 +23,14 @@ from imagen_jax.files import reason
 from imagen_jax.parallel.processes import of_all
 
 FILE = "writer.lock"
-RENEW = 20.0  # seconds after which the holder on gs:// shows that it is alive
-LOST = 60.0  # seconds without that, after which another may take the workdir
-_POLL = 1.0  # seconds between two attempts; all processes meet at each
-# What file systems answer that have no locks, such as some NFS and FUSE mounts.
+RENEW = 20.0  # seconds between two renewals of a lock on gs://
+LOST = 60.0  # seconds without a renewal until another run may take the lock
+_POLL = 1.0  # seconds between two attempts, each made by all processes
+# The errors of file systems without locks, such as some NFS and FUSE mounts.
 _NO_LOCKS = (
   errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL,
 )  # fmt: skip
-# What an attempt to take a lock came to.
+# The outcomes of an attempt to take a lock.
 _TAKEN, _WAITS, _REFUSED, _WITHOUT = range(4)
 
 
@@ -38,7 +38,7 @@ class Held(Exception):
   """Says who holds a lock.
 
   Attributes:
-    may_end: whether that holder may be dead, so that waiting helps.
+    may_end: True if the holder may be dead, so that waiting helps.
   """
 
   def __init__(self, holder: bytes, *, may_end: bool = False):
@@ -47,20 +47,20 @@ class Held(Exception):
 
 
 class _Lock(Protocol):
-  """A lock that one process has, of all that may write to a workdir."""
+  """A lock of one process among all that may write to a workdir."""
 
   def take(self) -> None:
-    """Tries to take it; raises Held, or why it cannot be made."""
+    """Tries to take the lock; raises Held, or the error that prevents it."""
 
   def check(self) -> bool:
-    """Raises Held if another took it; returns whether it was made anew."""
+    """Raises Held if another run took it; True if the workdir was made anew."""
 
   def release(self) -> None:
-    """Gives it up."""
+    """Releases the lock."""
 
 
 class Writer:
-  """The right to write into a workdir; all processes of a run share it."""
+  """The right to write to a workdir, which all processes of a run share."""
 
   def __init__(
     self, workdir: str, lock: _Lock | None, say: Callable[[str], None]
@@ -68,12 +68,12 @@ class Writer:
     self._workdir, self._lock, self._say = workdir, lock, say
 
   def check(self, step: int) -> None:
-    """Makes sure, before a step is saved, that no other run writes there.
+    """Checks that no other run writes to the workdir, before a step is saved.
 
     A workdir that was deleted is made again, which is logged.
 
     Raises:
-      ValueError: another run has taken the workdir; on all processes alike.
+      ValueError: another run has taken the workdir; raised on all processes.
     """
     refusal = ""
     if self._lock is not None and jax.process_index() == 0:
@@ -88,7 +88,7 @@ class Writer:
           f"workdir {self._workdir} has been taken by another run, {held}; "
           f"this one ends without saving step {step}"
         )
-      except Exception:  # stores raise many kinds; the save itself will say
+      except Exception:  # stores raise many kinds; the save will report it
         pass
     _, words = of_all((0,), refusal)
     if words[0]:
@@ -97,15 +97,19 @@ class Writer:
 
 @contextlib.contextmanager
 def one_writer(workdir: str, say: Callable[[str], None]) -> Iterator[Writer]:
-  """Holds a workdir for a run, so that no other writes there meanwhile.
+  """Holds a workdir for a run, so that no other run writes there meanwhile.
 
-  Process 0 holds it for all, and all learn alike if it cannot. A file system
-  without locks is used without, which is logged. On gs:// the lock of a run
-  that was killed ends after LOST seconds, for which this one waits.
+  Process 0 holds the lock for all processes, and all raise alike if it cannot.
+  On a file system without locks the run continues without one, which is
+  logged. On gs:// the lock of a killed run expires after LOST seconds; a new
+  run waits until then.
 
   Args:
-    workdir: a folder, which is made, or one of gs:// and the like.
+    workdir: a folder, which is made, or a URL such as gs://bucket/folder.
     say: logs a line.
+
+  Yields:
+    The right to write to the workdir.
 
   Raises:
     ValueError: another run holds the workdir, or it cannot be written.
@@ -131,7 +135,7 @@ def one_writer(workdir: str, say: Callable[[str], None]) -> Iterator[Writer]:
 
 
 def _lock(workdir: str) -> _Lock | None:
-  """Makes the kind of lock for a workdir, not yet taken; None without one."""
+  """Makes a workdir's kind of lock, not yet taken; None without a kind."""
   scheme, remote, _ = workdir.partition("://")
   if not remote:
     return FileLock(pathlib.Path(workdir))
@@ -139,7 +143,7 @@ def _lock(workdir: str) -> _Lock | None:
 
 
 def _attempt(workdir: str, lock: _Lock | None) -> tuple[int, str]:
-  """Tries to take a lock, in process 0; returns what came of it, and a line."""
+  """Tries once to take a lock, in process 0; returns the outcome and a line."""
   without = "no lock protects it, expected that no other run writes there"
   if jax.process_index() > 0:
     return _TAKEN, ""
@@ -157,7 +161,7 @@ def _attempt(workdir: str, lock: _Lock | None) -> tuple[int, str]:
       f"workdir {workdir} is held by {held}, expected one writer: end that run "
       "or name another workdir"
     )
-  except ImportError as error:  # of gcsfs, where etils reads gs:// by another
+  except ImportError as error:  # no gcsfs; etils reads gs:// without it
     return _WITHOUT, f"workdir {workdir}: {reason(error)}; {without}"
   except Exception as error:  # stores raise many kinds
     if isinstance(error, OSError) and error.errno in _NO_LOCKS:
@@ -170,19 +174,21 @@ def _attempt(workdir: str, lock: _Lock | None) -> tuple[int, str]:
 
 
 class FileLock:
-  """A lock on a file in a local folder, which ends with the process.
+  """A lock on a file in a local folder.
 
-  The kernel ends it, after kill -9 too. The file says who holds it. It is
-  removed at the end, and so is the folder if it was made and nothing is in it.
+  The kernel releases the lock when the process ends, even by kill -9. The file
+  says who holds the lock. release() removes the file, and also the folders that
+  take() made if they are empty.
   """
 
   def __init__(self, folder: pathlib.Path):
     self._folder, self._path = folder.absolute(), folder.absolute() / FILE
     self._file = -1
-    self._made: list[pathlib.Path] = []  # folders, the innermost first
-    self._place: os.stat_result | None = None  # the folder that it lies in
+    self._made: list[pathlib.Path] = []  # by take(), innermost first
+    self._place: os.stat_result | None = None  # the folder's
 
   def take(self) -> None:
+    """Makes the folder and locks the file; raises Held if it is locked."""
     above = [self._folder, *self._folder.parents]
     self._made = [path for path in above if not os.path.lexists(path)]
     self._folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +214,7 @@ class FileLock:
         raise Held(os.pread(file, 1000, 0)) from error
       if not self._is_at_path(file):
         return False
-      with contextlib.suppress(OSError):  # a full disk; the lock holds anyway
+      with contextlib.suppress(OSError):  # a full disk; the lock still holds
         os.ftruncate(file, 0)
         os.pwrite(file, _holder(), 0)
       self._file, file = file, -1
@@ -218,6 +224,7 @@ class FileLock:
         os.close(file)
 
   def check(self) -> bool:
+    """Takes the lock again if its file is gone; True if the folder was too."""
     if self._is_at_path(self._file):
       return False
     before = self._place
@@ -234,6 +241,7 @@ class FileLock:
     return os.path.samestat(there, os.fstat(file))
 
   def release(self) -> None:
+    """Removes the file, releases the lock and removes empty folders it made."""
     if self._file >= 0:
       with contextlib.suppress(OSError):
         if self._is_at_path(self._file):
@@ -248,29 +256,30 @@ class FileLock:
 class ObjectLock:
   """A lock that is an object on gs://, which its holder renews.
 
-  Each renewal makes a new generation of the object. Only who knows the present
-  one can make the next: the store decides between two that try.
+  Each renewal makes a new generation of the object. A process needs the current
+  generation to make the next, so that the store decides between two that try.
   """
 
   def __init__(self, url: str):
     self._bucket, _, self._key = url.removeprefix("gs://").partition("/")
-    self._generation = ""  # of our object; empty while we hold none
+    self._generation = ""  # of this run's object; empty while not held
     self._holder = b""
-    # What another holds: the generation, and when it was first seen.
+    # The generation of another run's object, and when it was first seen.
     self._seen, self._since = "", 0.0
-    self._lost = False  # another made a generation after ours
+    self._lost = False  # another run made a generation after this run's
     self._mutex = threading.Lock()
     self._end = threading.Event()
     self._thread: threading.Thread | None = None
 
   def take(self) -> None:
+    """Makes the object; raises Held while another run may still renew it."""
     self._store = fsspec.filesystem("gcs")
     self._holder, found = _holder(), self._read()
     if found is not None:
       generation, holder = found
       now = time.monotonic()
       if self._seen and generation != self._seen:
-        raise Held(holder)  # it was renewed: its holder is alive
+        raise Held(holder)  # it was renewed, so its holder is alive
       if not self._seen:
         self._seen, self._since = generation, now
       if now - self._since < LOST:
@@ -283,6 +292,7 @@ class ObjectLock:
     self._thread.start()
 
   def check(self) -> bool:
+    """Raises Held if the object is no longer this run's; else returns False."""
     with self._mutex:
       found = self._read()
       self._compare(found)
@@ -291,6 +301,7 @@ class ObjectLock:
     return False
 
   def release(self) -> None:
+    """Ends the renewals, and deletes the object if it is still held."""
     if self._thread is None:
       return
     self._end.set()
@@ -303,7 +314,7 @@ class ObjectLock:
         )  # fmt: skip
 
   def _renew(self) -> None:
-    """Makes a new generation now and then, in a thread."""
+    """Makes a new generation every RENEW seconds, in a thread."""
     while not self._end.wait(RENEW) and not self._lost:
       with self._mutex, contextlib.suppress(Exception):  # tries again later
         try:
@@ -312,14 +323,14 @@ class ObjectLock:
           self._compare(self._read())
 
   def _compare(self, found: tuple[str, bytes] | None) -> None:
-    """Notes if the object is no longer ours."""
+    """Notes whether the object that was read is still this process's own."""
     if found is None or found[1] != self._holder:
       self._lost = True
-    else:  # ours, also where the answer to a renewal did not arrive
+    else:  # still held, even if the answer to a renewal was lost
       self._generation = found[0]
 
   def _read(self) -> tuple[str, bytes] | None:
-    """Returns the object's generation and what it holds; None without one."""
+    """Returns the object's generation and content; None without an object."""
     url = self._store.url(f"{self._bucket}/{self._key}")
     try:
       headers, data = self._store.call("GET", url)
@@ -340,10 +351,10 @@ class ObjectLock:
 
 
 def _holder() -> bytes:
-  """Describes this process, for others to read, and apart from all others."""
+  """Describes this process to other runs, with a unique token."""
   try:
     user = getpass.getuser()
-  except (KeyError, OSError):  # in a container, of a number without a name
+  except (KeyError, OSError):  # a container's user id may have no name
     user = str(os.getuid())
   now = datetime.datetime.now(datetime.UTC)
   about = {
@@ -357,7 +368,7 @@ def _holder() -> bytes:
 
 
 def _named(holder: bytes) -> str:
-  """Names a holder by what its lock holds, which anybody may have written."""
+  """Names a holder from a lock's content, which is not trusted."""
   try:
     about = json.loads(holder)
     words = [str(about[key]) for key in ("host", "pid", "user", "since")]

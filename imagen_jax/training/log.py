@@ -1,4 +1,4 @@
-"""The numbers of a run: gathered at every step, written now and then."""
+"""The metrics of a run: collected at every step, written every few steps."""
 
 from collections.abc import Callable
 
@@ -13,13 +13,14 @@ Callback = Callable[[int, dict[str, float]], None]
 
 
 class Log:
-  """What is known of the steps since it was last written; all processes alike.
+  """Collects metrics between two writes; alike on all processes.
 
   Attributes:
-    metrics: where the numbers and images are written.
-    bad: the records that were read, and the bad ones.
-    clock: the seconds of the loop's parts.
-    flops: the model's operations in a step, for the speed; 0 until it is set.
+    metrics: writes the numbers and images.
+    bad: counts the records that were read, and the bad ones.
+    clock: the seconds spent in each part of the loop.
+    flops: the model's floating-point operations in a step, from which the speed
+      follows; 0 until it is set.
   """
 
   def __init__(
@@ -34,18 +35,19 @@ class Log:
     self.bad = BadRecords(run.data.max_bad_share)
     self._run, self._progress, self._callback = run, progress, callback
     self._window = Window(run.training.max_skipped)
-    self._last, self._last_bad = first, 0  # when it was last written
+    self._last, self._last_bad = first, 0  # at the last write
 
   def add(self, step: int, found: dict) -> None:
-    """Notes the metrics of a step that the devices were given."""
+    """Collects the metrics of a step that was dispatched to the devices."""
     self._window.add(step, found)
 
   def write(self, step: int) -> None:
-    """Writes the numbers of the steps up to this one; waits for them.
+    """Writes the metrics of all steps up to this one, and waits for them.
 
-    ValueError, as of Window.take, after too many steps that were not finite.
+    Raises:
+      ValueError: too many steps in a row were not finite, as in Window.take.
     """
-    with self.clock.part("compute"):  # that is still under way
+    with self.clock.part("compute"):  # waits for dispatched steps
       numbers, skipped = self._window.take()
       counts, reasons = of_all(
         (self.bad.count, self.bad.read), "; ".join(self.bad.reasons)

@@ -1,4 +1,4 @@
-"""The training loop: a run from its newest checkpoint, or none, to its end."""
+"""The training loop: from the newest checkpoint, if any, to the last step."""
 
 import contextlib
 import dataclasses
@@ -27,13 +27,13 @@ StepFn = Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """How a run ended.
+  """Describes how a run ended.
 
   Attributes:
-    step: the step that it came to, which is saved; 0 if it was interrupted
-      before it had read a checkpoint.
+    step: the last step, which is saved; 0 if the run was interrupted before it
+      had read a checkpoint.
     workdir: the folder of checkpoints, metrics and sample grids.
-    interrupted: whether the run was asked to end before its last step. Train
+    interrupted: True if the run was asked to end before its last step. Train
       again with the same workdir to resume.
   """
 
@@ -54,21 +54,32 @@ def train(
 ) -> Trained:
   """Trains a run to its last step, or until it is asked to end.
 
-  config is what checkpoints keep of the run; complete(config) fills in what an
-  older one lacks. The other arguments are imagen.train's. ValueError for what
-  is wrong with data, weights or checkpoints, if another run writes into the
-  workdir, and if the end cannot be saved.
+  Args:
+    run: the run's settings.
+    workdir: the folder of checkpoints, metrics and sample grids.
+    config: the config that checkpoints keep.
+    complete: fills in the keys that an older checkpoint's config lacks.
+    callback: as for imagen.train.
+    allow_config_change: as for imagen.train.
+    profile_steps: as for imagen.train.
+
+  Returns:
+    How the run ended.
+
+  Raises:
+    ValueError: data, weights or checkpoints cannot be used; another run writes
+      to the workdir; or the last checkpoint cannot be saved.
   """
   check_files(run, workdir)
   with hold_workdir(workdir) as writer, open_job(run, workdir) as job:
     step, interrupted = 0, False
     try:
       with contextlib.ExitStack() as stack:
-        # 1. Set up: examples to draw, and the folder of checkpoints.
+        # 1. Set up: read the examples of sample grids, open checkpoints.
         samples = read_samples(job)
         saved = stack.enter_context(open_checkpoints(job))
 
-        # 2. Restore or initialise the state; data is read from its step on.
+        # 2. Restore or initialise the state; the data continues at its step.
         state = saved.restore(
           job.setup.state, config,
           complete=complete, allow_config_change=allow_config_change,
@@ -82,17 +93,17 @@ def train(
         if step < run.training.steps:
           feed = open_feed(job, step, log, stack)
 
-          # 3. Compile: one program, whose compilation is no part of a step.
+          # 3. Compile one program, so that no step includes compilation.
           step_fn, batch = compile_step(job, state, feed, log)
 
-          # 4. Train.
+          # 4. Train, see train_steps.
           outputs = Outputs(job, writer, log, trace, saved, config, samples)
           state, interrupted = train_steps(
             job, state, step_fn, batch, feed, outputs
           )
           step = int(state.step)
 
-        # 5. Finish: the newest checkpoint is safe.
+        # 5. Finish: wait until the newest checkpoint is saved.
         saved.wait()
     except Stopped:
       job.progress.say(STOPPED)
@@ -123,7 +134,7 @@ def open_checkpoints(job: Job) -> Checkpoints:
 
 
 def initial_state(job: Job) -> TrainState:
-  """Makes the state before the first step, of train.start_from's weights."""
+  """Makes the first state, from train.start_from's weights if it is set."""
   setup, path = job.setup, job.run.training.start_from
   if not path:
     return setup.initialise()
@@ -134,7 +145,7 @@ def initial_state(job: Job) -> TrainState:
 def open_log(
   job: Job, first: int, callback: Callback | None, stack: contextlib.ExitStack
 ) -> Log:
-  """Opens the files of metrics; stack closes them."""
+  """Opens the files of metrics, which the exit stack closes."""
   quiet = jax.process_index() > 0
   metrics = Metrics(job.workdir, first, say=job.progress.say, quiet=quiet)
   stack.enter_context(contextlib.closing(metrics))
@@ -144,7 +155,7 @@ def open_log(
 def open_feed(
   job: Job, first: int, log: Log, stack: contextlib.ExitStack
 ) -> Feed[Batch]:
-  """Reads this host's rows of the batches ahead, placed; stack ends that."""
+  """Reads this host's examples ahead, sharded; the exit stack closes that."""
   data, rows = job.run.data, job.setup.rows
   batches = job.batches(
     data.split, data.batch_size, start_step=first, bad=log.bad,
@@ -159,7 +170,7 @@ def open_feed(
 def compile_step(
   job: Job, state: TrainState, feed: Feed[Batch], log: Log
 ) -> tuple[StepFn, Batch]:
-  """Compiles the step; returns it and the first batch, which it waits for."""
+  """Compiles the step; returns it and the first batch, for which it waits."""
   count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   devices = job.setup.devices.size
   job.progress.say(f"{count:,} parameters on {devices} device(s); compiling")
@@ -179,18 +190,18 @@ def train_steps(
   feed: Feed[Batch],
   outputs: Outputs,
 ) -> tuple[TrainState, bool]:
-  """Trains; returns the last state, and whether the run was asked to end."""
+  """Runs all steps; returns the last state, and True if asked to end early."""
   steps, clock, asked = job.run.training.steps, outputs.log.clock, False
   first = int(state.step)
   job.progress.start(first)
   for step in range(first + 1, steps + 1):
-    # Compute: the devices are given the step, and the host goes on.
+    # 1. Compute: dispatch the step to the devices; the host does not wait.
     outputs.trace.begin(step)
     with clock.part("compute"):
       state, found = step_fn(state, job.text_params, batch)
       outputs.log.add(step, found)
 
-    # Read the next batch, unless this step is the last.
+    # 2. Read the next batch, unless this step is the last.
     asked = job.preemption.reached(step)
     last = asked or step == steps
     if not last:
@@ -200,7 +211,7 @@ def train_steps(
       except Stopped:
         last = asked = True
 
-    # Write: trace, metrics, checkpoint and samples, as far as they are due.
+    # 3. Write the trace, metrics, checkpoint and samples that are due.
     outputs.write(step, state, last)
     if asked:
       break

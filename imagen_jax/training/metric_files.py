@@ -1,6 +1,6 @@
-"""Appends to the files of a run's metrics: JSON lines and TensorBoard's events.
+"""The metric files of a run: JSON lines and TensorBoard events.
 
-Every record is written whole or not at all, on a disk and on gs://.
+Every record is written completely or not at all, on a disk and on gs://.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from imagen_jax import files
 from imagen_jax.files import reason
 
-_COUNT = itertools.count()  # keeps the names of a process's event files apart
-# An event file of this size is followed by another: on object stores each
-# record writes its file anew.
+_COUNT = itertools.count()  # makes the names of event files unique
+# The size at which a new event file begins: on object stores each record
+# rewrites its file.
 _MAX_BYTES = 4 * 2**20
 
 
 class AppendFile:
-  """Appends records to a file; none is ever left there in part.
+  """Appends records to a file, and never leaves a partial record there.
 
-  Object stores cannot append: a file whose path has a scheme, as gs:// has, is
-  held in memory and written anew with every record.
+  Object stores cannot append. A file whose path has a scheme, such as gs://, is
+  held in memory and rewritten with every record.
 
   Attributes:
-    path: Where the file is, or will be after the first record.
-    size: Bytes of the records that were written.
+    path: where the file is, or will be after the first record.
+    size: bytes of the records that were written.
   """
 
   def __init__(self, path: epath.Path, content: bytes = b""):
@@ -52,16 +52,16 @@ class AppendFile:
     self._held = content if _is_remote(path) else b""
 
   def append(self, record: bytes) -> None:
-    """Writes a record; raises OSError, or what a store raises, if it cannot."""
+    """Writes a record; raises OSError or a store's error if it cannot."""
     if _is_remote(self.path):
       self.path.write_bytes(self._held + record)
       self._held += record
       self.size = len(self._held)
       return
-    # Without a buffer: one would be written late, after what failed is cut.
+    # Unbuffered: a buffer would be flushed after a failed record was cut off.
     with open(self.path, "ab", buffering=0, opener=_open_no_link) as file:
-      end = min(self.size, file.tell())  # if somebody cut the file
-      file.truncate(end)  # what of a record that failed is left
+      end = min(self.size, file.tell())  # less if the file was truncated
+      file.truncate(end)  # removes what is left of a failed record
       rest = memoryview(record)
       try:
         while rest:
@@ -74,21 +74,21 @@ class AppendFile:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-  """Opens a file, but no link, and no pipe that nobody reads."""
+  """Opens a file, but no link, and no pipe without a reader."""
   return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def open_lines(
   path: epath.Path, last: int, *, say: Callable[[str], None] = print
 ) -> AppendFile:
-  """Opens JSON lines, and drops those after step `last` and a torn one.
+  """Opens JSON lines, without the lines after step `last` and a torn last line.
 
-  A file that has other lines too is renamed, which is logged, and goes on
-  without them.
+  A file with foreign lines is renamed, which is logged; the new file starts
+  with the valid lines.
 
   Args:
-    path: of the file, which need not be there.
-    last: the step at which a run is resumed.
+    path: the file, which need not exist.
+    last: the step from which a run resumes.
     say: logs a line.
 
   Raises:
@@ -96,7 +96,7 @@ def open_lines(
   """
   try:
     content = _read(path)
-    *lines, torn = content.split(b"\n")  # the last is empty, or was not ended
+    *lines, torn = content.split(b"\n")  # the last is empty unless torn
     steps = [_step(line) for line in lines]
     kept = b"".join(
       line + b"\n"
@@ -122,7 +122,7 @@ def open_lines(
 
 
 def _read(path: epath.Path) -> bytes:
-  """Reads a file, b"" if there is none; ValueError for a link or no file."""
+  """Reads a file, or b"" if it is absent; ValueError for a link or no file."""
   if _is_remote(path):
     return path.read_bytes() if path.exists() else b""
   if not os.path.lexists(path):
@@ -137,12 +137,12 @@ def _read(path: epath.Path) -> bytes:
 
 
 def _has_other_names(path: epath.Path) -> bool:
-  """Returns whether a file is another's too, by a hard link."""
+  """Returns True if a file has another name too, by a hard link."""
   return os.path.lexists(path) and os.lstat(path).st_nlink > 1
 
 
 def _move_aside(path: epath.Path) -> str:
-  """Renames a file to metrics.jsonl.damaged or the like; returns the name."""
+  """Renames a file to metrics.jsonl.damaged or similar; returns the name."""
   name, count = f"{path.name}.damaged", 1
   while path.with_name(name).exists():
     count += 1
@@ -154,7 +154,7 @@ def _move_aside(path: epath.Path) -> str:
 class EventFiles:
   """Appends a run's scalars and images to TensorBoard's event files.
 
-  They are as TensorFlow's `tf.summary` writes them, without TensorFlow.
+  The files are those of TensorFlow's `tf.summary`, written without TensorFlow.
   """
 
   def __init__(self, folder: str | os.PathLike):
@@ -162,12 +162,12 @@ class EventFiles:
     self._file: AppendFile | None = None
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Appends the numbers of a step; raises as AppendFile.append."""
+    """Appends the numbers of a step; raises as AppendFile.append does."""
     values = (scalar_pb(*item).value[0] for item in scalars.items())
     self._append(Event(step=step, summary=Summary(value=values)))
 
   def write_image(self, step: int, name: str, image: np.ndarray) -> None:
-    """Appends uint8 [H, W, 3] of a step; raises as AppendFile.append."""
+    """Appends a uint8 image [H, W, 3]; raises as AppendFile.append does."""
     png = io.BytesIO()
     Image.fromarray(image).save(png, format="PNG")
     height, width = (str(size).encode() for size in image.shape[:2])
@@ -181,9 +181,10 @@ class EventFiles:
     self._append(Event(step=step, summary=Summary(value=[value])))
 
   def _append(self, event: Event) -> None:
+    """Appends one event, in a new file if the current one is full."""
     records = [event]
     if self._file is None or self._file.size > _MAX_BYTES:
-      # With what nobody can guess, so that no link waits there.
+      # The name cannot be guessed, so that nobody can plant a link there.
       where = f"{socket.gethostname()}.{os.getpid()}.{next(_COUNT):04}"
       where += f".{secrets.token_hex(8)}"
       name = f"events.out.tfevents.{int(time.time()):010}.{where}"
@@ -202,7 +203,7 @@ def _is_remote(path: epath.Path) -> bool:
 
 
 def _step(line: bytes) -> int | None:
-  """Returns the step of a line of metrics, or None if it is no such line."""
+  """Returns the step of a line of metrics; None if it is no such line."""
   try:
     step = json.loads(line)["step"]
   except (ValueError, LookupError, TypeError, RecursionError):

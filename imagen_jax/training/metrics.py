@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: TensorBoard's files, and lines of JSON."""
+"""The metrics of a run, written for TensorBoard and to metrics.jsonl."""
 
 import json
 import math
@@ -20,12 +20,12 @@ FILE = "metrics.jsonl"
 
 
 class Metrics:
-  """Numbers and pictures by step, for TensorBoard and in metrics.jsonl.
+  """Writes numbers and images by step, for TensorBoard and to metrics.jsonl.
 
-  The latter has an object per line, in the order of steps: what it holds of
-  steps after `first`, at which a run is resumed, will come again and is
-  dropped. What cannot be written is left out: say(sentence) tells of it, once
-  until it can be again. Of many processes all but one are to be quiet.
+  metrics.jsonl has one object per line, ordered by step. Lines of steps after
+  `first`, from which a run resumes, are dropped: those steps run again. Metrics
+  that cannot be written are left out. The first failure is logged, and so is
+  the first success after it. All processes but one must be quiet.
   """
 
   def __init__(
@@ -39,18 +39,18 @@ class Metrics:
     self._workdir, self._say, self._quiet = workdir, say, quiet
     self._lost_at: int | None = None  # the newest step that was not written
     self._lock = threading.Lock()
-    # Whether the newest line was lost. TensorBoard then is not given what
-    # metrics.jsonl lacks.
+    # True if the newest line was lost. TensorBoard then gets no image either,
+    # so that it holds no step that metrics.jsonl lacks.
     self._full = False
-    # TensorBoard's files are written in the background, for on gs:// that
-    # takes long; the lines are not: a checkpoint's must not come after it.
+    # Event files are written in the background, which is slow on gs://. Lines
+    # are not: the line of a checkpoint's step must come before the checkpoint.
     self._events = EventFiles(workdir)
     self._pool = ThreadPoolExecutor(1, "metrics")
     path = epath.Path(workdir) / FILE
     self._lines = None if quiet else open_lines(path, first, say=say)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Numbers of a step; those that are not finite become null in the JSON."""
+    """Writes the numbers of a step; numbers that are not finite become null."""
     if self._quiet:
       return
     row = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
@@ -66,20 +66,20 @@ class Metrics:
     self._submit(step, lambda: self._events.write_scalars(step, scalars))
 
   def write_image(self, step: int, name: str, picture: np.ndarray) -> None:
-    """uint8 [H, W, 3]."""
+    """Writes a uint8 image [H, W, 3] of a step for TensorBoard."""
     if not self._quiet and not self._full:
       write = lambda: self._events.write_image(step, name, picture)
       self._submit(step, write)
 
   def close(self) -> None:
-    """Waits until all is written."""
+    """Waits until everything is written."""
     self._pool.shutdown()
 
   def _submit(self, step: int, write: Callable[[], None]) -> None:
     self._pool.submit(self._draw, step, write)
 
   def _draw(self, step: int, write: Callable[[], None]) -> None:
-    """Writes for TensorBoard, in the thread of the pool."""
+    """Writes for TensorBoard, in the pool's thread."""
     try:
       write()
     except Exception as error:  # stores raise many kinds
@@ -88,6 +88,7 @@ class Metrics:
       self._found(step)
 
   def _lost(self, step: int, path: os.PathLike | str, error: Exception) -> None:
+    """Logs the first of the steps that could not be written."""
     with self._lock:
       if self._lost_at is None:
         self._say(
@@ -97,16 +98,22 @@ class Metrics:
       self._lost_at = max(step, self._lost_at or 0)
 
   def _found(self, step: int) -> None:
+    """Logs that metrics are written again."""
     with self._lock:
-      # Not by what was still to be written of a step before that was lost.
+      # An older step that was still queued does not count as a recovery.
       if self._lost_at is not None and step > self._lost_at:
         self._say(f"metrics are written again, from step {step} on")
         self._lost_at = None
 
 
 def memory() -> dict[str, float]:
-  """GiB in use: of this host's process, and of its fullest device, if known."""
-  # Of the process at its fullest; Linux counts in KiB, macOS in bytes.
+  """Measures the memory in use, in GiB.
+
+  Returns:
+    The process's peak and, where known, the current and the peak use of the
+    host's fullest device.
+  """
+  # The peak of the process: Linux counts in KiB, macOS in bytes.
   unit = 1 if sys.platform == "darwin" else 2**10
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
   found = {"host_gib": peak / 2**30}

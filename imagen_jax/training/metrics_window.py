@@ -1,4 +1,4 @@
-"""The metrics of some steps, as the numbers that are told of them."""
+"""The metrics of several steps, reduced to the numbers that are logged."""
 
 import itertools
 from collections.abc import Mapping
@@ -10,32 +10,36 @@ import numpy as np
 from imagen_jax.parallel.peaks import PEAK_TFLOPS
 from imagen_jax.training.step import LOGSNR_EDGES
 
-# Steps that the devices have at a time, one under way and what follows it:
-# enough for them never to wait for the host. Left to itself it runs tens of
-# steps ahead, whose batches fill the devices' memory, and which a job that is
-# asked to end would have to do before it can save.
+# Steps dispatched to the devices ahead of the host's newest result. Two keep
+# the devices busy. Without a limit the host runs tens of steps ahead: their
+# batches fill the devices' memory, and a job that is asked to end would have to
+# finish them before it can save.
 _AHEAD = 2
 
 
 class Window:
-  """Metrics of steps, left on the devices until they are asked for."""
+  """Holds metrics of steps, left on the devices until they are needed."""
 
   def __init__(self, max_skipped: int):
     self._max_skipped = max_skipped
     self._steps: list[tuple[int, Mapping[str, jax.Array]]] = []
 
   def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-    """Notes a step that the devices were given; waits while they have more."""
+    """Adds a dispatched step; waits while the devices have more than two."""
     self._steps.append((step, metrics))
     if len(self._steps) > _AHEAD:
       jax.block_until_ready(self._steps[-1 - _AHEAD][1])
 
   def take(self) -> tuple[dict[str, float], list[int]]:
-    """(numbers, skipped steps) of all steps since the last time; waits.
+    """Reduces the metrics of all steps since the last call, and waits for them.
 
-    Losses are means over the steps that were not skipped, by log-SNR as
-    `loss_logsnr/LOW_HIGH` where any was; the rest is the last step's.
-    ValueError, naming the first, if max_skipped in a row were.
+    Returns:
+      (numbers, skipped steps). Losses are means over the steps that were not
+      skipped. `loss_logsnr/LOW_HIGH` is the mean loss of a log-SNR bucket, left
+      out if the bucket is empty. Other numbers are those of the last step.
+
+    Raises:
+      ValueError: max_skipped steps in a row were skipped; the first is named.
     """
     steps, self._steps = self._steps, []
     metrics = jax.device_get([metrics for _, metrics in steps])
@@ -63,7 +67,7 @@ class Window:
 
 
 def skipped_sentence(steps: list[int]) -> str:
-  """Names steps that changed nothing, the first few."""
+  """Names the first few steps that were skipped."""
   named = ", ".join(map(str, steps[:5])) + ", ..." * (len(steps) > 5)
   return (
     f"skipped {len(steps)} step(s) without a finite loss or gradient: {named}"
@@ -73,7 +77,14 @@ def skipped_sentence(steps: list[int]) -> str:
 def pace(
   spent: Mapping[str, float], steps: int, images: int, flops: int
 ) -> dict[str, float]:
-  """Seconds a step, in parts, and speeds, from the seconds of some steps."""
+  """Computes seconds per step and speeds.
+
+  Args:
+    spent: seconds of each part of the loop, over all steps.
+    steps: the number of steps.
+    images: images of a step, over all devices.
+    flops: operations of a step, over all devices.
+  """
   seconds = sum(spent.values()) / steps
   found = {f"seconds/{name}": each / steps for name, each in spent.items()}
   found |= {
@@ -88,13 +99,13 @@ def pace(
 
 
 def mean(values: Any) -> float:
-  """Mean of numbers; nan if there are none."""
+  """Averages numbers; NaN if there are none."""
   values = list(values)
   return float(np.mean(values)) if values else float("nan")
 
 
 def bucket_names() -> list[str]:
-  """Of by_logsnr's buckets: "below_-10", "-10_-5", ..., "from_10"."""
+  """Names by_logsnr's buckets: "below_-10", "-10_-5", ..., "from_10"."""
   edges = [f"{edge:g}" for edge in LOGSNR_EDGES]
   inner = [f"{low}_{high}" for low, high in itertools.pairwise(edges)]
   return [f"below_{edges[0]}", *inner, f"from_{edges[-1]}"]

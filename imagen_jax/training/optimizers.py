@@ -1,7 +1,7 @@
 """The paper's optimizers and learning rate (Sec. 4.1, App. F).
 
-The listing of App. F does not run as printed: its `end_value=2500000` should
-be 0, and the optimizers take neither `lrs` nor, Adam, `weight_decay`.
+The listing of App. F does not run as printed. Its `end_value=2500000` should
+be 0, no optimizer takes `lrs`, and Adam takes no `weight_decay`.
 """
 
 import abc
@@ -14,15 +14,15 @@ import optax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(abc.ABC):
-  """What all optimizers share; has `init` and `update` as optax's have.
+  """Holds the settings of all optimizers; has optax's `init` and `update`.
 
   Attributes:
     learning_rate: the peak, at the end of the warm-up.
     warmup_steps: updates of linear warm-up from 0.
-    decay_steps: updates until the cosine decay reaches 0, those of the warm-up
-      included, as in optax.
-    clip_norm: the gradient's global norm is clipped to it first. None, the
-      default, does not clip; the paper is silent on clipping.
+    decay_steps: updates until the cosine decay reaches 0, including the
+      warm-up, as in optax.
+    clip_norm: the largest global norm of the gradient. None, the default, does
+      not clip. Not in the paper, which does not mention clipping.
   """
 
   learning_rate: float = 1e-4
@@ -45,7 +45,7 @@ class Optimizer(abc.ABC):
 
   @property
   def schedule(self) -> optax.Schedule:
-    """The learning rate by the number of the update, from 0."""
+    """The learning rate as a function of the number of updates, from 0."""
     return optax.warmup_cosine_decay_schedule(
       0.0,
       self.learning_rate,
@@ -55,13 +55,13 @@ class Optimizer(abc.ABC):
     )
 
   def init(self, params: Any) -> optax.OptState:
-    """Returns the state before the first update of params."""
+    """Returns the optimizer's state before the first update of params."""
     return self._transformation().init(params)
 
   def update(
     self, grads: Any, state: optax.OptState, params: Any = None
   ) -> tuple[Any, optax.OptState]:
-    """Returns what to add to params, and the state after it."""
+    """Returns the updates to add to params, and the optimizer's next state."""
     return self._transformation().update(grads, state, params)
 
   @abc.abstractmethod
@@ -76,7 +76,12 @@ class Optimizer(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
-  """The super-resolution stages': eps 1e-8 and no weight decay."""
+  """Adam of the super-resolution stages: eps 1e-8, no weight decay (App. F).
+
+  Attributes:
+    b1: decay of the gradient's mean, in [0, 1).
+    b2: decay of the squared gradient's mean, in [0, 1).
+  """
 
   b1: float = 0.9
   b2: float = 0.999
@@ -94,11 +99,13 @@ class Adam(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(Optimizer):
-  """The base stage's: optax's defaults, as the paper says.
+  """Adafactor of the base stage, with optax's defaults (App. F.1).
 
-  They scale a step by the parameter's own RMS, at least 1e-3: a layer that
-  starts at zero learns a thousand times slower. Over millions of steps that
-  is no matter; a short run wants multiply_by_parameter_scale=False.
+  Attributes:
+    multiply_by_parameter_scale: scales an update by the parameter's RMS, at
+      least 1e-3. A layer that starts at zero then learns a thousand times
+      slower, which does not matter over millions of steps. Use False for a
+      short run.
   """
 
   multiply_by_parameter_scale: bool = True

@@ -1,4 +1,4 @@
-"""What a training run writes into its workdir, and when."""
+"""The outputs of a training run in its workdir, and when they are written."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ Config = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """The examples of train.sample_split that every sample grid shows.
+  """Holds the examples of train.sample_split that every sample grid shows.
 
   Attributes:
     batch: the examples, as data/pipeline.py makes them.
-    text: the embeddings of their captions; None where the net has no text.
+    text: the embeddings of their captions; None for an unconditional net.
   """
 
   batch: dict[str, np.ndarray]
@@ -36,7 +36,11 @@ class Samples:
 
 
 def read_samples(job: Job) -> Samples:
-  """Reads the first examples; Stopped if asked to end meanwhile."""
+  """Reads the first examples of train.sample_split.
+
+  Raises:
+    Stopped: the run was asked to end meanwhile.
+  """
   training = job.run.training
   batch = job.first_batch(training.sample_split, training.num_samples)
   encode = published.text_encoder(job.run.text, job.text_params)
@@ -45,19 +49,19 @@ def read_samples(job: Job) -> Samples:
 
 
 class Trace:
-  """Traces some steps into workdir/trace, as far as the run has them.
+  """Traces a range of steps into workdir/trace.
 
-  A run that is resumed within them traces the rest. The end of the with-block
-  ends a trace, whatever ended the loop, and logs what became of it.
+  A run that resumes within the range traces the rest of it. The end of the
+  with-block ends the trace and logs the outcome, also after an error.
   """
 
   def __init__(self, job: Job, steps: tuple[int, int] | None):
     self._job, self._steps = job, steps
-    self._begun, self._ended = 0, False  # the first step that is traced
-    self._run: list[int] = []  # the first and the newest step of this run
+    self._begun, self._ended = 0, False  # the first traced step
+    self._run: list[int] = []  # this run's first and newest step
 
   def begin(self, step: int) -> None:
-    """Starts the trace if this is the first of its steps that runs."""
+    """Starts the trace at the first step of the range that runs."""
     if self._steps is None:
       return
     self._run = [*self._run[:1], step]
@@ -66,12 +70,12 @@ class Trace:
       self._begun = step
       try:
         jax.profiler.start_trace(f"{self._job.workdir}/trace")
-      except Exception as error:  # as of a notebook that has one under way
+      except Exception as error:  # a notebook may have a trace open
         self._ended = True
         self._job.progress.say(f"no trace is written: {reason(error)}")
 
   def end(self, step: int, state: TrainState) -> None:
-    """Writes the trace if this was its last step."""
+    """Writes the trace after the last step of the range."""
     if self._begun and not self._ended and step == self._steps[1]:
       jax.block_until_ready(state)
       self._stop()
@@ -91,12 +95,12 @@ class Trace:
       )
 
   def _stop(self) -> None:
-    """Writes the trace; a failure is logged, and training goes on."""
+    """Writes the trace; a failure is logged and does not end training."""
     self._ended, where = True, f"{self._job.workdir}/trace"
     traced = f"steps {self._begun}:{self._run[-1]}"
     try:
       jax.profiler.stop_trace()
-    except Exception as error:  # of a disk or a store: of many kinds
+    except Exception as error:  # disks and stores raise many kinds
       self._job.progress.say(
         f"{traced} are not traced: {where}: {reason(error)}"
       )
@@ -106,16 +110,17 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-  """What a run writes into its workdir.
+  """Writes a run's outputs to its workdir.
 
   Attributes:
     job: the run.
     writer: the right to write there.
-    log: the metrics, every train.log_every steps.
+    log: the metrics, written every train.log_every steps.
     trace: the trace of --profile_steps.
-    saved: the checkpoints, every train.checkpoint_every steps.
-    config: what a checkpoint keeps of the config.
-    samples: what sample grids show, every train.sample_every steps.
+    saved: the checkpoints, written every train.checkpoint_every steps.
+    config: the config that a checkpoint keeps.
+    samples: the examples of sample grids, written every train.sample_every
+      steps.
   """
 
   job: Job
@@ -127,7 +132,7 @@ class Outputs:
   samples: Samples
 
   def write(self, step: int, state: TrainState, last: bool) -> None:
-    """Writes what is due after a step; after the last, metrics and state."""
+    """Writes due outputs after a step; always logs and saves the last step."""
     training, progress = self.job.run.training, self.job.progress
     self.trace.end(step, state)
     if last or step % training.log_every == 0:
@@ -135,7 +140,7 @@ class Outputs:
     save = last or step % training.checkpoint_every == 0
     draw = step % training.sample_every == 0 or step == training.steps
     if save or draw:
-      jax.block_until_ready(state)  # this step is work, what follows is not
+      jax.block_until_ready(state)  # so that the pause excludes the step
     progress.pause()
     if save:
       self.writer.check(step)

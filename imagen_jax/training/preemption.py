@@ -1,6 +1,6 @@
-"""A job that is asked to end: by SIGTERM, before its machine is taken away.
+"""Requests to end a job: SIGTERM, sent before its machine is taken away.
 
-SIGHUP, of a terminal that was closed, and SIGINT ask the same.
+SIGHUP, sent when a terminal closes, and SIGINT are treated alike.
 """
 
 import os
@@ -12,25 +12,26 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-# The exit code of a run that saved and ended because it was asked to, and goes
-# on when called again: EX_TEMPFAIL of sysexits.h.
+# The exit code of a run that was asked to end and saved; the same command
+# resumes it. EX_TEMPFAIL of sysexits.h.
 SAVED = 75
 
 
 class Preemption:
-  """Hears SIGTERM, SIGINT and SIGHUP; a second one ends as without it.
+  """Handles SIGTERM, SIGINT and SIGHUP as a request to save and end.
 
-  But a second SIGHUP is ignored.
+  A second SIGTERM or SIGINT ends the process as it would without a handler. A
+  second SIGHUP is ignored.
 
-  Within its with-block, that is, after which the handlers are as before. Only
-  in the main thread, for Python allows no other to handle signals. Of a job of
-  many processes any one may be asked: JAX's coordination service tells the
-  others, and a step at which all of them shall end.
+  The with-block restores the old handlers. Signals are handled in the main
+  thread only, as Python requires. In a job of many processes any one may be
+  asked. JAX's coordination service then informs all processes of a step at
+  which they end.
   """
 
   def __init__(self):
     self._told = False
-    # JAX has its own handler of SIGTERM then, to which others would be deaf.
+    # JAX then has its own SIGTERM handler, which informs other processes.
     self._shared = jax.distributed.is_initialized()
     self._before: dict[int, Any] = {}
 
@@ -41,7 +42,7 @@ class Preemption:
       for number, handler in (
         (signal.SIGINT, self._interrupt), (signal.SIGHUP, self._hang_up),
       ):  # fmt: skip
-        if signal.getsignal(number) != signal.SIG_IGN:  # as if by nohup
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
           self._handle(number, handler)
     return self
 
@@ -50,18 +51,19 @@ class Preemption:
       signal.signal(number, handler)
 
   def told(self) -> bool:
-    """Whether a process that is alone was asked to end."""
+    """Returns True if this process, without others, was asked to end."""
     return self._told
 
   def reached(self, step: int) -> bool:
-    """Whether to save and end now; to be asked after every step, by all."""
+    """Returns True to save and end now; all processes call it at every step."""
     if self._shared:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._told
 
   def _handle(self, number: int, handler: Callable) -> None:
+    """Sets a signal's handler and keeps the old one."""
     before = signal.getsignal(number)
-    if before is not None:  # else it is not Python's, and stays
+    if before is not None:  # None: not Python's handler, which stays
       self._before[number] = before
       signal.signal(number, handler)
 
@@ -74,7 +76,7 @@ class Preemption:
     os.kill(os.getpid(), signal.SIGTERM)
 
   def _hang_up(self, *_: Any) -> None:
-    # A terminal that closes may send it twice, by the kernel and the shell.
+    # A closing terminal may send it twice: the kernel and the shell do.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not self._told:
       os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What a training run is told besides its stage: the data and the pace."""
+"""The settings of a training run besides its stage: the data and the pace."""
 
 import dataclasses
 from typing import Any
@@ -8,20 +8,21 @@ from imagen_jax.data.images import MAX_PIXELS, PIL_MAX_PIXELS
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """Where the training images come from.
+  """Describes where the training images come from.
 
   Attributes:
-    name: the data set, as TFDS knows it. captioned_shapes/endless needs no
+    name: the TFDS name of the data set. captioned_shapes/endless needs no
       data_dir: its examples are drawn when they are read.
     split: a split or a part of one, such as train[:10%].
-    data_dir: where data sets are prepared.
-    batch_size: the examples of all hosts.
-    seed: of the order, the crops, and the choice among several captions.
+    data_dir: the folder where data sets are prepared.
+    batch_size: examples in a batch, over all hosts.
+    seed: seed of the order, the crops and the choice among several captions.
     cache: keeps the resized images of the split in memory.
-    max_bad_share: training ends if more of the records cannot be used.
-    patience: training ends if no record comes for so many seconds.
-    max_pixels: an image of more is a bad record. A JPEG's pixels count once its
-      decoder has shrunk it towards the stage's resolution.
+    max_bad_share: the share of bad records, 0 to 1, above which training ends.
+    patience: seconds without a record after which training ends.
+    max_pixels: the most pixels of an image; a larger one is a bad record. A
+      JPEG's pixels count after its decoder has shrunk it towards the stage's
+      resolution.
   """
 
   name: str = "captioned_shapes"
@@ -51,13 +52,26 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """How long to train and what to tell and keep meanwhile (steps).
+  """Describes how long to train, and what to log and save meanwhile.
 
-  accumulate: in how many parts, one after the other, a batch is computed.
-  keep_every: besides the last keep_checkpoints, those of every so many steps
-  are kept. max_skipped: so many steps in a row without a finite loss or
-  gradient end the run; fewer are skipped. start_from: the weights that a new
-  run begins with, as a cascade's config names them, None for random ones.
+  Attributes:
+    steps: the last step.
+    accumulate: the number of equal parts of a batch, computed one after
+      another.
+    seed: seed of the weights and of each step's noise, times and dropped text.
+    ema_decay: the largest decay of the averaged weights, 0 to 1.
+    log_every: steps between two logs of metrics.
+    sample_every: steps between two sample grids.
+    checkpoint_every: steps between two checkpoints.
+    keep_checkpoints: how many of the newest checkpoints are kept.
+    keep_every: keeps the checkpoints of every so many steps as well; None does
+      not.
+    max_skipped: steps in a row without a finite loss or gradient that end the
+      run; fewer are skipped.
+    num_samples: examples in a sample grid.
+    sample_split: the split of these examples.
+    start_from: the weights that a new run starts from, named as in a cascade's
+      config; None for random weights.
   """
 
   steps: int = 2_500_000
@@ -95,7 +109,7 @@ class Training:
 
 
 def check_ranges(settings: Any, *, lowest: dict[str, int]) -> None:
-  """ValueError for a setting below its lowest value, or a seed not 32 bits."""
+  """Raises ValueError for a setting below its lowest value or a bad seed."""
   for name, least in lowest.items():
     value = getattr(settings, name)
     if value < least:

@@ -1,4 +1,4 @@
-"""A training run: what its config describes, and where its arrays lie."""
+"""A training run: its settings, and the shardings of its arrays."""
 
 import dataclasses
 import functools
@@ -27,15 +27,15 @@ from imagen_jax.training.step import (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What the config of a stage describes; ValueError if parts do not fit.
+  """Holds what a stage's config describes; ValueError if parts do not fit.
 
   Attributes:
     stage: the net, its schedule and its prediction.
-    text: the frozen text encoder, and the files of its weights and vocabulary;
-      or that there is none.
+    text: the frozen text encoder with the files of its weights and vocabulary;
+      or NoText for an unconditional net.
     data: the examples and their batches.
     training: how long to train, and what to log and save meanwhile.
-    sampling: how sample grids are drawn.
+    sampling: how sample grids are sampled.
     optimizer: the optimizer and its learning rate.
     mesh: the devices along each axis.
   """
@@ -60,7 +60,7 @@ class Run:
 
 
 def check_guidance(text: Text | NoText, sampling: Sampling) -> None:
-  """Raises ValueError for guidance without a text to guide to."""
+  """Raises ValueError for guidance without a text encoder."""
   if isinstance(text, NoText) and sampling.guidance != 1:
     raise ValueError(
       f"sampling.guidance is {sampling.guidance}, expected 1: without a text"
@@ -70,15 +70,15 @@ def check_guidance(text: Text | NoText, sampling: Sampling) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """A run on a mesh of devices: its arrays' places, and its functions.
+  """Holds a run on a mesh of devices: its arrays' shardings and its functions.
 
   Attributes:
-    run: what is run.
-    devices: the mesh. What the functions are traced in must have it set.
-    placement: the rules for the places of parameters.
+    run: the run's settings.
+    devices: the mesh, which must be set where the functions are traced.
+    placement: the sharding rules of parameters.
     state: shapes, dtypes and shardings of the training state.
-    text: those of the text encoder's weights.
-    batch: those of a batch.
+    text: shapes, dtypes and shardings of the text encoder's weights.
+    batch: shapes, dtypes and shardings of a batch.
     step: (state, text weights, batch) -> (state, metrics), not compiled yet.
   """
 
@@ -97,16 +97,16 @@ class Setup:
 
   @property
   def rows(self) -> NamedSharding:
-    """The sharding of a batch: its rows over the devices."""
+    """The sharding of a batch, by its examples."""
     return self.batch["image"].sharding
 
   @property
   def outputs(self) -> tuple[TrainState, NamedSharding]:
-    """The shardings of what a step returns; metrics are on every device."""
+    """The shardings of a step's outputs; metrics are replicated."""
     return self.places, mesh.replicated(self.devices)
 
   def initialise(self) -> TrainState:
-    """Makes the first state, of random weights, every part in its place."""
+    """Makes the first state from random weights, sharded."""
     run, key = self.run, jax.random.key(self.run.training.seed)
     net = jax.jit(
       lambda: init_net(run.stage, run.text, key),
@@ -115,7 +115,7 @@ class Setup:
     return self.start_from(net())
 
   def start_from(self, params: Any) -> TrainState:
-    """Makes the first state from given weights, which are used up."""
+    """Makes the first state from given weights, which are donated."""
     make = jax.jit(
       lambda net: init_state(net, self.run.optimizer),
       donate_argnums=0,
@@ -126,15 +126,16 @@ class Setup:
   def compile(
     self, state: TrainState, text_params: Any, batch: Batch
   ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]:
-    """Compiles the step, which uses up the state it is given."""
+    """Compiles the step, which donates the state it is given."""
     step = jax.jit(self.step, donate_argnums=0, out_shardings=self.outputs)
     return step.lower(state, text_params, batch).compile()
 
 
 def set_up(run: Run, devices: Mesh) -> Setup:
-  """Places a run on devices; computes nothing and allocates nothing.
+  """Assigns shardings to a run's arrays; computes and allocates nothing.
 
-  ValueError for a batch that does not divide over the devices.
+  Raises:
+    ValueError: the batch does not divide over the devices.
   """
   training, optimizer = run.training, run.optimizer
   rows = mesh.batch_sharding(devices, run.data.batch_size, training.accumulate)
@@ -166,12 +167,12 @@ def init_net(stage: Stage, text: Text | NoText, key: jax.Array) -> Any:
 
 @functools.lru_cache(maxsize=8)  # tracing the paper's nets takes a second
 def net_shapes(stage: Stage, text: Text | NoText) -> Any:
-  """Returns the shapes of a stage's net, for the embeddings of text."""
+  """Returns the shapes of a stage's weights, for the embeddings of text."""
   return jax.eval_shape(lambda: init_net(stage, text, jax.random.key(0)))
 
 
 def text_shapes(text: Text | NoText, placement: Placement) -> Any:
-  """Returns shapes, dtypes and places of the text encoder's weights."""
+  """Returns shapes, dtypes and shardings of the text encoder's weights."""
   shapes = text.shapes()
   return placed(shapes, placement.params(shapes))
 

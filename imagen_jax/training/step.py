@@ -1,4 +1,4 @@
-"""One training step, pure: (state, text_params, batch) -> (state, metrics)."""
+"""The training step: a pure function of state, text weights and batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,19 +15,24 @@ from imagen_jax.stage import Draws, Stage
 from imagen_jax.text.encoder import Embedder, Unconditional
 
 Batch = dict[str, jax.Array]
-# Where the loss is told apart by log-SNR: below the first, ..., from the last.
+# Bounds of the log-SNR buckets: below the first, ..., from the last on.
 LOGSNR_EDGES = (-10.0, -5.0, 0.0, 5.0, 10.0)
 
 
 @flax.struct.dataclass
 class Skipped:
-  """How many steps changed nothing: in all, and of late in a row (int32 [])."""
+  """Counts steps that were skipped because they were not finite.
+
+  Attributes:
+    total: int32 [], all of the run.
+    in_a_row: int32 [], up to the newest step.
+  """
 
   total: jax.Array
   in_a_row: jax.Array
 
   def after(self, finite: jax.Array) -> "Skipped":
-    """The counts after a step that was finite, or was not."""
+    """Returns the counts after a step that was or was not finite."""
     return Skipped(
       self.total + ~finite, jnp.where(finite, 0, self.in_a_row + 1)
     )
@@ -35,10 +40,17 @@ class Skipped:
 
 @flax.struct.dataclass
 class TrainState:
-  """What a step changes; params and ema are the net's.
+  """Holds everything that a step changes.
 
-  There is no random key: a step's randomness is fold_in(seed, step), so a
-  resumed run repeats an undisturbed one.
+  It holds no random key: a step's key is fold_in(seed, step), so that a resumed
+  run repeats an uninterrupted one.
+
+  Attributes:
+    step: int32 [], the number of steps so far.
+    params: the net's weights.
+    ema: their exponential moving average.
+    opt_state: the optimizer's state.
+    skipped: the counts of skipped steps.
   """
 
   step: jax.Array
@@ -51,7 +63,7 @@ class TrainState:
 def init_state(
   params: Any, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """The state before the first step; ema starts as params."""
+  """Makes the state before the first step; ema starts as a copy of params."""
   ema = jax.tree.map(jnp.copy, params)
   zero = lambda: jnp.zeros((), jnp.int32)
   skipped = Skipped(zero(), zero())
@@ -63,7 +75,10 @@ def place_state(
   optimizer: optax.GradientTransformation,
   placement: Placement,
 ) -> TrainState:
-  """Shardings of a state (of shapes): all of a parameter in the same places."""
+  """Returns the shardings of a state, given its shapes.
+
+  A parameter, its average and its optimizer state share one sharding.
+  """
   params = placement.params(state.params)
   whole = NamedSharding(placement.mesh, PartitionSpec())
   opt_state = optax.tree.map_params(
@@ -85,11 +100,19 @@ def batch_loss(
   draws: Draws,
   batch: Batch,
 ) -> tuple[jax.Array, jax.Array]:
-  """Per-example loss and logsnr [B] of a batch of pictures and token ids.
+  """Computes the loss of each example of a batch.
 
-  params are the net's, text_params the encoder's. batch: image [B, H, W, 3];
-  tokens and mask [B, L] unless the net is unconditional; and lowres
-  [B, h, w, 3] for a super-resolution stage.
+  Args:
+    stage: the stage that is trained.
+    embedder: the text encoder without its weights.
+    params: the net's weights.
+    text_params: the text encoder's weights.
+    draws: the random numbers of the step.
+    batch: image [B, H, W, 3]; tokens and mask [B, L] unless the net is
+      unconditional; lowres [B, h, w, 3] for a super-resolution stage.
+
+  Returns:
+    The losses [B] and the log-SNRs [B].
   """
   text = embedder.for_training(
     text_params, batch.get("tokens"), batch.get("mask"), draws.dropped
@@ -98,16 +121,21 @@ def batch_loss(
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-  """min(decay, (1 + n) / (10 + n)): early on, the average is a short one.
+  """Returns min(decay, (1 + n) / (10 + n)), so that early averages are short.
 
-  Ours: of averaged weights the paper does not speak.
+  Not in the paper, which does not mention weight averaging. Diffusion models
+  have used it since DDPM (arXiv 2006.11239).
   """
   n = step.astype(jnp.float32)
   return jnp.minimum(decay, (1.0 + n) / (10.0 + n))
 
 
 def by_logsnr(losses: jax.Array, logsnr: jax.Array) -> jax.Array:
-  """Losses and logsnr [B] -> [2, buckets]: sums and counts by LOGSNR_EDGES."""
+  """Sums losses [B] by logsnr [B], in buckets bounded by LOGSNR_EDGES.
+
+  Returns:
+    [2, buckets]: the sums and the counts.
+  """
   bucket = (logsnr[:, None] >= jnp.array(LOGSNR_EDGES)).sum(1)
   one_hot = jax.nn.one_hot(bucket, len(LOGSNR_EDGES) + 1)
   losses = jnp.where(one_hot > 0, losses[:, None], 0.0)
@@ -115,15 +143,22 @@ def by_logsnr(losses: jax.Array, logsnr: jax.Array) -> jax.Array:
 
 
 def split(rows: jax.Array, parts: int) -> jax.Array:
-  """[B, ...] -> [parts, B / parts, ...], part i of rows i, i + parts, ...
+  """Splits [B, ...] into [parts, B / parts, ...].
 
-  So a device that has neighbouring rows has as many of each part.
+  Part i has rows i, i + parts, ... A device that holds neighbouring rows
+  therefore has equally many rows of each part.
   """
   return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
 
 
 def in_parts(loss_and_grad: Callable, parts: int) -> Callable:
-  """loss_and_grad of a batch, computed in parts: ((loss, by_logsnr), grads)."""
+  """Wraps loss_and_grad so that it computes a batch in equal parts.
+
+  Args:
+    loss_and_grad: (params, text_params, draws, batch) -> ((loss, by_logsnr),
+      grads).
+    parts: how many parts are computed one after another.
+  """
   if parts == 1:
     return loss_and_grad
 
@@ -148,7 +183,11 @@ def updated(
   optimizer: optax.GradientTransformation,
   decay: float,
 ) -> tuple[TrainState, Any]:
-  """(state, updates): params moved along grads, and ema after them."""
+  """Moves params along grads, and ema after params.
+
+  Returns:
+    (state, updates): the new state, and the updates added to params.
+  """
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   d = ema_decay(state.step, decay)
@@ -168,14 +207,25 @@ def make_train_step(
 ) -> Callable[
   [TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]
 ]:
-  """step(state, text_params, batch) -> (state, metrics).
+  """Makes the function step(state, text_params, batch) -> (state, metrics).
 
-  The text encoder, of weights text_params, is frozen (Sec. 2.1). The batch is
-  computed in `accumulate` parts, one after the other, which give one gradient.
-  shardings of the parameters, if given, are those of their gradients too: left
-  to itself the compiler sums these into whole ones on every device. A step
-  whose loss or gradient is not finite changes nothing but its number and the
-  count of the skipped. metrics: scalars, and `logsnr` of by_logsnr.
+  The text encoder is frozen (Sec. 2.1). Not in the paper: a step is skipped if
+  its loss or gradient is not finite, so that one bad batch cannot spoil a run.
+  A skipped step changes only the step number and the counts of skipped steps.
+
+  Args:
+    stage: the stage to train.
+    embedder: the text encoder without its weights.
+    optimizer: updates the net's weights.
+    decay: the largest decay of the averaged weights, 0 to 1.
+    seed: the seed of all steps' random numbers.
+    accumulate: the number of parts of a batch, computed one after another, that
+      give one gradient.
+    shardings: the shardings of the parameters, applied to their gradients too.
+      Without them the compiler sums each gradient into a replicated one.
+
+  Returns:
+    The step. Its metrics are scalars, and `logsnr` from by_logsnr.
   """
 
   def mean_loss(params, text_params, draws, batch):
@@ -191,16 +241,21 @@ def make_train_step(
   )
 
   def step(state, text_params, batch):
+    # 1. Draw times, noise and dropped prompts from the seed and the step.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     draws = stage.draw(key, len(batch["image"]))
+    # 2. Compute the loss and its gradient.
     (loss, buckets), grads = loss_and_grad(
       state.params, text_params, draws, batch
     )
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    # 3. Update the weights and their average.
     new, updates = updated(state, grads, optimizer, decay)
+    # 4. Keep the old state if the step is not finite.
     new = jax.tree.map(partial(jnp.where, finite), new, state)
     new = new.replace(step=state.step + 1, skipped=state.skipped.after(finite))
+    # 5. Report the metrics.
     metrics = {
       "loss": loss,
       "grad_norm": grad_norm,

@@ -1,4 +1,4 @@
-"""What a training run will take: parameters, memory and arithmetic."""
+"""The cost of a training run: parameters, memory and FLOPs."""
 
 import math
 from typing import Any
@@ -20,9 +20,10 @@ from imagen_jax.training.step import Batch, TrainState, batch_loss
 
 
 def dry_run(run: Run, workdir: str) -> bool:
-  """Writes workdir/dry_run.png, a batch, and logs what the run will take.
+  """Writes a batch to workdir/dry_run.png, logs the cost and trains nothing.
 
-  Trains nothing. Returns False if it was asked to end before it was done.
+  Returns:
+    False if the run was asked to end before it was done.
   """
   check_files(run, workdir)
   with open_job(run, workdir) as job:
@@ -50,16 +51,16 @@ def dry_run(run: Run, workdir: str) -> bool:
 
 
 def parameter_table(params: Any) -> str:
-  """Parameters of each of a net's modules, and of all."""
+  """Formats the number of parameters of each of a net's modules, and of all."""
   counts = {name: _count(tree) for name, tree in params.items()}
   return _table([*counts.items(), ("parameters", sum(counts.values()))])
 
 
 def memory_table(state: TrainState, text_params: Any) -> str:
-  """Bytes that one device holds throughout, by the sharding of the arrays.
+  """Formats the bytes that one device holds throughout, from the shardings.
 
-  The gradient is as large as the parameters; what else a step needs for a time
-  `imagen_jax.compile` tells.
+  The gradient is as large as the parameters. `imagen_jax.compile` reports the
+  peak of a step, temporary arrays included.
   """
   parts = {
     "parameters": state.params,
@@ -80,10 +81,13 @@ def model_flops(
   text_params: Any,
   batch: Batch,
 ) -> int:
-  """Operations of a step that the model asks for, of all devices.
+  """Counts the floating-point operations that the model needs in a step.
 
-  One pass through the frozen encoder, and three through the net: the way back
-  takes two. What is computed again to save memory does not count.
+  They are one pass through the frozen encoder and three through the net, whose
+  backward pass takes two. Recomputation that saves memory does not count.
+
+  Returns:
+    The count over all devices.
   """
   rows = len(batch["image"])
 
@@ -100,7 +104,7 @@ def model_flops(
 
 
 def batch_sentence(devices: Mesh, batch_size: int, accumulate: int) -> str:
-  """How a batch is spread."""
+  """Describes how a batch is sharded over the devices."""
   ways = {name: n for name, n in devices.shape.items() if n > 1}
   count = batch_size // accumulate
   each = count // row_ways(devices)
@@ -123,7 +127,7 @@ def _bytes_per_device(tree: Any) -> int:
 
 
 def _table(rows: list[tuple[str, int]]) -> str:
-  """Names to the left, numbers to the right, the last row set apart."""
+  """Formats rows with names left, numbers right and the last row set apart."""
   wide = max(len(name) for name, _ in rows)
   digits = max(len(f"{count:,}") for _, count in rows)
   lines = [f"{name:{wide}}  {count:{digits},}" for name, count in rows]
