@@ -27,6 +27,7 @@ from imagen_jax.data.png import grid, write_png
 from imagen_jax.evals.text_use import caption_losses
 from imagen_jax.imagen import Imagen
 from imagen_jax.interop import published, weights
+from imagen_jax.parallel import compile_cache
 from imagen_jax.progress import Progress, say
 from imagen_jax.request import Row
 from imagen_jax.shapes.judge import judge, share, tally
@@ -39,6 +40,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the verb's flags."""
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes.py")
+  command_line.define_compile_cache(values)
   flags.DEFINE_string(
     "dataset", "captioned_shapes", "It, or captioned_shapes/tiny.", **on
   )
@@ -193,6 +195,8 @@ def main(args: flags.FlagValues) -> None:
     guidance=args.guidance,
     steps=args.steps,
   )
+  with compile_cache.enabled():
+    loss = text_use(cascade, source, args.seed)
   report = {
     "split": args.split,
     "num_images": count,
@@ -206,7 +210,7 @@ def main(args: flags.FlagValues) -> None:
       "generated, other caption": shares(pictures, others),
       "real": shares(real, scenes),
     },
-    "loss": text_use(cascade, source, args.seed),
+    "loss": loss,
   }
   text = json.dumps(report, indent=2)
   files.write(outdir / f"{args.split}.json", text + "\n", parents=True)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,6 +22,7 @@ from imagen_jax.build import configs
 from imagen_jax.cascade import Cascade, stage_inputs
 from imagen_jax.files import expand
 from imagen_jax.image_ids import image_ids
+from imagen_jax.parallel import compile_cache
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.sharding import Placement
 from imagen_jax.parts import Parts
@@ -222,7 +224,7 @@ class Imagen:
     check_prompts(prompts)
     if not self.reads_text:
       raise ValueError(NO_TEXT)
-    with jax.set_mesh(self._devices):
+    with compile_cache.enabled(), jax.set_mesh(self._devices):
       text = self.part(TEXT)(prompts)
     self._leave(TEXT)
     return text
@@ -422,9 +424,10 @@ class Imagen:
           lowres = next(reversed(done.values()), None)
           if lowres is None and request.lowres is not None:
             lowres = request.lowres[[row.prompt for row in batch]]
-          inputs = stage_inputs(
-            number, batch, text, lowres, size=size, devices=self._devices
-          )
+          with compile_cache.enabled():
+            inputs = stage_inputs(
+              number, batch, text, lowres, size=size, devices=self._devices
+            )
           done[name] = self._run(request, number, net, inputs, len(batch))
         del net
         self._leave(name)
@@ -481,14 +484,14 @@ class Imagen:
     """Returns a stage's images of a batch, the first `count` rows of it."""
     name, stage = self.names[number], self.cascade.stages[number]
     sampling, size = request.samplings[number], inputs.keys.shape[0]
-    steps, settings = sampling.num_steps, sampling.args()
+    first, steps, settings = 0, sampling.num_steps, sampling.args()
     rows = meshes.rows_sharding(self._devices, size)
     carry = meshes.put_rows(stage.blank(size), rows)
     quiet = not request.progress or jax.process_index() > 0
-    first = 0
     with Progress(name, steps, quiet=quiet) as progress, Stopwatch() as watch:
       for last in stops(request, steps):
-        with jax.set_mesh(self._devices):
+        new = compile_cache.enabled() if first == 0 else nullcontext()
+        with new, jax.set_mesh(self._devices):
           carry = run_stage(
             stage, net, carry, first, last, inputs, settings, rows=rows
           )

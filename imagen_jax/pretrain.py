@@ -17,6 +17,7 @@ from imagen_jax import build, files
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop import t5
 from imagen_jax.interop.weights import save_weights
+from imagen_jax.parallel import compile_cache
 from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
 from imagen_jax.training.optimizers import Adam
@@ -26,6 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the verb's flags."""
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes16.py")
+  command_line.define_compile_cache(values)
   command_line.define_path(
     values, "captions", None,
     "UTF-8 text: description, tab, captions of an image.",
@@ -62,6 +64,7 @@ def read_captions(path: str) -> list[list[str]]:
 
 
 @program.verb(define_flags)
+@compile_cache.enabled()
 def main(args: flags.FlagValues) -> None:
   """Trains the encoder and writes its weights."""
   if not args.captions or not args.output:

@@ -31,6 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the verb's flags."""
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes.py")
+  command_line.define_compile_cache(values)
   command_line.define_distributed(values)
   flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.", **on)
   command_line.define_path(

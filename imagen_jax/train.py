@@ -23,6 +23,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the verb's flags."""
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes16.py")
+  command_line.define_compile_cache(values)
   command_line.define_distributed(values)
   command_line.define_path(
     values, "workdir", None, "Where checkpoints, metrics and sample grids go."

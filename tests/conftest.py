@@ -15,6 +15,7 @@ QUICK = "--xla_backend_optimization_level=0"
 QUICK += " --xla_llvm_disable_expensive_passes=true"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["IMAGEN_JAX_COMPILE_CACHE"] = "off"  # tests have their own
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 

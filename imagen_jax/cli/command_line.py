@@ -91,6 +91,15 @@ def define_config(values: flags.FlagValues, example: str) -> None:
   values["config"].parser = parser
 
 
+def define_compile_cache(values: flags.FlagValues) -> None:
+  """Defines --[no]compile_cache, which a verb follows while it runs."""
+  flags.DEFINE_boolean(
+    "compile_cache", True,
+    "Keeps compiled programs on disk, for the next process to read.",
+    flag_values=values,
+  )  # fmt: skip
+
+
 def define_distributed(values: flags.FlagValues) -> None:
   """Defines --distributed and --heartbeat, for join_others."""
   flags.DEFINE_enum(

@@ -20,6 +20,7 @@ from etils import epath
 
 from imagen_jax.cli import command_line
 from imagen_jax.files import reason
+from imagen_jax.parallel import compile_cache
 from imagen_jax.progress import say
 
 # The extra that installs each package that the core does not need.
@@ -52,7 +53,13 @@ class Verb:
     Raises:
       ValueError: a mistake of the user, in the sentence that run prints.
     """
-    self.act(command_line.parse(self.define_flags, argv))
+    self.run(command_line.parse(self.define_flags, argv))
+
+  def run(self, args: flags.FlagValues) -> None:
+    """Runs parsed flags, with or without the compile cache as they say."""
+    asked = "compile_cache" in args and args.compile_cache
+    with contextlib.nullcontext() if asked else compile_cache.disabled():
+      self.act(args)
 
 
 def verb(
@@ -75,7 +82,7 @@ def run(main: Verb) -> None:
 
   def act(args: flags.FlagValues) -> None:
     with as_exit_codes():
-      main.act(args)
+      main.run(args)
 
   with quiet_libraries(), stores_by_gcsfs(), lasting_output():
     app.run(act, flags_parser=parse)

@@ -11,7 +11,7 @@ import jax
 from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.interop import published
-from imagen_jax.parallel import mesh
+from imagen_jax.parallel import compile_cache, mesh
 from imagen_jax.progress import Progress
 from imagen_jax.training.job import STOPPED, Job, check_files, open_job
 from imagen_jax.training.lock import Writer, one_writer
@@ -71,7 +71,11 @@ def train(
       to the workdir; or the last checkpoint cannot be saved.
   """
   check_files(run, workdir)
-  with hold_workdir(workdir) as writer, open_job(run, workdir) as job:
+  with (
+    hold_workdir(workdir) as writer,
+    compile_cache.enabled(workdir),
+    open_job(run, workdir) as job,
+  ):
     step, interrupted = 0, False
     try:
       with contextlib.ExitStack() as stack:
