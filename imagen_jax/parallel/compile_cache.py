@@ -36,6 +36,7 @@ _lock = threading.RLock()  # the settings are the process's
 _depth = 0  # of nested blocks
 _disabled = 0  # blocks that turn the cache off
 _probes: list[subprocess.Popen] = []  # which outlive this process
+_made: set[str] = set()  # folders that were empty when this process came
 
 
 @contextlib.contextmanager
@@ -172,17 +173,16 @@ def _is_probed(path: str) -> bool:
   (jax issue 38445). So a process of its own writes an entry first, and another
   reads it. The first run, whose folder is empty, writes without waiting.
   """
-  if os.path.exists(f"{path}/sound"):
+  if path in _made or os.path.exists(f"{path}/sound"):
     return True
   begun = f"{path}/probing"
   try:
     if time.time() - os.stat(begun).st_mtime < _PROBED:
       return False
     os.utime(begun)
-    first = False
   except FileNotFoundError:
     os.close(os.open(begun, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    first = True
+    _made.add(path)
   home = str(pathlib.Path(__file__).parents[2])
   inherited = os.environ.get("PYTHONPATH")
   _probes.append(
@@ -199,7 +199,7 @@ def _is_probed(path: str) -> bool:
       start_new_session=True,
     )
   )
-  return first
+  return path in _made
 
 
 def probe(act: str, path: str) -> bool:

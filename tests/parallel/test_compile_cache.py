@@ -147,8 +147,11 @@ def test_a_cpu_is_probed_before_entries_are_read(folder, monkeypatch):
   monkeypatch.setattr(
     compile_cache.subprocess, "Popen", lambda *a, **k: started.append(a[0])
   )
-  with compile_cache.enabled():  # the first run writes into an empty folder
-    assert jax.config.jax_compilation_cache_dir == str(folder)
+  monkeypatch.setattr(compile_cache, "_made", set())
+  for _ in range(2):  # the first run writes into an empty folder, to its end
+    with compile_cache.enabled():
+      assert jax.config.jax_compilation_cache_dir == str(folder)
+  compile_cache._made.clear()  # another process
   with compile_cache.enabled():  # the probe is under way, or has failed
     assert jax.config.jax_compilation_cache_dir is None
   assert len(started) == 1
