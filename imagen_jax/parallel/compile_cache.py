@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 
 import jax
@@ -142,7 +143,7 @@ def _prepare(path: str) -> bool:
       return False
     if jax.default_backend() == "cpu" and not _is_probed(path):
       return False
-    _trim(pathlib.Path(path))
+    _tidy(pathlib.Path(path))
   except OSError:  # a disk that is full, or only read
     return False
   return True
@@ -155,8 +156,18 @@ def _is_mine(path: str) -> bool:
   return mine and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
 
 
-def _trim(path: pathlib.Path) -> None:
-  """Removes the oldest entries of a folder that has grown too large."""
+def _tidy(path: pathlib.Path) -> None:
+  """Removes entries that a killed process left, and the oldest of too many.
+
+  JAX does not write entries whole or not at all, and keeps one that it cannot
+  read. Only entries since the last call are looked at.
+  """
+  checked = path / "checked"
+  since = checked.stat().st_mtime if checked.exists() else 0.0
+  checked.touch()
+  for entry in path.glob("*-cache"):
+    if entry.stat().st_mtime >= since and not _is_whole(entry.read_bytes()):
+      entry.unlink(missing_ok=True)
   found = [(entry.stat(), entry) for entry in path.glob("*-cache")]
   total = sum(entry.st_size for entry, _ in found)
   for entry, name in sorted(found, key=lambda pair: pair[0].st_mtime):
@@ -164,6 +175,17 @@ def _trim(path: pathlib.Path) -> None:
       break
     name.unlink(missing_ok=True)
     total -= entry.st_size
+
+
+def _is_whole(entry: bytes) -> bool:
+  """Returns False for an entry that is cut; zstd's are taken as whole."""
+  if entry.startswith(b"\x28\xb5\x2f\xfd"):
+    return True
+  try:
+    zlib.decompress(entry)
+  except zlib.error:
+    return False
+  return True
 
 
 def _is_probed(path: str) -> bool:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -132,12 +133,23 @@ def test_another_machine_has_another_folder(monkeypatch, folder):
 
 
 def test_the_oldest_entries_give_way(folder, monkeypatch):
+  entry = zlib.compress(b"machine code")
   for i in range(4):
-    (folder / f"{i}-cache").write_bytes(bytes(10))
+    (folder / f"{i}-cache").write_bytes(entry)
     os.utime(folder / f"{i}-cache", (i, i))
-  monkeypatch.setattr(compile_cache, "MOST_BYTES", 25)
+  monkeypatch.setattr(compile_cache, "MOST_BYTES", int(2.5 * len(entry)))
   with compile_cache.enabled():
     assert entries(folder) == ["2-cache", "3-cache"]
+
+
+def test_an_entry_that_a_killed_process_left_is_removed(folder):
+  """Else JAX would fail to read it each time, and never replace it."""
+  entry = zlib.compress(b"machine code" * 99)
+  (folder / "whole-cache").write_bytes(entry)
+  (folder / "cut-cache").write_bytes(entry[:-9])
+  (folder / "empty-cache").touch()
+  with compile_cache.enabled():
+    assert entries(folder) == ["whole-cache"]
 
 
 def test_a_cpu_is_probed_before_entries_are_read(folder, monkeypatch):
