@@ -17,7 +17,7 @@ from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import encode_png, grid, write_png
 from imagen_jax.files import expand
 
-SHEET_PIXELS = 2**25  # the most pixels of a grid, unless one row has more
+SHEET_PIXELS = 2**25  # the most pixels of a sheet, unless one image has more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,10 @@ class Samples:
     return paths
 
   def save_grid(self, folder: str | os.PathLike) -> list[epath.Path]:
-    """Writes grid() as PNGs, with the prompts in the metadata.
+    """Writes the images on sheets as PNGs, with the prompts in the metadata.
 
-    A sheet has as many rows as fit 2**25 pixels.
+    It is grid() where that has at most 2**25 pixels. Larger grids are split
+    into several sheets, with fewer images in a row.
 
     Returns:
       The paths of the files.
@@ -145,12 +146,13 @@ def write_sheets(
 ) -> list[epath.Path]:
   """Writes images on sheets of full rows, as PNGs; returns their paths.
 
-  Images are read one sheet at a time. Several sheets are numbered from 1.
+  A sheet has at most SHEET_PIXELS. Images are read one sheet at a time. Several
+  sheets are numbered from 1.
 
   Args:
     images: uint8 [H, W, 3] each, of one size.
     prompts: the prompt of each image, for the metadata.
-    columns: images in a row.
+    columns: images in a row, or fewer if the sheet would be too wide.
     folder: the folder of the sheets; it is made.
     name: the file name without its ending.
     text: the metadata of every sheet.
@@ -161,7 +163,9 @@ def write_sheets(
   images, folder = iter(images), epath.Path(expand(folder))
   first = next(images)
   images = itertools.chain([first], images)
-  rows = max(1, SHEET_PIXELS // (columns * first[..., 0].size))
+  most = max(1, SHEET_PIXELS // first[..., 0].size)  # images on a sheet
+  columns = min(columns, max(1, math.isqrt(most)))  # no row is a sheet's width
+  rows = max(1, most // columns)
   size, paths = rows * columns, []
   for start in range(0, len(prompts), size):
     of_sheet = prompts[start : start + size]

@@ -74,6 +74,17 @@ def test_a_large_grid_is_split_into_sheets(tmp_path, monkeypatch):
     assert json.loads(found.text["prompt"]) == ["c", "d"]
 
 
+def test_a_prompt_of_many_images_has_more_than_one_row(tmp_path, monkeypatch):
+  """Of 180 images of 1024x1024 one row is more than Pillow opens."""
+  monkeypatch.setattr("imagen_jax.samples.SHEET_PIXELS", 6 * 64)
+  samples = make(10, prompts=("a",))
+  paths = samples.save_grid(tmp_path)
+  shapes = [np.asarray(Image.open(path)).shape for path in paths]
+  assert shapes == [(28, 18, 3), (18, 18, 3)]  # two columns: 6 and 4 images
+  last = np.asarray(Image.open(paths[1]))[10:, 10:]
+  np.testing.assert_array_equal(last, samples.images[9])
+
+
 def test_unconditional_images_have_names_too(tmp_path):
   samples = make(prompts=(None,), count=2)
   assert len({path.name for path in samples.save(tmp_path)}) == 2
