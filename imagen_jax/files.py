@@ -53,7 +53,7 @@ def write(
   try:
     if parents:
       path.parent.mkdir(parents=True, exist_ok=True)
-    if not _is_remote(path) and _is_stream(path):
+    if not is_remote(path) and _is_stream(path):
       with open(path, "wb") as file:
         file.write(data)
     else:
@@ -67,7 +67,7 @@ def _replace(path: epath.Path, data: bytes) -> None:
   # The random name prevents an attacker from placing a link there.
   part = path.with_name(f".{secrets.token_hex(8)}.part")
   try:
-    if _is_remote(path):
+    if is_remote(path):
       part.write_bytes(data)
       part.replace(path)
     else:
@@ -80,7 +80,8 @@ def _replace(path: epath.Path, data: bytes) -> None:
     raise
 
 
-def _is_remote(path: epath.Path) -> bool:
+def is_remote(path: str | os.PathLike) -> bool:
+  """Tests whether a path is of an object store, such as gs://."""
   return "://" in os.fspath(path)
 
 

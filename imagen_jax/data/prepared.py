@@ -81,7 +81,7 @@ def alone(prepared: str | os.PathLike) -> Iterator[None]:
   version, folder = epath.Path(prepared).name, epath.Path(prepared).parent
   folder.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
-    if fcntl is None or "://" in os.fspath(folder):
+    if fcntl is None or files.is_remote(folder):
       yield
       return
     lock = os.open(folder, os.O_RDONLY)

@@ -1,5 +1,6 @@
 """Identities of weights and vocabularies, by content rather than by path."""
 
+import functools
 import hashlib
 import os
 import re
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.checkpoints import manager
 from imagen_jax.interop import published
 
@@ -47,6 +49,23 @@ def _of_file(path: epath.Path) -> str:
   # The Hub's cache holds links to files that are named by their SHA-256.
   if _IS_DIGEST.fullmatch(name := os.path.basename(os.path.realpath(path))):
     return name
+  if files.is_remote(path):
+    return _sha256(path)
+  stat = os.stat(path)
+  return _sha256_once(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_once(path: epath.Path, *state: int) -> str:
+  """Computes the SHA-256 of a local file once for each state of the file.
+
+  Sampling asks before and after it reads weights, which may be tens of GB.
+  """
+  del state
+  return _sha256(path)
+
+
+def _sha256(path: epath.Path) -> str:
   with path.open("rb") as file:
     digest = hashlib.sha256()
     while block := file.read(2**20):

@@ -67,9 +67,8 @@ def enabled(workdir: str = "") -> Iterator[None]:
   """
   global _depth
   with _lock:
-    outermost = _depth == 0
+    before = _enter(workdir) if _depth == 0 else None
     _depth += 1
-    before = _enter(workdir) if outermost else None
   try:
     yield
   finally:
@@ -109,7 +108,7 @@ def folder(workdir: str = "") -> str | None:
   try:
     if given:
       base = files.expand(given)
-    elif "://" in workdir and jax.default_backend() != "cpu":
+    elif files.is_remote(workdir) and jax.default_backend() != "cpu":
       base = f"{workdir.rstrip('/').rpartition('/')[0]}/jax_cache"
     else:
       home = os.environ.get("XDG_CACHE_HOME") or files.expand("~/.cache")
@@ -131,7 +130,7 @@ def _machine() -> str:
 
 def _prepare(path: str) -> bool:
   """Makes a folder; returns whether entries there may be read."""
-  if "://" in path:
+  if files.is_remote(path):
     return True
   try:
     os.makedirs(path, mode=0o700, exist_ok=True)

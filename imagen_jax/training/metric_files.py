@@ -49,11 +49,11 @@ class AppendFile:
   def __init__(self, path: epath.Path, content: bytes = b""):
     """Continues a file after `content`, the bytes that it begins with."""
     self.path, self.size = path, len(content)
-    self._held = content if _is_remote(path) else b""
+    self._held = content if files.is_remote(path) else b""
 
   def append(self, record: bytes) -> None:
     """Writes a record; raises OSError or a store's error if it cannot."""
-    if _is_remote(self.path):
+    if files.is_remote(self.path):
       self.path.write_bytes(self._held + record)
       self._held += record
       self.size = len(self._held)
@@ -111,7 +111,7 @@ def open_lines(
         f"{path} has {strange} line(s) that are no metrics; it is renamed "
         f"{name}, and {kept.count(10)} sound one(s) are kept"
       )
-    if _is_remote(path):
+    if files.is_remote(path):
       if kept != content:
         path.write_bytes(kept)
     elif kept != content or _has_other_names(path):
@@ -123,7 +123,7 @@ def open_lines(
 
 def _read(path: epath.Path) -> bytes:
   """Reads a file, or b"" if it is absent; ValueError for a link or no file."""
-  if _is_remote(path):
+  if files.is_remote(path):
     return path.read_bytes() if path.exists() else b""
   if not os.path.lexists(path):
     return b""
@@ -196,10 +196,6 @@ class EventFiles:
       record.wall_time = time.time()
       RecordWriter(data).write(record.SerializeToString())
     self._file.append(data.getvalue())
-
-
-def _is_remote(path: epath.Path) -> bool:
-  return "://" in os.fspath(path)
 
 
 def _step(line: bytes) -> int | None:

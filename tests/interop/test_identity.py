@@ -1,10 +1,12 @@
 """What weights are: a text that changes with their contents alone."""
 
 import hashlib
+import os
 import shutil
 
 import pytest
 
+from imagen_jax.interop import identity as module
 from imagen_jax.interop.identity import identity
 
 
@@ -16,6 +18,19 @@ def test_a_file_is_its_bytes(tmp_path):
   assert identity(str(one)) == hashlib.sha256(b"weights").hexdigest()
   two.write_bytes(b"others!")
   assert identity(str(one)) != identity(str(two))
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+  """Weights may be tens of GB, and are asked for several times a call."""
+  path, read = tmp_path / "a.safetensors", []
+  sha256 = module._sha256
+  monkeypatch.setattr(module, "_sha256", lambda p: read.append(p) or sha256(p))
+  path.write_bytes(b"weights")
+  first = identity(str(path))
+  assert identity(str(path)) == first and len(read) == 1
+  path.write_bytes(b"others!")  # in place, and of the same size
+  os.utime(path, ns=(1, 1))
+  assert identity(str(path)) != first and len(read) == 2
 
 
 def test_the_hubs_files_are_not_read_again(tmp_path):
