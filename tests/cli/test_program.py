@@ -34,6 +34,28 @@ def test_who_lost_another_is_told_apart(monkeypatch, capsys, many, error, code):
   assert ("perhaps because a process ended" in said) == (code == program.LOST)
 
 
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize(
+  ("code", "said"),
+  [
+    ("RESOURCE_EXHAUSTED", "error: out of device memory: "),
+    ("INVALID_ARGUMENT", "error: JAX cannot compile or run this: INVALID_"),
+    ("UNIMPLEMENTED", "error: JAX cannot compile or run this: UNIMPLEMENTED"),
+  ],
+)
+@pytest.mark.parametrize("kind", [JaxError, ValueError])
+def test_what_fails_again_is_not_started_again(
+  monkeypatch, capsys, many, code, said, kind
+):
+  """A launcher would restart LOST, ten times over."""
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: many)
+  with pytest.raises(SystemExit) as end, program.as_exit_codes():
+    raise kind(f"{code}: XLA cannot\nat 0x1")
+  assert end.value.code == 1
+  found = capsys.readouterr().err
+  assert found.startswith(said) and "XLA cannot" in found
+
+
 @pytest.mark.parametrize(
   ("status", "said"),
   [
