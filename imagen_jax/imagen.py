@@ -110,6 +110,7 @@ def train(
   callback: "TrainingCallback | None" = None,
   allow_config_change: bool = False,
   profile_steps: tuple[int, int] | None = None,
+  on_hang: "Callable[[], None]" = lambda: None,
 ) -> "Trained":
   """Trains a stage, as the command `python -m imagen_jax.train` does.
 
@@ -129,6 +130,9 @@ def train(
       computes something else.
     profile_steps: the first and the last step to trace, into workdir/trace.
       Steps that this run does not reach are not traced.
+    on_hang: called from another thread if no step ends for long
+      (train.hang_after), after all stacks were printed. The command ends the
+      process here, so that a launcher starts the job again.
 
   Returns:
     The step that the run reached, its workdir, and whether it was interrupted.
@@ -149,6 +153,7 @@ def train(
     callback=callback,
     allow_config_change=allow_config_change,
     profile_steps=profile_steps,
+    on_hang=on_hang,
   )
 
 

@@ -77,6 +77,7 @@ def main(args: flags.FlagValues) -> None:
       workdir,
       allow_config_change=args.allow_config_change,
       profile_steps=steps,
+      on_hang=lambda: program.leave(program.LOST),
     ).interrupted
   if interrupted:
     sys.exit(SAVED)

@@ -157,6 +157,10 @@ class Checkpoints:
     except Failed as error:
       self._fail(error)
 
+  def compile(self, state: Any) -> None:
+    """Compiles what a save computes, so that the first one is quick."""
+    checksums(state)
+
   def wait(self) -> None:
     """Waits until the newest state is saved; ValueError if that failed."""
     self._settle()

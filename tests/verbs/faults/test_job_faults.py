@@ -172,3 +172,47 @@ def test_what_two_processes_began_one_goes_on_with(training, whole, tmp_path):
   run = start_alone(training, tmp_path)
   assert "resumed from step 3\n" in run.end(0)
   check_close(training, whole, tmp_path)
+
+
+# Both allocate more than there is, as if they compiled too large a step.
+TOO_MUCH = """
+import jax.numpy as jnp
+import jax
+alloc = jax.jit(lambda x: jnp.full(2**48, x) * 2)
+loop.compile_step = lambda *args: jax.block_until_ready(alloc(1.0))
+"""
+
+
+@pytest.mark.slow
+def test_two_that_run_out_of_memory_do_not_blame_each_other(training, tmp_path):
+  program = training.replaced(TOO_MUCH)
+  command = [sys.executable, *program, *training.flags(tmp_path, *ARGS)]
+  for run in training.run_two(command):
+    run.end(1, timeout=240)
+    assert "error: out of device memory: 1048576.00 GiB could" in run.err
+
+
+# A hang is found soon after it; the first process stops others in their next
+# collective.
+HANGS = """
+from imagen_jax.training import watchdog
+watchdog.STEPS = 0
+"""
+
+
+@pytest.mark.slow
+def test_one_is_stopped_and_the_job_is_started_again(training, tmp_path):
+  """By SIGSTOP: it lives, and answers no other."""
+  program = training.replaced(HANGS)
+  launch = ["launch/local.sh", "2", "--restarts=1", "--", sys.executable]
+  flags = training.flags(
+    tmp_path, *ARGS[:2], "--config.train.steps=400", "--heartbeat=3000",
+    "--config.train.hang_after=4", "--config.data.patience=4",
+  )  # fmt: skip
+  run = training.run([*launch, *program, *flags])
+  run.until_true(lambda: training.steps(tmp_path))
+  os.kill(process_of(tmp_path, 1), signal.SIGSTOP)
+  run.until("[0] resumed from step")
+  assert "error: no step ended for 8 s: a device, a store or" in run.err
+  assert re.search(r"\[0\] Thread MainThread:", run.err)
+  run.kill()
