@@ -36,6 +36,10 @@ def define_flags(values: flags.FlagValues) -> None:
     "dry_run", False,
     "Check all, show a batch and the sizes, and train nothing.", **on
   )  # fmt: skip
+  flags.DEFINE_integer(
+    "profiler_port", None,
+    "Lets TensorBoard trace each process, on this port.", **on
+  )  # fmt: skip
   flags.DEFINE_string(
     "profile_steps", None,
     "A:B writes a trace of steps A to B to WORKDIR/trace.", **on
@@ -72,13 +76,14 @@ def main(args: flags.FlagValues) -> None:
 
     interrupted = not dry_run(run, workdir)
   else:
-    interrupted = imagen.train(
-      config,
-      workdir,
-      allow_config_change=args.allow_config_change,
-      profile_steps=steps,
-      on_hang=lambda: program.leave(program.LOST),
-    ).interrupted
+    with program.profiler_server(args.profiler_port):
+      interrupted = imagen.train(
+        config,
+        workdir,
+        allow_config_change=args.allow_config_change,
+        profile_steps=steps,
+        on_hang=lambda: program.leave(program.LOST),
+      ).interrupted
   if interrupted:
     sys.exit(SAVED)
 

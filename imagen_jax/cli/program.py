@@ -6,6 +6,7 @@ import logging as std_logging
 import os
 import pathlib
 import re
+import socket
 import sys
 import tempfile
 import traceback
@@ -206,6 +207,35 @@ def stores_by_gcsfs() -> Iterator[None]:
       del settings["use_listings_cache"]
     if added:
       del os.environ["EPATH_USE_TF"]
+
+
+@contextlib.contextmanager
+def profiler_server(port: int | None) -> Iterator[None]:
+  """Lets xprof and TensorBoard trace this process within the block.
+
+  Whoever reaches the port can do so: it listens on all interfaces.
+
+  Args:
+    port: a TCP port; None serves nothing.
+
+  Raises:
+    ValueError: the port cannot be used.
+  """
+  if port is None:
+    yield
+    return
+  try:  # JAX would only log that
+    with socket.socket(socket.AF_INET6) as trial:
+      trial.bind(("::", port))
+  except (OSError, OverflowError) as error:
+    raise ValueError(
+      f"--profiler_port {port} cannot be used, expected a free port: {error}"
+    ) from error
+  jax.profiler.start_server(port)
+  try:
+    yield
+  finally:
+    jax.profiler.stop_server()
 
 
 def run_and_leave(main: Verb, well: Container[int]) -> None:

@@ -1,6 +1,7 @@
 """How a program ends by what its main raises."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -154,3 +155,21 @@ def test_an_output_in_this_folder(tmp_path, monkeypatch):
     (tmp_path / "a.bin").mkdir()
     (tmp_path / "a.bin" / "b").touch()
     program.check_folder("output", "a.bin/b")
+
+
+def test_a_profiler_needs_a_free_port():
+  with socket.socket(socket.AF_INET6) as other:
+    other.bind(("::", 0))
+    taken = other.getsockname()[1]
+    for port in (taken, -1, 2**16):
+      match = f"^--profiler_port {port} cannot be used, expected a free port: "
+      with (
+        pytest.raises(ValueError, match=match),
+        program.profiler_server(port),
+      ):
+        pass
+  reach = lambda: socket.create_connection(("localhost", taken), timeout=60)
+  with program.profiler_server(taken), reach():
+    pass
+  with program.profiler_server(None):
+    pass
