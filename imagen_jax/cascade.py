@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import NamedSharding, Sharding
 
 from imagen_jax.diffusion.samplers import fold_in
 from imagen_jax.parallel import mesh
@@ -71,38 +71,32 @@ def image_keys(
   return jax.lax.with_sharding_constraint(fold_in(keys, stage), rows)
 
 
+def filled(images: Sequence[Any], size: int) -> list[Any]:
+  """Fills a batch up to its size with copies of the last image."""
+  return [*images, *[images[-1]] * (size - len(images))]
+
+
 def stage_inputs(
   number: int,
   images: Sequence[Any],
   text: TextEmbedding | None,
   lowres: np.ndarray | None,
-  *,
-  size: int,
-  devices: Mesh,
+  rows: NamedSharding,
 ) -> SamplingInputs:
-  """Returns a stage's inputs for a batch of images, sharded over the mesh.
-
-  The batch is filled up to its size with copies of the last image.
+  """Returns a stage's inputs for a batch of images, sharded by rows.
 
   Args:
     number: the stage's number.
-    images: at most `size` images, with the attributes prompt (a row of text),
-      seed and index.
-    text: the prompts, in the host's memory; None for nets without text.
-    lowres: float32 [len(images), h, w, 3] in [-1, 1], the images to upsample;
-      None for a base stage.
-    size: the rows of the batch.
-    devices: the mesh that shards the rows.
+    images: the rows of the batch, with the attributes seed and index.
+    text: the prompts of the rows that this process holds, which
+      mesh.host_rows names; None for nets without text.
+    lowres: float32 [k, h, w, 3] in [-1, 1], the images to upsample, of the same
+      rows; None for a base stage.
+    rows: the sharding of the batch.
   """
-  filled = [*images, *[images[-1]] * (size - len(images))]
-  which = np.array([image.prompt for image in filled])
-  seeds = np.array([image.seed for image in filled], np.uint32)
-  indices = np.array([image.index for image in filled], np.int32)
-  if lowres is not None:
-    more = np.repeat(lowres[-1:], size - len(images), axis=0)
-    lowres = np.concatenate([lowres, more])
-  rows = mesh.rows_sharding(devices, size)
-  words = jax.tree.map(lambda leaf: np.asarray(leaf)[which], text)
-  words, lowres = mesh.put_rows((words, lowres), rows)
+  size = len(images)
+  seeds = np.array([image.seed for image in images], np.uint32)
+  indices = np.array([image.index for image in images], np.int32)
+  words, lowres = mesh.to_global((text, lowres), rows, size)
   keys = image_keys(seeds, indices, np.int32(number), rows=rows)
   return SamplingInputs(keys, words, lowres)
