@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
@@ -48,6 +49,35 @@ class Cascade:
         stage.check_sampling(sampling)
       except ValueError as error:
         raise ValueError(f"stage {name}: {error}") from error
+
+
+def used_shapes(init: Callable[[], Any]) -> Any:
+  """Returns the shapes of a net's weights and the dtypes to sample with.
+
+  A layer with a dtype of its own casts its kernel and bias to it before use.
+  These are kept in that dtype, so that images are bit-identical. Norms, heads
+  and learned vectors, which are used in float32, stay in float32.
+
+  Args:
+    init: initialises the net's weights.
+  """
+  dtypes: dict[tuple[str, ...], Any] = {}
+
+  def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any):
+    module = context.module
+    if isinstance(module, nn.Dense | nn.DenseGeneral | nn.Conv):
+      dtypes[module.path] = module.dtype
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(note):
+    shapes = jax.eval_shape(init)
+
+  def kept(path: Any, leaf: Any) -> Any:
+    *module, name = (key.key for key in path)
+    dtype = dtypes.get(tuple(module)) if name in ("kernel", "bias") else None
+    return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(kept, shapes)
 
 
 @functools.partial(jax.jit, static_argnames="rows")

@@ -88,11 +88,12 @@ def load(
   )
   devices = build.sampling_devices(config) if mesh is None else mesh
   placement = Placement(devices)
+  spread = build.text_placement(devices)
   return Imagen(
     cascade,
     load_net=lambda name: build.load_net(config, cascade, name, placement),
     load_encoder=(
-      (lambda: build.load_encoder(config, placement)) if config.text else None
+      (lambda: build.load_encoder(config, spread)) if config.text else None
     ),
     check_net=lambda name: build.check_net(config, cascade, name),
     identify=lambda name: build.identity(config, name),

@@ -17,7 +17,11 @@ from imagen_jax.parallel.mesh import (
   put_rows,
   to_host,
 )
-from imagen_jax.text.tokenizer import Tokenizer, empty_prompt
+from imagen_jax.text.tokenizer import (
+  Tokenizer,
+  check_prompts,
+  empty_prompt,
+)
 from imagen_jax.types import TextEmbedding
 
 NULLS = ("zeros", "empty")
@@ -171,6 +175,7 @@ class TextEncoder:
     """
     if not len(prompts):
       raise ValueError("there are no prompts, expected at least one")
+    check_prompts(prompts)
     which = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     ids, mask = self.tokenizer(list(which))
     numbers = np.array([which[prompt] for prompt in prompts])
