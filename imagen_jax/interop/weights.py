@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -34,14 +35,27 @@ _DTYPES = {
 def load(path: str | os.PathLike, like: Any) -> Any:
   """Loads weights from a .safetensors file, or a training run's EMA weights.
 
+  They are cast to the dtypes of `like`.
+
   Raises:
     ValueError: as load_weights and restore_ema, or the file is a pickle.
   """
   check_no_pickle(path)
   if epath.Path(path).suffix == ".safetensors":
     return load_weights(path, like)
-  _, ema, _ = restore_ema(str(path), like)
-  return ema
+  # A run keeps float32, of which its checksums are.
+  saved = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), like
+  )
+  _, ema, _ = restore_ema(str(path), saved)
+  return jax.tree.map(_cast, ema, like)
+
+
+def _cast(array: jax.Array, like: Any) -> jax.Array:
+  """Casts an array on the host, for which JAX would compile a program."""
+  if array.dtype == like.dtype:
+    return array
+  return jax.device_put(np.asarray(array, like.dtype), array.sharding)
 
 
 def save_weights(

@@ -87,6 +87,13 @@ def test_a_run_gives_its_averaged_weights(tmp_path):
   with manager.Checkpoints(str(tmp_path), keep=1) as saved:
     saved.save(3, state, {})
   assert_same(weights.load(tmp_path, LIKE), ema)
+  half = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), LIKE
+  )
+  expected = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), ema)
+  found = weights.load(tmp_path, half)  # its checksums are those of float32
+  assert_same(found, expected)
+  assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("bfloat16")}
 
 
 def spoil(data: bytes) -> dict[str, bytes]:
