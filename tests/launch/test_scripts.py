@@ -12,7 +12,7 @@ LAUNCHERS = ("local.sh", "slurm.sh", "tpu_vm.sh", "worker.sh", "xpk.sh")
 
 
 @pytest.mark.parametrize("script", LAUNCHERS)
-def test_help_is_the_comment_at_the_top(platform, script):
+def test_help(platform, script):
   run = platform.run(script, "--help")
   assert (run.returncode, run.stderr) == (0, "")
   assert f"launch/{script}" in run.stdout
@@ -32,8 +32,9 @@ def test_unknown_flags_are_named(platform, script):
 
 
 @pytest.mark.parametrize("script", LAUNCHERS)
-def test_scripts_are_strict_and_can_be_run(script):
-  assert "\nset -euo pipefail\n" in (LAUNCH / script).read_text()
+def test_scripts_are_strict_or_wrappers_and_can_be_run(script):
+  text = (LAUNCH / script).read_text()
+  assert "\nset -euo pipefail\n" in text or text.count("\n") == 2
   assert (LAUNCH / script).stat().st_mode & 0o111
 
 

@@ -32,7 +32,7 @@ for home in {calls}.w*; do
   [ "$which" = all ] || [ "${{home##*.w}}" = "$which" ] || continue
   case $4 in
     scp) cp "$5" "$home/${{6#*:}}" ;;
-    ssh) (cd "$home" && HOME=$home bash -c "$command") ;;
+    ssh) (cd "$home" && HOME=$home PATH={calls}.bin:$PATH bash -c "$command") ;;
   esac || code=1
 done
 exit $code
@@ -52,6 +52,7 @@ def with_where(verb):
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_what_is_printed_is_what_runs(platform, verb):
+  platform.make_packable()
   printed = platform.dry("tpu_vm.sh", *with_where(verb))
   run = platform.run("tpu_vm.sh", *with_where(verb))
   assert run.returncode == 0, run.stderr
@@ -107,12 +108,14 @@ def test_flags_come_from_the_environment_too(platform):
 
 def test_resume_stops_then_starts(platform):
   verb = ("resume", *WHERE, "--type=v6e-8", "--", "x")
-  stop, start = (w[7] for w in platform.dry("tpu_vm.sh", *verb))
+  claim, stop, start = (w[7] for w in platform.dry("tpu_vm.sh", *verb))
+  assert claim == "--command=imagen_jax/launch/worker.sh claim --replace"
   assert stop == "--command=imagen_jax/launch/worker.sh stop"
   assert start == "--command=imagen_jax/launch/worker.sh start --env=v6e -- x"
 
 
 def test_nothing_follows_a_failure(platform):
+  platform.make_packable()
   platform.fails.touch()
   assert platform.run("tpu_vm.sh", "setup", *WHERE).returncode == 1
   assert [words[4] for words in platform.calls()] == ["scp"]
@@ -136,12 +139,21 @@ def test_refusals(platform, args, sentence):
   assert sentence in platform.says("tpu_vm.sh", *args)
 
 
+def pretend_python(platform, text, *names):
+  """Makes Pythons that workers find first."""
+  folder = platform.calls_path.with_suffix(".bin")
+  folder.mkdir(exist_ok=True)
+  for name in names or ("python3.11", "python3"):
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+
+
 @pytest.fixture
 def workers(platform, tmp_path):
   """The homes of two workers, with a Python that pretends."""
   platform.pretend("gcloud", PRETENDED_GCLOUD)
-  for name in ("python3.11", "python3"):
-    platform.pretend(name, PRETENDED_PYTHON)
+  platform.make_packable()
+  pretend_python(platform, PRETENDED_PYTHON)
   homes = [tmp_path / "calls.w0", tmp_path / "calls.w1"]
   for home in homes:
     home.mkdir()
@@ -167,13 +179,17 @@ def test_setup_installs_on_every_worker_and_again(platform, workers):
     old.unlink(missing_ok=True)
   for home in workers:
     installed = (home / "installed").read_text().splitlines()
-    assert len(installed) == 4  # the lock and the package, once; twice .[tpu]
-    assert installed[-1].endswith("-c requirements-lock.txt -e .[tpu]")
+    # The lock once; libtpu and the package each time.
+    assert [line.split()[-1] for line in installed] == [
+      "requirements-lock.txt",
+      *["jax[tpu]", "./imagen_jax-1-py3-none-any.whl"] * 2,
+    ]
+    assert "--force-reinstall" in installed[-1]
   assert platform.calls() == []  # no sudo
 
 
 def test_setup_installs_a_python_where_there_is_none(platform, workers):
-  platform.pretend("python3.11", "#!/bin/sh\nexit 1\n")
+  pretend_python(platform, "#!/bin/sh\nexit 1\n", "python3.11")
   assert platform.run("tpu_vm.sh", "setup", *WHERE).returncode == 0
   calls = [words for words in platform.calls() if words[0] == "sudo"]
   assert len(calls) == 3 * len(workers)
