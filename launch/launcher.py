@@ -158,6 +158,9 @@ class Parser(argparse.ArgumentParser):
       ValueError: a flag is unknown, or a value is not of its kind.
     """
     at = words.index("--") if "--" in words else len(words)
+    for word in words[:at]:
+      if word.endswith("=--"):  # which argparse takes for the end of flags
+        raise ValueError(f"{word[:-3]} is '--', expected a value.")
     args, rest = self.parse_known_args(words[:at])
     for word in rest:
       if word.startswith("-"):
@@ -194,11 +197,17 @@ def need(args: argparse.Namespace, *names: str) -> None:
 
 
 def need_command(args: argparse.Namespace) -> None:
-  """Raises ValueError if no command follows the flags."""
+  """Raises ValueError if no command follows the flags, or only its flags do."""
   if not args.command:
     raise ValueError(
       "what to run is needed, such as -- python -m imagen_jax.train "
       "--config=..."
+    )
+  first = args.command[0]
+  if not first or first.startswith("-"):  # srun and others would take it
+    raise ValueError(
+      f"the command begins with {shown(first)}, expected a program such as "
+      "python."
     )
 
 

@@ -1,12 +1,15 @@
 """A copy of launch/ where every program of a platform is a pretended one."""
 
+import importlib
 import os
 import pathlib
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import types
 
 import pytest
 
@@ -70,6 +73,8 @@ class Platform:
       shutil.copy(ROOT / name, self.root)
     for name in PROGRAMS:
       self.pretend(name, PRETENDED)
+    # Itself and not what finds it, as pyenv's shims, which take their time.
+    (self.bin / "python3").symlink_to(os.path.realpath(sys.executable))
     self.env = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     self.env["PATH"] = f"{self.bin}:{os.environ['PATH']}"
 
@@ -146,6 +151,20 @@ class Platform:
     assert run.stderr.count("\n") == 1, run.stderr
     assert self.calls() == []
     return run.stderr
+
+
+@pytest.fixture(scope="session")
+def launchers():
+  """The modules of launch/, which import each other by their names."""
+  sys.path.insert(0, str(ROOT / "launch"))
+  names = ("launcher", "local", "pack", "slurm", "tpu_vm", "watch", "xpk")
+  yield types.SimpleNamespace(
+    **{name: importlib.import_module(name) for name in names}
+  )
+  for name in names:
+    del sys.modules[name]
+  while str(ROOT / "launch") in sys.path:
+    sys.path.remove(str(ROOT / "launch"))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ VERBS = (
 )
 # Workers are folders; what gcloud would copy or run there is done in each.
 PRETENDED_GCLOUD = """#!/bin/bash
+printf '%s\n' "$*" >> {calls}.gcloud
 for word; do
   case $word in --worker=*) which=${{word#*=}} ;; esac
   case $word in --command=*) command=${{word#*=}} ;; esac
@@ -31,7 +32,7 @@ done
 for home in {calls}.w*; do
   [ "$which" = all ] || [ "${{home##*.w}}" = "$which" ] || continue
   case $4 in
-    scp) cp "$5" "$home/${{6#*:}}" ;;
+    scp) stat -c %a "$5" >> {calls}.gcloud && cp "$5" "$home/${{6#*:}}" ;;
     ssh) (cd "$home" && HOME=$home PATH={calls}.bin:$PATH bash -c "$command") ;;
   esac || code=1
 done
@@ -238,3 +239,78 @@ def test_a_run_on_workers(platform, workers):
     assert log[-1].endswith("ended with exit code 3")
   status = platform.run("tpu_vm.sh", "status", *WHERE).stdout
   assert status.count("not running; ") == 2
+
+
+RUN = ("--type=v5p-16", "--", "sh", "-c")
+
+
+def test_of_two_starts_at_once_one_runs(platform, workers):
+  for home in workers:
+    shutil.copytree(platform.root, home / "imagen_jax")
+  starts = [
+    platform.start("tpu_vm.sh", "start", *WHERE, *RUN, f"echo {i}; sleep 3600")
+    for i in "ab"
+  ]
+  told = [process.communicate(timeout=300)[1] for process in starts]
+  assert sorted(process.returncode for process in starts) == [0, 1], told
+  won = [process.returncode for process in starts].index(0)
+  for home in workers:
+    log = home / "imagen_jax.log"
+    wait_for(platform, f"\n{'ab'[won]}\n", log)
+    assert len(log.read_text().splitlines()) == 2
+  lost = told[1 - won].splitlines()
+  (sentence,) = [line for line in lost if line.startswith("launch/worker.sh")]
+  assert "is under way (" in sentence
+  assert "since " in sentence
+  platform.run("tpu_vm.sh", "stop", *WHERE)
+
+
+def worker(platform, *args):
+  """Runs worker.sh in a home of its own."""
+  home = platform.calls_path.with_suffix(".w0")
+  return platform.run("worker.sh", *args, HOME=str(home))
+
+
+def test_locks_of_the_dead_do_not_block(platform, workers):
+  home = workers[0]
+  command = ("start", "--env=v4", "--", "sh", "-c", "sleep 3600")
+  assert worker(platform, "claim").returncode == 0
+  again = worker(platform, "claim")
+  assert again.returncode == 2
+  assert "a start is under way (" in again.stderr
+  os.utime(home / "imagen_jax.claim", (0, 0))  # its maker died
+  assert worker(platform, "claim").returncode == 0
+  assert worker(platform, *command).returncode == 0
+  assert worker(platform, "claim", "--replace").returncode == 0
+  for verb in (command, ("claim",)):
+    os.utime(home / "imagen_jax.claim", (0, 0))
+    refused = worker(platform, *verb)
+    assert refused.returncode == 2
+    pid = int((home / "imagen_jax.pid").read_text())
+    assert f"a run is under way (process {pid} of " in refused.stderr
+    assert refused.stderr.count("\n") == 1
+  os.killpg(pid, signal.SIGKILL)
+  platform.until(lambda: worker(platform, "claim").returncode == 0)
+  assert worker(platform, *command).returncode == 0
+  worker(platform, "stop")
+
+
+def test_a_token_reaches_the_command_and_nothing_else(platform, workers):
+  for home in workers:
+    shutil.copytree(platform.root, home / "imagen_jax")
+  token = "secret of mine's"
+  script = 'printf "%s" "$HF_TOKEN" > "$HOME/got"; echo done'
+  flags = ("start", *WHERE, "--pass_env=HF_TOKEN", *RUN, script)
+  printed = platform.dry("tpu_vm.sh", *flags, HF_TOKEN=token)
+  run = platform.run("tpu_vm.sh", *flags, HF_TOKEN=token)
+  assert run.returncode == 0, run.stderr
+  for home in workers:
+    wait_for(platform, "ended with exit code 0", home / "imagen_jax.log")
+    assert (home / "got").read_text() == token
+    assert token not in (home / "imagen_jax.log").read_text()
+    assert not (home / ".imagen_jax.env").exists()
+  called = platform.calls_path.with_suffix(".gcloud").read_text()
+  assert "\n600\n600\n" in called  # of the file, once for each worker
+  for text in (called, run.stdout, run.stderr, str(printed)):
+    assert token not in text
+  assert not list((platform.root / "build").iterdir())
