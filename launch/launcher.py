@@ -149,6 +149,8 @@ class Parser(argparse.ArgumentParser):
     if found := re.fullmatch(r"argument (--\w+): expected one arg.*", message):
       flag = found[1]
       message = f"flag '{flag}' has no value, expected {flag}=VALUE"
+    elif found := re.fullmatch(r"argument (--\w+): ignored .*", message):
+      message = f"flag '{found[1]}' has a value, expected {found[1]} alone"
     raise ValueError(f"{message}.")
 
   def read(self, words: list[str]) -> argparse.Namespace:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Starts processes on this machine that form one JAX job, to try a pod's work.
 
   JAX_PLATFORMS=cpu launch/local.sh 2 -- \\
@@ -223,7 +224,7 @@ def body(parser: launcher.Parser, words: list[str]) -> int:
   flags = launcher.need_env(args.env) if args.env else None
   bin_folder = launcher.ROOT / ".venv" / "bin"
   if bin_folder.is_dir():
-    os.environ["PATH"] = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    os.environ["PATH"] = f"{bin_folder}:{os.environ.get('PATH', os.defpath)}"
 
   def commands() -> list[list[str]]:
     port = int(args.port or free_port())

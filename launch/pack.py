@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Packs what workers and images need: a wheel, configs/, launch/ and the lock.
 
   launch/pack.py build/NAME.tgz     for launch/tpu_vm.sh setup

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Submits a job on the GPUs of a SLURM cluster, one process per GPU.
 
   launch/slurm.sh --nodes=2 -- \\

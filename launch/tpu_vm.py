@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Runs a job on a Cloud TPU VM, one host or all hosts of a pod slice.
 
   create  asks for the TPU; with --queued it waits in line as a queued resource
@@ -197,7 +198,10 @@ class Tpu:
     if self.args.dry_run:
       launcher.run(words, dry_run=True)
       return ""
-    done = subprocess.run(words, capture_output=True, text=True)
+    # Nobody would see a question.
+    done = subprocess.run(
+      words, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     if done.returncode:
       if verb == "describe" and "NOT_FOUND" in done.stderr:
         return watch.ABSENT

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Runs a workload on TPUs of a GKE cluster, by xpk (`pip install xpk`).
 
   image   packs configs/, launch/ and a wheel, builds launch/Dockerfile of that
@@ -18,6 +19,7 @@ flags of launch/env/ for the TPU's generation:
 
 import argparse
 import pathlib
+import re
 import shlex
 import sys
 
@@ -118,7 +120,12 @@ def check_start(args: argparse.Namespace) -> None:
     )
   launcher.need_env(args.env)
   launcher.need_one_line(args.command)
-  launcher.passed_variables(args.pass_env)
+  for name, value in launcher.passed_variables(args.pass_env).items():
+    if re.search(r'["\\]', value):  # xpk writes it into YAML, between quotes
+      raise ValueError(
+        f"--pass_env={name} holds a quote or backslash, which xpk cannot pass "
+        "on, expected none."
+      )
 
 
 def start(args: argparse.Namespace) -> None:

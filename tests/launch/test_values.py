@@ -148,6 +148,13 @@ def test_variables_that_cannot_be_passed(
     launchers.launcher.passed_variables(["A=b"])
 
 
+def test_xpk_passes_no_value_that_breaks_yaml(launchers, monkeypatch):
+  monkeypatch.setenv("HF_TOKEN", 'a"\\b')
+  words = ["start", *WHERE, "--pass_env=HF_TOKEN", "--", "x"]
+  with pytest.raises(ValueError, match="^--pass_env=HF_TOKEN holds a quote"):
+    launchers.xpk.body(launchers.xpk.make_parser(), words)
+
+
 def test_xpk_reads_a_token_from_the_environment(platform):
   words = platform.dry(
     *("xpk.sh", "start", *WHERE, "--pass_env=HF_TOKEN", "--", "x"),
