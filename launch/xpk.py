@@ -13,7 +13,7 @@
   delete  deletes it
 
 COMMAND is what one types on a single machine, and runs in the image with the
-flags of launch/env/ for the TPU's generation:
+flags of launch/env/ for the TPU's generation, and for several slices:
   python -m imagen_jax.train --config=configs/x.py --workdir=gs://BUCKET/RUN
 """
 
@@ -132,7 +132,9 @@ def start(args: argparse.Namespace) -> None:
   """Creates the workload."""
   # exec, so that the SIGTERM before an eviction reaches COMMAND itself, which
   # has two minutes to end.
-  command = f". launch/env/{args.env}.sh && exec {shlex.join(args.command)}"
+  slices = " && . launch/env/dcn.sh" if int(args.num_slices) > 1 else ""
+  command = f". launch/env/{args.env}.sh{slices} && exec "
+  command += shlex.join(args.command)
   workload(
     args,
     "create",

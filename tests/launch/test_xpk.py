@@ -49,6 +49,7 @@ def test_start_passes_the_command_on_whole(platform):
   } < {*words}
   (command,) = (w for w in words if w.startswith("--command="))
   command = command.removeprefix("--command=")
+  assert command.startswith(". launch/env/v6e.sh && . launch/env/dcn.sh && ")
   (platform.bin / "python").write_text(
     '#!/bin/sh\nprintf "%s\\n" "$@" "$LIBTPU_INIT_ARGS"\n'
   )
