@@ -38,7 +38,7 @@ def verdict(lines: str) -> str | int:
   if re.search(r"^\S+: running, ", lines, re.MULTILINE):
     return RUNNING
   ends = re.findall(
-    r"^\S+: not running; (?:.*: ended with exit code (\d+)$)?",
+    r"^\S+: not running; (?:ended with exit code (\d+); )?",
     lines,
     re.MULTILINE,
   )

@@ -23,6 +23,7 @@ log=$HOME/imagen_jax.log
 pid_file=$HOME/imagen_jax.pid
 lock=$HOME/imagen_jax.lock   # held by a run as long as it lives; says whose
 claim=$HOME/imagen_jax.claim # who starts next
+code_file=$HOME/imagen_jax.code # how the last run ended, unless it was killed
 secrets_file=$HOME/.imagen_jax.env
 env=
 grace=120
@@ -173,6 +174,7 @@ start() {
   if running; then refuse_second; fi # of a start without locks
   me >"$lock"
   : >"$claim"
+  rm -f "$code_file"
   if [ -n "$secrets" ]; then
     local line
     while IFS= read -r line; do
@@ -189,6 +191,7 @@ start() {
   setsid bash -c 'trap : TERM
     "$@" 9>&-
     code=$?
+    echo "$code" >"$HOME/imagen_jax.code"
     printf "%s: ended with exit code %s\n" "$(date)" "$code"' \
     imagen_jax_run "${COMMAND[@]}" >>"$log" 2>&1 </dev/null &
   echo $! >"$pid_file"
@@ -196,12 +199,23 @@ start() {
   echo "$(hostname): started process $!"
 }
 
+# last_line: of the log, as a terminal may show it; progress ends with \r.
+last_line() {
+  tail -n 1 "$log" 2>/dev/null | tr '\r' '\n' | tail -n 1 |
+    tr -d '\000-\010\013-\037\177'
+}
+
+# launch/watch.py reads these lines.
 status() {
+  local how=""
   if running; then
-    echo "$(hostname): running, process $pid; $(tail -n 1 "$log")"
-  else
-    echo "$(hostname): not running; $(tail -n 1 "$log" 2>/dev/null)"
+    echo "$(hostname): running, process $pid; $(last_line)"
+    return
   fi
+  if [ -s "$code_file" ]; then
+    how="ended with exit code $(cat "$code_file"); "
+  fi
+  echo "$(hostname): not running; $how$(last_line)"
 }
 
 stop() {

@@ -1,5 +1,6 @@
 """What holds for every script of launch/."""
 
+import ast
 import pathlib
 import subprocess
 import sys
@@ -37,6 +38,36 @@ def test_scripts_are_strict_or_wrappers_and_can_be_run(script):
   text = (LAUNCH / script).read_text()
   assert "\nset -euo pipefail\n" in text or text.count("\n") == 2
   assert (LAUNCH / script).stat().st_mode & 0o111
+
+
+def test_launchers_need_the_standard_library_only():
+  paths = [path for path in LAUNCH.glob("*.py") if path.name != "sweep.py"]
+  own = {path.stem for path in paths}
+  assert {"launcher", "pack", "tpu_vm"} < own
+  for path in paths:
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = [alias.name for alias in getattr(node, "names", ())]
+      if isinstance(node, ast.ImportFrom):
+        names = [node.module]
+      elif not isinstance(node, ast.Import):
+        continue
+      tops = {name.split(".")[0] for name in names}
+      assert tops <= own | sys.stdlib_module_names, path
+
+
+def test_an_old_python_is_told_so():
+  """Before anything that it would not understand."""
+  code = "import sys; sys.version_info = (3, 8); import launcher"
+  run = subprocess.run(
+    [sys.executable, "-c", code], cwd=LAUNCH, capture_output=True, text=True
+  )
+  assert run.returncode != 0
+  assert run.stderr.startswith("launch: this is Python ")
+  assert "expected 3.11 or newer" in run.stderr
+  assert run.stderr.count("\n") == 1
+  for path in LAUNCH.glob("*.py"):
+    if path.name != "sweep.py":
+      ast.parse(path.read_text(), feature_version=(3, 8))
 
 
 def test_the_readme_names_every_program():

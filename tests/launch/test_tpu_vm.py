@@ -202,7 +202,7 @@ def wait_for(platform, text, path):
   platform.until(lambda: path.exists() and text in path.read_text())
 
 
-def test_a_run_on_workers(platform, workers):
+def test_a_run_on_workers(platform, workers, launchers):
   platform.env["COLUMNS"] = "20"  # some shells export it, and ps heeds it
   for home in workers:
     shutil.copytree(platform.root, home / "imagen_jax")
@@ -238,7 +238,13 @@ def test_a_run_on_workers(platform, workers):
     assert log[-2] == "saved"
     assert log[-1].endswith("ended with exit code 3")
   status = platform.run("tpu_vm.sh", "status", *WHERE).stdout
-  assert status.count("not running; ") == 2
+  assert status.count("not running; ended with exit code 3; ") == 2
+  # Whatever was left running may still have written something.
+  with (workers[0] / "imagen_jax.log").open("a") as file:
+    file.write("1 %\r\x1b[31m2 %")
+  status = platform.run("tpu_vm.sh", "status", *WHERE).stdout
+  assert "not running; ended with exit code 3; [31m2 %\n" in status
+  assert launchers.watch.verdict(status) == 3
 
 
 RUN = ("--type=v5p-16", "--", "sh", "-c")

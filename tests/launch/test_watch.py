@@ -40,7 +40,7 @@ class Cloud:
       code, err = (0, "") if out else (1, "ERROR: NOT_FOUND: it is not there")
     elif verb == "status":
       say = {None: "not running; ", "running": "running, process 1; step 5"}
-      ended = "not running; Tue: ended with exit code {}"
+      ended = "not running; ended with exit code {}; Tue: 5 %"
       out = "".join(
         f"host{i}: {say.get(job, ended.format(job))}\n"
         for i, job in enumerate(self.jobs)
