@@ -2,8 +2,8 @@
 # Makes .venv at the repository's root from requirements-lock.txt, or returns
 # at once where that is done. One of its own that was cut short, or that
 # belongs to other versions or another folder, is made anew; a .venv that
-# somebody else made is brought to these versions and otherwise left alone. Where
-# there is no setup.py, as on a worker of a TPU, the package is left out.
+# somebody else made is brought to these versions and otherwise left alone.
+# Where there is no setup.py, as on a TPU's worker, the package is left out.
 set -euo pipefail
 cd "$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")"
 

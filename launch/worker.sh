@@ -136,7 +136,8 @@ me() {
 
 # refuse_second: says whose run is under way.
 refuse_second() {
-  fail "a run is under way ($(cat "$lock" 2>/dev/null)), expected none; see stop."
+  fail "a run is under way ($(cat "$lock" 2>/dev/null)), expected none; see \
+stop."
 }
 
 # Locks are flock's, which the kernel frees when their holder dies. A claim is
@@ -159,7 +160,9 @@ start() {
     "what to run is needed, such as -- python -m imagen_jax.train --config=..."
   [ -n "$env" ] || fail "--env is needed, see --help."
   case $env in
-    *[!a-z0-9]*) fail "--env is $(printf %q "$env"), expected letters, digits." ;;
+    *[!a-z0-9]*)
+      fail "--env is $(printf %q "$env"), expected a name of launch/env."
+      ;;
   esac
   [ -f "launch/env/$env.sh" ] || fail "there is no launch/env/$env.sh."
   if [ -n "$dry_run" ]; then
