@@ -39,6 +39,12 @@ PRIVATE_NAME = re.compile(
   r"(.*[^a-z])?(secrets?|tokens?|credentials?|passwords?)([^a-z].*)?",
   re.IGNORECASE,
 )
+# Older setuptools need the package wheel.
+CAN_BUILD = """
+import setuptools
+if int(setuptools.__version__.split(".")[0]) < 71:
+  import wheel
+"""
 PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
@@ -148,16 +154,17 @@ def build_wheel(
   python = str(python) if python.exists() else sys.executable
   words = [python, "-m", "pip", "--disable-pip-version-check", "wheel", "-q"]
   words += ["--no-deps", "--wheel-dir", str(out)]
-  probe = [python, "-c", "import setuptools"]
-  # Without setuptools of its own pip fetches it from a package index.
+  # Where setuptools cannot make wheels, pip fetches another one from a package
+  # index.
+  probe = [python, "-c", CAN_BUILD]
   if subprocess.run(probe, capture_output=True).returncode == 0:
     words.append("--no-build-isolation")
   done = subprocess.run([*words, str(source)], capture_output=True, text=True)
   if done.returncode or not list(out.glob("*.whl")):
     reason = (done.stderr.strip() or "pip made none").splitlines()[-1]
     raise ValueError(
-      f"the wheel cannot be built ({reason}), expected pip and setuptools of "
-      f"{python}; launch/environment.sh makes a .venv that has them."
+      f"the wheel cannot be built ({reason}), expected {python} to have pip "
+      "and setuptools 71 or newer, as the .venv of launch/environment.sh has."
     )
 
 

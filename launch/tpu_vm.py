@@ -287,7 +287,7 @@ class Tpu:
     if state != "ACTIVE" and not self.args.dry_run:
       return state
     state = self.ask("tpu-vm", "describe", name, "--format=value(state)")
-    return "TERMINATED" if state == watch.ABSENT else state
+    return "TERMINATED" if state == watch.ABSENT else state or "READY"
 
   def jobs(self) -> str:
     """Returns what every worker says of its job, a line each."""

@@ -58,11 +58,12 @@ class Watch:
   Attributes:
     restarts: how often it has started the job again or asked for another TPU.
     in_a_row: how many of those since the job was last seen running.
+    wait: seconds until the next look.
     started: whether the job on this TPU is ours to judge.
   """
 
-  def __init__(self, tpu, every: int, max_restarts: int, sleep):
-    self.tpu, self.every, self.sleep = tpu, every, sleep
+  def __init__(self, tpu, every: int, max_restarts: int):
+    self.tpu, self.every, self.wait = tpu, every, every
     self.max_restarts = max_restarts
     self.restarts, self.in_a_row = 0, 0
     self.started, self.packed = False, False
@@ -75,7 +76,7 @@ class Watch:
     self.last = text
 
   def again(self, reason: str) -> bool:
-    """Counts a restart and waits; False if there were too many."""
+    """Counts a restart; False if there were too many."""
     if self.restarts >= self.max_restarts:
       log(f"{reason}; ending after {self.restarts} restarts (--max_restarts)")
       return False
@@ -83,9 +84,15 @@ class Watch:
     self.in_a_row += 1
     self.last = ""
     log(f"{reason}; restart {self.restarts} of {self.max_restarts}")
-    if self.in_a_row > 1:
-      self.sleep(min(self.every * 2 ** (self.in_a_row - 1), LONGEST))
+    # Before the next look and not before the restart, which acts on this one.
+    longer = self.every * 2 ** min(self.in_a_row - 1, 20)
+    self.wait = max(self.every, min(longer, LONGEST))
     return True
+
+  def next_wait(self) -> float:
+    """Returns the seconds until the next look."""
+    wait, self.wait = self.wait, self.every
+    return wait
 
   def start(self) -> None:
     """Sets the TPU up and starts the job, with what was packed first."""
@@ -172,7 +179,7 @@ def run(tpu, every: int, max_restarts: int, sleep=time.sleep) -> int:
     tpu.jobs()
     return 0
   tpu.state()  # what cannot work at all ends here
-  watch = Watch(tpu, every, max_restarts, sleep)
+  watch = Watch(tpu, every, max_restarts)
   try:
     while True:
       try:
@@ -181,7 +188,7 @@ def run(tpu, every: int, max_restarts: int, sleep=time.sleep) -> int:
         code = None if watch.again(f"gcloud failed ({error})") else 1
       if code is not None:
         return code
-      sleep(every)
+      sleep(watch.next_wait())
   except KeyboardInterrupt:
     print(
       f"{PROGRAM}: no longer watching; the command and the TPU are left as "

@@ -156,6 +156,8 @@ ends within two minutes."
 }
 
 start() {
+  # Whatever comes now, the file of secrets goes.
+  [ -n "$dry_run" ] || trap 'rm -f "$secrets_file"' EXIT
   [ ${#COMMAND[@]} -gt 0 ] || fail \
     "what to run is needed, such as -- python -m imagen_jax.train --config=..."
   [ -n "$env" ] || fail "--env is needed, see --help."
@@ -170,8 +172,6 @@ start() {
     run "${COMMAND[@]}"
     return
   fi
-  # Whatever comes now, the file of secrets goes.
-  trap 'rm -f "$secrets_file"' EXIT
   exec 9>>"$lock"
   flock --nonblock 9 || refuse_second
   if running; then refuse_second; fi # of a start without locks

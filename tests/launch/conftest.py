@@ -179,15 +179,14 @@ class Platform:
 @pytest.fixture(scope="session")
 def launchers():
   """The modules of launch/, which import each other by their names."""
+  before = [*sys.path]
   sys.path.insert(0, str(ROOT / "launch"))
   names = ("launcher", "local", "pack", "slurm", "tpu_vm", "watch", "xpk")
-  yield types.SimpleNamespace(
-    **{name: importlib.import_module(name) for name in names}
-  )
+  found = {name: importlib.import_module(name) for name in names}
+  sys.path[:] = before
+  yield types.SimpleNamespace(**found)
   for name in names:
     del sys.modules[name]
-  while str(ROOT / "launch") in sys.path:
-    sys.path.remove(str(ROOT / "launch"))
 
 
 @pytest.fixture
