@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from imagen_jax.data.pipeline import BadRecords, bad_sentence
+from imagen_jax.data.examples import BadRecords, bad_sentence
 from imagen_jax.parallel.processes import of_all
 from imagen_jax.progress import Clock, Progress
 from imagen_jax.training.metrics import Metrics, memory

@@ -10,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 
-from imagen_jax.data import pipeline, records, source
+from imagen_jax.data import records, source
+from imagen_jax.data.examples import BadRecords, Examples
 
 written = runpy.run_path(str(pathlib.Path(__file__).with_name("datasets.py")))
 png, some_records = written["png"], written["some_records"]
@@ -46,10 +47,8 @@ def test_a_garbage_record_is_a_bad_one(tmp_path, kind):
   """Whatever max_bad_share says, one that is not a record ended training."""
   stored = some_records(4)
   stored[2] = GARBAGE[kind]
-  opened, bad = load(tmp_path, stored), pipeline.BadRecords(max_share=1)
-  examples = pipeline.Examples(
-    opened, 8, tokenize=tokenize, cache=False, bad=bad
-  )
+  opened, bad = load(tmp_path, stored), BadRecords(max_share=1)
+  examples = Examples(opened, 8, tokenize=tokenize, cache=False, bad=bad)
   assert [int(examples[i]["tokens"][0, 0]) for i in (0, 1, 3)] == [0, 1, 3]
   assert examples[2]["tokens"] in (0, 1, 3)
   assert bad.count == 1 and bad.reasons[0].startswith("record 2: ")
@@ -59,7 +58,7 @@ def test_a_garbage_record_is_a_bad_one(tmp_path, kind):
 def test_no_caption_of_a_list_is_a_bad_record(tmp_path):
   opened = load(tmp_path, [{"image": png(), "caption": []}], {"caption": TEXTS})
   with pytest.raises(ValueError, match="it cannot be parsed|caption is empty"):
-    pipeline.Examples(opened, 8, tokenize=tokenize, cache=False, bad=None)[0]
+    Examples(opened, 8, tokenize=tokenize, cache=False, bad=None)[0]
 
 
 def test_a_record_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
