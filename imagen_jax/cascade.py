@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import NamedSharding, Sharding
 
 from imagen_jax.diffusion.samplers import fold_in
 from imagen_jax.parallel import mesh
@@ -50,6 +51,35 @@ class Cascade:
         raise ValueError(f"stage {name}: {error}") from error
 
 
+def used_shapes(init: Callable[[], Any]) -> Any:
+  """Returns the shapes of a net's weights and the dtypes to sample with.
+
+  A layer with a dtype of its own casts its kernel and bias to it before use.
+  These are kept in that dtype, so that images are bit-identical. Norms, heads
+  and learned vectors, which are used in float32, stay in float32.
+
+  Args:
+    init: initialises the net's weights.
+  """
+  dtypes: dict[tuple[str, ...], Any] = {}
+
+  def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any):
+    module = context.module
+    if isinstance(module, nn.Dense | nn.DenseGeneral | nn.Conv):
+      dtypes[module.path] = module.dtype
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(note):
+    shapes = jax.eval_shape(init)
+
+  def kept(path: Any, leaf: Any) -> Any:
+    *module, name = (key.key for key in path)
+    dtype = dtypes.get(tuple(module)) if name in ("kernel", "bias") else None
+    return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(kept, shapes)
+
+
 @functools.partial(jax.jit, static_argnames="rows")
 def image_keys(
   seeds: jax.Array, indices: jax.Array, stage: jax.Array, *, rows: Sharding
@@ -71,38 +101,32 @@ def image_keys(
   return jax.lax.with_sharding_constraint(fold_in(keys, stage), rows)
 
 
+def filled(images: Sequence[Any], size: int) -> list[Any]:
+  """Fills a batch up to its size with copies of the last image."""
+  return [*images, *[images[-1]] * (size - len(images))]
+
+
 def stage_inputs(
   number: int,
   images: Sequence[Any],
   text: TextEmbedding | None,
   lowres: np.ndarray | None,
-  *,
-  size: int,
-  devices: Mesh,
+  rows: NamedSharding,
 ) -> SamplingInputs:
-  """Returns a stage's inputs for a batch of images, sharded over the mesh.
-
-  The batch is filled up to its size with copies of the last image.
+  """Returns a stage's inputs for a batch of images, sharded by rows.
 
   Args:
     number: the stage's number.
-    images: at most `size` images, with the attributes prompt (a row of text),
-      seed and index.
-    text: the prompts, in the host's memory; None for nets without text.
-    lowres: float32 [len(images), h, w, 3] in [-1, 1], the images to upsample;
-      None for a base stage.
-    size: the rows of the batch.
-    devices: the mesh that shards the rows.
+    images: the rows of the batch, with the attributes seed and index.
+    text: the prompts of the rows that this process holds, which
+      mesh.host_rows names; None for nets without text.
+    lowres: float32 [k, h, w, 3] in [-1, 1], the images to upsample, of the same
+      rows; None for a base stage.
+    rows: the sharding of the batch.
   """
-  filled = [*images, *[images[-1]] * (size - len(images))]
-  which = np.array([image.prompt for image in filled])
-  seeds = np.array([image.seed for image in filled], np.uint32)
-  indices = np.array([image.index for image in filled], np.int32)
-  if lowres is not None:
-    more = np.repeat(lowres[-1:], size - len(images), axis=0)
-    lowres = np.concatenate([lowres, more])
-  rows = mesh.rows_sharding(devices, size)
-  words = jax.tree.map(lambda leaf: np.asarray(leaf)[which], text)
-  words, lowres = mesh.put_rows((words, lowres), rows)
+  size = len(images)
+  seeds = np.array([image.seed for image in images], np.uint32)
+  indices = np.array([image.index for image in images], np.int32)
+  words, lowres = mesh.to_global((text, lowres), rows, size)
   keys = image_keys(seeds, indices, np.int32(number), rows=rows)
   return SamplingInputs(keys, words, lowres)

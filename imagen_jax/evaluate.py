@@ -7,7 +7,8 @@ One image is sampled per caption. The judge of shapes/ counts which claims of
 the caption's scene the image shows. For comparison, it counts claims of another
 caption's scene, and the real image's claims. For each stage, the loss under an
 image's own caption is compared with the loss under another caption. Writes
-DIR/SPLIT.json, and DIR/SPLIT.png with captions in its metadata.
+DIR/SPLIT.json, and DIR/SPLIT.png with captions in its metadata. On many hosts,
+run the command on each, with one --outdir that all of them see.
 """
 
 import collections
@@ -28,6 +29,8 @@ from imagen_jax.evals.text_use import caption_losses
 from imagen_jax.imagen import Imagen
 from imagen_jax.interop import published, weights
 from imagen_jax.parallel import compile_cache
+from imagen_jax.parallel.mesh import to_host
+from imagen_jax.parallel.processes import shared_errors
 from imagen_jax.progress import Progress, say
 from imagen_jax.request import Row
 from imagen_jax.shapes.judge import judge, share, tally
@@ -41,6 +44,7 @@ def define_flags(values: flags.FlagValues) -> None:
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes.py")
   command_line.define_compile_cache(values)
+  command_line.define_distributed(values)
   flags.DEFINE_string(
     "dataset", "captioned_shapes", "It, or captioned_shapes/tiny.", **on
   )
@@ -68,6 +72,8 @@ def draw(
 ) -> list[np.ndarray]:
   """Samples one uint8 image per caption: image i of the seed for caption i.
 
+  The first of several processes returns them. The others return none.
+
   Each image is written as a PNG to the folder. Finished images in the folder
   are read instead, so an interrupted evaluation resumes.
 
@@ -80,12 +86,14 @@ def draw(
   """
   rows = [Row(i, seed, i) for i in range(len(captions))]
   job = jobs.plan(cascade, captions, rows, folder, progress=False, **options)
-  progress = Progress("images", len(job.missing))
+  quiet = jax.process_index() > 0
+  progress = Progress("images", len(job.missing), quiet=quiet)
   count = 0
-  for paths in job.run():
-    count += len(paths)
-    progress.show(count)
-  return [jobs.read_image(path) for path in job.paths]
+  for more, _ in job.run():
+    count += more
+    if more:
+      progress.show(count)
+  return [] if quiet else [jobs.read_image(path) for path in job.paths]
 
 
 def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
@@ -137,8 +145,8 @@ def text_use(
       text = encode.from_ids(batch["tokens"], batch["mask"])
       key = jax.random.fold_in(jax.random.key(seed), i)
       pair = loss(stage, net, key, batch["image"], text, batch.get("lowres"))
-      own.append(pair[0])
-      other.append(pair[1])
+      for losses, found in zip((own, other), to_host(pair), strict=True):
+        losses.append(found)
     own, other = np.concatenate(own), np.concatenate(other)
     result[name] = {
       "own_caption": float(own.mean()),
@@ -169,7 +177,9 @@ def main(args: flags.FlagValues) -> None:
   command_line.check_at_least(args, "batch_size", 1)
   command_line.check_seed(args)
   outdir = epath.Path(args.outdir)
-  program.check_writable("outdir", outdir)
+  command_line.join_others(args)
+  with shared_errors():
+    program.check_writable("outdir", outdir)
   cascade = imagen.load(config)
   build.required_text(config)
   cascade.check(cascade.names)  # before the data set is prepared
@@ -197,6 +207,8 @@ def main(args: flags.FlagValues) -> None:
   )
   with compile_cache.enabled():
     loss = text_use(cascade, source, args.seed)
+  if jax.process_index() > 0:
+    return  # the first process judges the images
   report = {
     "split": args.split,
     "num_images": count,
@@ -222,4 +234,4 @@ def main(args: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-  program.run(main)
+  program.run_and_leave(main, (0,))

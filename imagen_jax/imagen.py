@@ -7,7 +7,6 @@ The verbs are thin wrappers over it.
 """
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from imagen_jax import __version__, build
 from imagen_jax.build import configs
-from imagen_jax.cascade import Cascade, stage_inputs
+from imagen_jax.cascade import Cascade, filled, stage_inputs
 from imagen_jax.files import expand
 from imagen_jax.image_ids import image_ids
 from imagen_jax.parallel import compile_cache
 from imagen_jax.parallel import mesh as meshes
+from imagen_jax.parallel.processes import shared_errors
 from imagen_jax.parallel.sharding import Placement
 from imagen_jax.parts import Parts
 from imagen_jax.progress import Progress, Stopwatch
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
   from imagen_jax.training.loop import Trained
 
 TEXT = "text"  # the name of the part that is no stage, the text encoder
+ROUND = 512  # images of each process whose texts are kept at a time
 NO_TEXT = "the cascade has no text encoder (text=None), expected prompts=None"
 
 
@@ -87,11 +88,12 @@ def load(
   )
   devices = build.sampling_devices(config) if mesh is None else mesh
   placement = Placement(devices)
+  spread = build.text_placement(devices)
   return Imagen(
     cascade,
     load_net=lambda name: build.load_net(config, cascade, name, placement),
     load_encoder=(
-      (lambda: build.load_encoder(config, placement)) if config.text else None
+      (lambda: build.load_encoder(config, spread)) if config.text else None
     ),
     check_net=lambda name: build.check_net(config, cascade, name),
     identify=lambda name: build.identity(config, name),
@@ -110,6 +112,7 @@ def train(
   callback: "TrainingCallback | None" = None,
   allow_config_change: bool = False,
   profile_steps: tuple[int, int] | None = None,
+  on_hang: "Callable[[], None]" = lambda: None,
 ) -> "Trained":
   """Trains a stage, as the command `python -m imagen_jax.train` does.
 
@@ -129,6 +132,9 @@ def train(
       computes something else.
     profile_steps: the first and the last step to trace, into workdir/trace.
       Steps that this run does not reach are not traced.
+    on_hang: called from another thread if no step ends for long
+      (train.hang_after), after all stacks were printed. The command ends the
+      process here, so that a launcher starts the job again.
 
   Returns:
     The step that the run reached, its workdir, and whether it was interrupted.
@@ -149,6 +155,7 @@ def train(
     callback=callback,
     allow_config_change=allow_config_change,
     profile_steps=profile_steps,
+    on_hang=on_hang,
   )
 
 
@@ -192,10 +199,9 @@ class Imagen:
       offload: as for load().
       settings: texts that Samples.settings includes.
     """
-    ways = meshes.row_ways(devices)
     self.cascade = cascade
     self.names = cascade.names
-    self.batch_size = math.ceil(batch_size / ways) * ways
+    self.batch_size = meshes.whole_rows(devices, batch_size)
     self._check_net = check_net
     self._devices = devices
     self._offload = offload
@@ -224,10 +230,16 @@ class Imagen:
     check_prompts(prompts)
     if not self.reads_text:
       raise ValueError(NO_TEXT)
-    with compile_cache.enabled(), jax.set_mesh(self._devices):
-      text = self.part(TEXT)(prompts)
+    text = self._encode(prompts)
     self._leave(TEXT)
     return text
+
+  def _encode(
+    self, prompts: Sequence[str], *rows: NamedSharding
+  ) -> TextEmbedding:
+    """Encodes checked prompts, sharded by rows if these are given."""
+    with compile_cache.enabled(), jax.set_mesh(self._devices):
+      return self.part(TEXT)(prompts, *rows)
 
   def part(self, name: str) -> Any:
     """Returns a stage's weights or the text encoder; reads it if necessary.
@@ -302,7 +314,8 @@ class Imagen:
         central square is resized to the stage's low resolution, with
         antialiasing.
       text: encode(prompts), if already computed.
-      batch_size: images at a time; None for the default.
+      batch_size: images at a time; None for the default. Copies fill them up
+        to a multiple of the number of devices that shard the rows.
       callback: called as callback(stage, step, x_hat) after steps 0,
         callback_every, 2 callback_every, ... and the last step of each batch.
         x_hat [b, H, W, 3] is in [-1, 1], after guidance and threshold.
@@ -397,6 +410,8 @@ class Imagen:
   ) -> Iterator[Samples]:
     """Runs the stages of a request; yields each batch when it is finished.
 
+    Each of several processes gets all images.
+
     Args:
       request: the images to sample.
       keep_text: whether the text encoder stays in memory beside the nets.
@@ -404,44 +419,103 @@ class Imagen:
     Raises:
       ValueError: if a stage's images are not finite.
     """
-    text = self._text(request)
-    identities = {}
-    if request.reads_text and self.reads_text:
-      identities[TEXT] = self._parts.identities[TEXT]
-    if not keep_text and self.reads_text:
-      self.release(TEXT)
-    rows, size = request.rows, request.batch_size
-    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-    # With offload each stage's weights are read once, for all batches.
-    groups = [batches] if self._offload else [[batch] for batch in batches]
-    for group in groups:
-      made: list[dict[str, np.ndarray]] = [{} for _ in group]
-      for number in request.stages:
-        name = self.names[number]
-        net = self.part(name)
-        identities[name] = self._parts.identities[name]
-        for batch, done in zip(group, made, strict=True):
-          lowres = next(reversed(done.values()), None)
-          if lowres is None and request.lowres is not None:
-            lowres = request.lowres[[row.prompt for row in batch]]
-          with compile_cache.enabled():
-            inputs = stage_inputs(
-              number, batch, text, lowres, size=size, devices=self._devices
-            )
-          done[name] = self._run(request, number, net, inputs, len(batch))
-        del net
-        self._leave(name)
-      settings = self._made_with(request, identities)
-      for batch, done in zip(group, made, strict=True):
-        prompts = request.prompts
-        yield Samples(
-          prompts=tuple(prompts and prompts[row.prompt] for row in batch),
-          seeds=tuple(row.seed for row in batch),
-          indices=tuple(row.index for row in batch),
-          ids=image_ids(request.part(batch), settings),
-          stages=done,
-          settings=settings,
-        )
+    for batch, made, settings in self._batches(request, keep_text):
+      if jax.process_count() > 1:
+        size, rows = self._rows(request)
+        made = meshes.to_host(meshes.to_global(made, rows, size))
+      made = {name: images[: len(batch)] for name, images in made.items()}
+      yield self._samples(request, batch, made, settings)
+
+  def run_share(self, request: Request) -> Iterator[tuple[int, Samples]]:
+    """Runs the stages of a request, for large jobs of one or many processes.
+
+    The text encoder leaves memory before the nets are used.
+
+    Yields:
+      For each batch, the number of its images, and those that this process is
+      to write. Each image is one process's.
+
+    Raises:
+      ValueError: if a stage's images are not finite.
+    """
+    size, rows = self._rows(request)
+    held, own = meshes.host_rows(rows, size), meshes.own_rows(rows, size)
+    for batch, made, settings in self._batches(request, keep_text=False):
+      mine = own[own < len(batch)]
+      places = np.searchsorted(held, mine)
+      made = {name: images[places] for name, images in made.items()}
+      images = [batch[row] for row in mine]
+      yield len(batch), self._samples(request, images, made, settings)
+
+  def _rows(self, request: Request) -> tuple[int, NamedSharding]:
+    """Returns the number of rows of a batch, and their sharding."""
+    size = meshes.whole_rows(self._devices, request.batch_size)
+    return size, meshes.batch_sharding(self._devices, size)
+
+  def _batches(
+    self, request: Request, keep_text: bool
+  ) -> Iterator[tuple[Sequence[Row], dict[str, np.ndarray], dict[str, str]]]:
+    """Runs a request batch by batch.
+
+    The texts of several batches are encoded at a time, for ROUND images of each
+    process.
+
+    Yields:
+      The images of a batch, each stage's arrays of the rows that this process
+      holds (mesh.host_rows), also those that fill the batch, and
+      Samples.settings.
+    """
+    size, rows = self._rows(request)
+    held, most = meshes.host_rows(rows, size), request.batch_size
+    several = most * max(1, ROUND // len(held))
+    identities: dict[str, str] = {}
+    for start in range(0, len(request.rows), several):
+      part = request.rows[start : start + several]
+      batches = [part[i : i + most] for i in range(0, len(part), most)]
+      texts = self._texts(request, [filled(b, size) for b in batches], rows)
+      if request.reads_text and self.reads_text:
+        identities[TEXT] = self._parts.identities[TEXT]
+      if not keep_text and self.reads_text:
+        self.release(TEXT)
+      pairs = list(zip(batches, texts, strict=True))
+      # With offload each stage's weights are read once, for all batches.
+      for group in [pairs] if self._offload else [[pair] for pair in pairs]:
+        made: list[dict[str, np.ndarray]] = [{} for _ in group]
+        for number in request.stages:
+          name = self.names[number]
+          net = self.part(name)
+          identities[name] = self._parts.identities[name]
+          for (batch, text), done in zip(group, made, strict=True):
+            images = filled(batch, size)
+            lowres = next(reversed(done.values()), None)
+            if lowres is None and request.lowres is not None:
+              lowres = request.lowres[[images[row].prompt for row in held]]
+            with compile_cache.enabled():
+              inputs = stage_inputs(number, images, text, lowres, rows)
+            done[name] = self._run(request, number, net, inputs, len(batch))
+          del net
+          self._leave(name)
+        settings = self._made_with(request, identities)
+        for (batch, _), done in zip(group, made, strict=True):
+          yield batch, done, settings
+
+  def _samples(
+    self,
+    request: Request,
+    images: Sequence[Row],
+    stages: Mapping[str, np.ndarray],
+    settings: Mapping[str, str],
+  ) -> Samples:
+    """Returns the Samples of images, given each stage's arrays of them."""
+    prompts = request.prompts
+    return Samples(
+      prompts=tuple(prompts and prompts[row.prompt] for row in images),
+      seeds=tuple(row.seed for row in images),
+      indices=tuple(row.index for row in images),
+      ids=image_ids(request.part(images), settings),
+      stages=stages,
+      settings=settings,
+    )
 
   def _made_with(
     self, request: Request, identities: Mapping[str, str]
@@ -454,24 +528,59 @@ class Imagen:
       **request.changes,
     }
 
-  def _text(self, request: Request) -> TextEmbedding | None:
-    """Returns a request's text, one row per prompt, in the host's memory."""
+  def _texts(
+    self,
+    request: Request,
+    batches: Sequence[Sequence[Row]],
+    rows: NamedSharding,
+  ) -> list[TextEmbedding | None]:
+    """Returns the texts of filled batches, of the rows that this process holds.
+
+    All of them are encoded in one go, each by the devices that will use it.
+    """
     if not self.reads_text:
-      return None
+      return [None] * len(batches)
+    size = len(batches[0])
+    held = meshes.host_rows(rows, size)
+    each = rows.shard_shape((size,))[0]
     if request.prompts is None:
       # Unconditional images have the null text, which no prompt changes.
-      return jax.tree.map(np.asarray, self.encode(["-"]).nothing())
-    text = request.text
-    if text is None:
+      null = jax.tree.map(np.asarray, self.encode(["-"]).nothing())
+      text = jax.tree.map(lambda leaf: leaf[[0] * len(held)], null)
+      return [text] * len(batches)
+    # A group of devices has the rows of all batches that it has of each.
+    numbers = np.array([[row.prompt for row in batch] for batch in batches])
+    numbers = numbers.reshape(len(batches), -1, each).swapaxes(0, 1)
+
+    def encode(prompts: Sequence[str]) -> list[TextEmbedding]:
+      """Encodes the prompts of the rows, each of them given by its number."""
+      shards = [rows] if each < size else []
+      text = self._encode([prompts[i] for i in numbers.flat], *shards)
+      split = lambda leaf: leaf.reshape(
+        -1, len(batches), each, *leaf.shape[1:]
+      ).swapaxes(0, 1)
+      text = jax.tree.map(split, text)
+      return [
+        jax.tree.map(lambda a, i=i: a[i].reshape(-1, *a.shape[3:]), text)
+        for i in range(len(batches))
+      ]
+
+    if request.text is not None:
+      order = [[batch[row].prompt for row in held] for batch in batches]
+      given = jax.tree.map(np.asarray, request.text)
+      texts = [jax.tree.map(lambda a, at=at: a[at], given) for at in order]
+    else:
       quiet = not request.progress or jax.process_index() > 0
       with Stopwatch() as watch:
-        text = self.encode(request.prompts)
+        texts = encode(request.prompts)
         Progress("text", 1, quiet=quiet).say(
-          f"  text: {len(request.prompts)} prompt(s) in {watch.lap()}"
+          f"  text: {len(np.unique(numbers))} prompt(s) in {watch.lap()}"
         )
     if request.negative is not None:
-      text = text.replace(null=self.encode(request.negative).replace(null=None))
-    return text
+      nulls = [text.replace(null=None) for text in encode(request.negative)]
+      texts = [a.replace(null=b) for a, b in zip(texts, nulls, strict=True)]
+    self._leave(TEXT)
+    return texts
 
   def _run(
     self,
@@ -481,11 +590,14 @@ class Imagen:
     inputs: SamplingInputs,
     count: int,
   ) -> np.ndarray:
-    """Returns a stage's images of a batch, the first `count` rows of it."""
+    """Returns a stage's images of the rows that this process holds.
+
+    The callback gets the first `count` rows of the batch.
+    """
     name, stage = self.names[number], self.cascade.stages[number]
     sampling, size = request.samplings[number], inputs.keys.shape[0]
     first, steps, settings = 0, sampling.num_steps, sampling.args()
-    rows = meshes.rows_sharding(self._devices, size)
+    _, rows = self._rows(request)
     carry = meshes.put_rows(stage.blank(size), rows)
     quiet = not request.progress or jax.process_index() > 0
     with Progress(name, steps, quiet=quiet) as progress, Stopwatch() as watch:
@@ -507,12 +619,13 @@ class Imagen:
       if not progress.live:
         size = f"{stage.size}x{stage.size}"
         progress.say(f"  {name}: {size} in {watch.lap()}")
-    images = meshes.to_host(carry.z)[:count]
-    if not np.isfinite(images).all():
-      raise ValueError(
-        f"the images of stage {name} are not finite, expected weights and "
-        "guidance that give numbers"
-      )
+    images = meshes.local_rows(carry.z)
+    with shared_errors():
+      if not np.isfinite(images).all():
+        raise ValueError(
+          f"the images of stage {name} are not finite, expected weights and "
+          "guidance that give numbers"
+        )
     return images
 
   def _leave(self, name: str) -> None:

@@ -225,6 +225,10 @@ class Clock:
     finally:
       self._spent[name] += time.monotonic() - begun
 
+  def seconds(self, name: str) -> float:
+    """Returns the seconds of a part since the last take()."""
+    return self._spent.get(name, 0.0)
+
   def take(self) -> dict[str, float]:
     """Returns the seconds of each part since the last call, and resets them."""
     spent = dict(self._spent)

@@ -81,12 +81,13 @@ class Request:
   def part(self, rows: Sequence[Row]) -> "Request":
     """Returns the request of some of the rows, and of their prompts alone."""
     used = sorted({row.prompt for row in rows})
+    place = {prompt: i for i, prompt in enumerate(used)}
     take = lambda values: values and tuple(values[i] for i in used)
     of_arrays = lambda tree: jax.tree.map(lambda leaf: leaf[used], tree)
     return dataclasses.replace(
       self,
       prompts=take(self.prompts),
-      rows=tuple(row._replace(prompt=used.index(row.prompt)) for row in rows),
+      rows=tuple(row._replace(prompt=place[row.prompt]) for row in rows),
       negative=take(self.negative),
       text=of_arrays(self.text),
       lowres=of_arrays(self.lowres),

@@ -6,8 +6,8 @@ Writes one PNG per image and, for several images, sheets of them. Each PNG's
 metadata holds the settings. Its name ends with a checksum of everything that
 determines the image. The same seed gives the same image. Run the same command
 again to resume: finished images stay. The text encoder leaves memory before
-the nets are used. On many hosts, run the command on each; the first host
-writes.
+the nets are used. On many hosts, run the command on each, with one --outdir
+that all of them see. Each host writes its own images (docs/sampling.md).
 """
 
 import time
@@ -22,6 +22,7 @@ from etils import epath
 
 from imagen_jax import files, imagen, jobs
 from imagen_jax.cli import command_line, program
+from imagen_jax.parallel.processes import shared_errors
 from imagen_jax.progress import Progress
 from imagen_jax.request import image_rows
 from imagen_jax.text.tokenizer import check_prompts
@@ -119,6 +120,8 @@ def main(args: flags.FlagValues) -> None:
   outdir = epath.Path(args.outdir)
   command_line.join_others(args)
   first_host = jax.process_index() == 0
+  with shared_errors():
+    program.check_writable("outdir", outdir)
   cascade = imagen.load(args.config, weights=args.weights, offload=args.offload)
   job = jobs.plan(
     cascade,
@@ -132,24 +135,30 @@ def main(args: flags.FlagValues) -> None:
     image=args.image,
     batch_size=args.batch_size,
   )
-  if first_host:
-    program.check_writable("outdir", outdir)
   total = len(job.missing)
   progress = Progress("sample", total, unit="image", quiet=not first_host)
   progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
   if total < len(rows):
     progress.say(f"{len(rows) - total} of {len(rows)} image(s) are finished")
 
-  count = 0
-  for paths in job.run():
-    count += len(paths)
-    progress.show(count)
+  count, begun = 0, time.monotonic()
+  for more, paths in job.run():
+    count += more
+    if more:
+      progress.show(count, pace(count, time.monotonic() - begun))
     for path in paths:
       progress.say(str(path))
-  if len(rows) > 1 and first_host:
+  speed = pace(total, time.monotonic() - begun)
+  if len(rows) > 1:
     for path in job.write_sheets():
       progress.say(str(path))
-  progress.say(f"in all {time.monotonic() - STARTED:.1f} s")
+  seconds = time.monotonic() - STARTED
+  progress.say(f"in all {seconds:.1f} s, {total} image(s) at {speed}")
+
+
+def pace(count: int, seconds: float) -> str:
+  """Formats the images per second, compilation included."""
+  return f"{count / max(seconds, 1e-3):.3g} images/s"
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
@@ -18,6 +18,7 @@ from imagen_jax.data.png import encode_png, grid, write_png
 from imagen_jax.files import expand
 
 SHEET_PIXELS = 2**25  # the most pixels of a sheet, unless one image has more
+SHEETS = 4  # that are made at a time, of 0.3 GB each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +79,21 @@ class Samples:
     Raises:
       ValueError: if a file cannot be written.
     """
-    folder, paths = epath.Path(expand(folder)), []
-    for i, image in enumerate(to_uint8(self.arrays)):
-      prompt, seed, index = self.prompts[i], self.seeds[i], self.indices[i]
-      name = image_name(prompt, seed, index, self.settings, self.ids[i])
-      text = {} if prompt is None else {"prompt": prompt}
-      text |= {"seed": str(seed), "index": str(index), **self.settings}
-      write_png(folder / name, image, text | {"id": self.ids[i]})
-      paths.append(folder / name)
-    return paths
+    return [self.write(folder, i) for i in range(len(self))]
+
+  def write(self, folder: str | os.PathLike, i: int) -> epath.Path:
+    """Writes image i as save does, and returns its path.
+
+    Raises:
+      ValueError: if the file cannot be written.
+    """
+    prompt, seed, index = self.prompts[i], self.seeds[i], self.indices[i]
+    name = image_name(prompt, seed, index, self.settings, self.ids[i])
+    text = {} if prompt is None else {"prompt": prompt}
+    text |= {"seed": str(seed), "index": str(index), **self.settings}
+    path = epath.Path(expand(folder)) / name
+    write_png(path, to_uint8(self.arrays[i]), text | {"id": self.ids[i]})
+    return path
 
   def save_grid(self, folder: str | os.PathLike) -> list[epath.Path]:
     """Writes the images on sheets as PNGs, with the prompts in the metadata.
@@ -101,7 +108,15 @@ class Samples:
     columns = grid_columns(prompts)
     name = grid_name(self.ids, self.seeds[0], self.settings)
     text = {"seed": str(self.seeds[0]), **self.settings}
-    return write_sheets(images, prompts, columns, folder, name, text)
+    return write_sheets(
+      lambda i: images[i],
+      images.shape[1:3],
+      prompts,
+      columns,
+      folder,
+      name,
+      text,
+    )
 
   def _repr_png_(self) -> bytes:
     """Returns the grid for a notebook, at most 2048 pixels high and wide."""
@@ -137,43 +152,54 @@ def grid_columns(prompts: Sequence[str | None]) -> int:
 
 
 def write_sheets(
-  images: Iterable[np.ndarray],
+  read: Callable[[int], np.ndarray],
+  shape: tuple[int, int],
   prompts: Sequence[str | None],
   columns: int,
   folder: str | os.PathLike,
   name: str,
   text: Mapping[str, str],
+  *,
+  share: tuple[int, int] = (0, 1),
 ) -> list[epath.Path]:
   """Writes images on sheets of full rows, as PNGs; returns their paths.
 
-  A sheet has at most SHEET_PIXELS. Images are read one sheet at a time. Several
-  sheets are numbered from 1.
+  A sheet has at most SHEET_PIXELS. SHEETS threads each hold the images of one
+  sheet. Several sheets are numbered from 1.
 
   Args:
-    images: uint8 [H, W, 3] each, of one size.
+    read: called as read(i), returns image i as uint8 [H, W, 3].
+    shape: (H, W) of all images.
     prompts: the prompt of each image, for the metadata.
     columns: images in a row, or fewer if the sheet would be too wide.
     folder: the folder of the sheets; it is made.
     name: the file name without its ending.
     text: the metadata of every sheet.
+    share: (k, n) writes sheets k, k + n, ... alone; all paths are returned.
 
   Raises:
     ValueError: if a file cannot be written.
   """
-  images, folder = iter(images), epath.Path(expand(folder))
-  first = next(images)
-  images = itertools.chain([first], images)
-  most = max(1, SHEET_PIXELS // first[..., 0].size)  # images on a sheet
+  folder = epath.Path(expand(folder))
+  most = max(1, SHEET_PIXELS // math.prod(shape))  # images on a sheet
   columns = min(columns, max(1, math.isqrt(most)))  # no row is a sheet's width
-  rows = max(1, most // columns)
-  size, paths = rows * columns, []
-  for start in range(0, len(prompts), size):
-    of_sheet = prompts[start : start + size]
-    number = f"-{start // size + 1}" if len(prompts) > size else ""
-    note = {"prompt": json.dumps(list(dict.fromkeys(of_sheet))), **text}
-    sheet = grid(list(itertools.islice(images, len(of_sheet))), columns)
-    paths.append(folder / f"{name}{number}.png")
-    write_png(paths[-1], sheet, note)
+  size = max(1, most // columns) * columns
+  starts = range(0, len(prompts), size)
+  paths = [
+    folder / f"{name}{f'-{i + 1}' if len(starts) > 1 else ''}.png"
+    for i in range(len(starts))
+  ]
+
+  def write(number: int) -> None:
+    """Writes one sheet."""
+    part = range(len(prompts))[starts[number] : starts[number] + size]
+    of_sheet = dict.fromkeys(prompts[i] for i in part)
+    note = {"prompt": json.dumps(list(of_sheet)), **text}
+    write_png(paths[number], grid(list(map(read, part)), columns), note)
+
+  first, step = share
+  with ThreadPoolExecutor(SHEETS, "sheets") as pool:
+    list(pool.map(write, range(len(paths))[first::step]))
   return paths
 
 

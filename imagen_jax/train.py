@@ -51,6 +51,10 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     "num_slices", 1, "With --topology: how many such slices.", **on
   )
+  flags.DEFINE_integer(
+    "profiler_port", None,
+    "Lets TensorBoard trace each process, on this port.", **on
+  )  # fmt: skip
   flags.DEFINE_string(
     "profile_steps", None,
     "A:B writes a trace of steps A to B to WORKDIR/trace.", **on
@@ -122,12 +126,14 @@ def main(args: flags.FlagValues) -> None:
 
     interrupted = not dry_run(run, workdir)
   else:
-    interrupted = imagen.train(
-      config,
-      workdir,
-      allow_config_change=args.allow_config_change,
-      profile_steps=steps,
-    ).interrupted
+    with program.profiler_server(args.profiler_port):
+      interrupted = imagen.train(
+        config,
+        workdir,
+        allow_config_change=args.allow_config_change,
+        profile_steps=steps,
+        on_hang=lambda: program.leave(program.LOST),
+      ).interrupted
   if interrupted:
     sys.exit(SAVED)
 

@@ -1,17 +1,23 @@
 """What stages a cascade can have, and how they can be sampled."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Cascade, used_shapes
 from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import NoThreshold
 from imagen_jax.diffusion.samplers import LearnedAncestral
+from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
+from imagen_jax.nets.unet import UNet
 from imagen_jax.stage import Sampling, Stage
+from imagen_jax.types import Conditioning, TextEmbedding
 
 
 class Fake(nn.Module):
@@ -76,3 +82,52 @@ def test_a_learned_variance_that_the_net_does_not_have():
     ValueError, match="stage small: sampling is with the learned variance, exp"
   ):
     make_cascade(THREE[0], step=LearnedAncestral())
+
+
+LEVELS = np.array([20.0, 900.0], np.float32)
+TEXT = TextEmbedding(np.ones((2, 3, 8), np.float32), np.ones((2, 3), bool))
+SMALL = dict(text_width=8, norm_groups=4, embed_dim=8, dtype=jnp.bfloat16)
+BLOCK = BlockSpec(channels=8, num_res_blocks=2, num_attention_heads=2)
+NETS = {
+  "unet": UNet(
+    image_size=4, channel_mult=(1,), num_res_blocks=2, attn_resolutions=(4,),
+    text_cross_attn_res=(4,), per_head_channels=8, scan=True, **SMALL,
+  ),
+  "efficient": EfficientUNet(
+    blocks=(dataclasses.replace(BLOCK, text_cross_attention=True),),
+    scan=True, **SMALL,
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_weights_as_they_are_used_give_the_same_bits(name, random_params):
+  """Of nets in bfloat16; half of the bytes, but for norms and heads."""
+  stage = Stage(NETS[name], size=4, prediction=X)
+  init = lambda: stage.init(jax.random.key(0), text_length=3, text_dim=8)
+  cond = Conditioning(TEXT)
+  wide = random_params(stage.net, np.zeros((2, 4, 4, 3)), np.zeros(2), cond)
+  like = used_shapes(init)
+  used = jax.tree.map(lambda a, b: np.asarray(a, b.dtype), wide, like)
+  assert jax.tree.map(np.shape, used) == jax.tree.map(np.shape, wide)
+  kept = {
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(used)
+    if leaf.dtype == np.float32
+  }
+  others = r"norm\w*/\w+$|/cls_pos$|^(conv|dense)_out/"
+  assert [path for path in kept if not re.search(others, path)] == []
+  halved = [leaf for leaf in jax.tree.leaves(used) if leaf.dtype != np.float32]
+  assert len(halved) > 20 and {leaf.dtype for leaf in halved} == {
+    jnp.dtype("bfloat16")
+  }
+  z = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
+  run = jax.jit(lambda net: stage.net.apply({"params": net}, z, LEVELS, cond))
+  one, two = run(wide), run(used)
+  assert np.std(one) > 0.1
+  np.testing.assert_array_equal(one, two)
+  float32 = dataclasses.replace(stage, net=stage.net.clone(dtype=jnp.float32))
+  init = lambda: float32.init(jax.random.key(0), text_length=3, text_dim=8)
+  assert {x.dtype for x in jax.tree.leaves(used_shapes(init))} == {
+    jnp.dtype("float32")
+  }

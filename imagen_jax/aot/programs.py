@@ -24,7 +24,7 @@ from imagen_jax.stage import (
   run_stage,
 )
 from imagen_jax.text.settings import NoText
-from imagen_jax.training.setup import net_shapes, set_up, text_shapes
+from imagen_jax.training.setup import set_up, text_shapes
 from imagen_jax.types import TextEmbedding
 
 
@@ -79,11 +79,13 @@ def train_program(config: Mapping[str, Any], devices: Mesh) -> Program:
   )
 
 
-def embed_program(config: Mapping[str, Any], devices: Mesh) -> Program:
-  """Returns the text encoder on one batch of prompts."""
+def embed_program(
+  config: Mapping[str, Any], devices: Mesh, placement: Placement
+) -> Program:
+  """Returns the text encoder on one batch of prompts, as sampling encodes."""
   text = build.text(config["text"])
-  weights = text_shapes(text, Placement(devices))
-  rows = text.batch_size
+  weights = text_shapes(text, placement)
+  rows = mesh.whole_rows(devices, text.batch_size)
   ids = shape(rows, text.length, dtype=jnp.int32)
   mask = shape(rows, text.length, dtype=jnp.bool_)
   inputs = placed((ids, mask), mesh.rows_sharding(devices, rows))
@@ -137,9 +139,9 @@ def sample_programs(
 ) -> Iterator[Program]:
   """Yields the text encoder and each stage's sampler, for a batch of images."""
   cascade, text = build.cascade(config), build.text(config["text"])
-  rows, words = config["batch_size"], None
+  rows, words = mesh.whole_rows(devices, config["batch_size"]), None
   if not isinstance(text, NoText):
-    yield embed_program(config, devices)
+    yield embed_program(config, devices, build.text_placement(devices))
     words = TextEmbedding(
       shape(rows, text.length, text.dim),
       shape(rows, text.length, dtype=jnp.bool_),
@@ -148,7 +150,7 @@ def sample_programs(
   for name, stage, sampling in zip(
     cascade.names, cascade.stages, cascade.samplings, strict=True
   ):
-    net = net_shapes(stage, text)
+    net = build.sampling_shapes(stage, text)
     net = placed(net, Placement(devices).params(net))
     place = mesh.rows_sharding(devices, rows)
     yield stage_program(name, stage, sampling, net, words, rows, place)
@@ -167,6 +169,6 @@ def of(
   if mode == "train":
     yield train_program(config, devices)
   elif mode == "embed":
-    yield embed_program(config, devices)
+    yield embed_program(config, devices, Placement(devices))
   else:
     yield from sample_programs(config, devices)

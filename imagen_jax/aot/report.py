@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from imagen_jax import files
 from imagen_jax.aot.collectives import collectives
 from imagen_jax.aot.programs import Program
 from imagen_jax.aot.topologies import Slice
+from imagen_jax.parallel import memory
 from imagen_jax.parallel.sharding import replicated_bytes
 
 ABOUT = """\
@@ -87,19 +87,11 @@ def traffic_of(
   return {k: dataclasses.asdict(v) for k, v in found.items()}
 
 
-# The compiler's errors for a program that is too large, early or late.
-TOO_LARGE = (
-  r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds",
-  r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm",
-)
-
-
 def needed(error: Exception) -> int:
   """Returns the bytes that a program would need, from the compiler's error."""
-  for pattern in TOO_LARGE:
-    if found := re.search(pattern, str(error)):
-      return int(float(found[1]) * 1024 ** " KMGT".index(found[2]))
-  raise error
+  if (found := memory.program_bytes(str(error))) is None:
+    raise error
+  return found[0]
 
 
 def line(row: Mapping[str, Any]) -> str:

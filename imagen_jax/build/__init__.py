@@ -31,6 +31,8 @@ from imagen_jax.build.weights import (
   load_net,
   move_weights,
   replace_weights,
+  sampling_shapes,
+  text_placement,
 )
 from imagen_jax.interop.published import (
   check_text,
@@ -65,9 +67,11 @@ __all__ = [
   "run",
   "sampling",
   "sampling_devices",
+  "sampling_shapes",
   "stage",
   "text",
   "text_encoder",
+  "text_placement",
   "tokenizer",
   "training",
 ]

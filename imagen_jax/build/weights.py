@@ -1,15 +1,22 @@
 """The weights that a cascade's config names: moved, loaded and sharded."""
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from imagen_jax.build.nets import text
-from imagen_jax.cascade import Cascade
+from imagen_jax.cascade import Cascade, used_shapes
 from imagen_jax.interop import published
 from imagen_jax.parallel.sharding import Placement
+from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training.setup import net_shapes
+from imagen_jax.text.settings import NoText, Text
+from imagen_jax.training.setup import init_net
+from imagen_jax.types import BATCH_AXES
 
 
 def move_weights(config: Any, to: str) -> int:
@@ -82,6 +89,15 @@ def identity(config: Mapping[str, Any], name: str) -> str:
   return found
 
 
+def text_placement(devices: Mesh) -> Placement:
+  """Returns the sharding of a text encoder for sampling.
+
+  Its weights lie on all devices that shard a batch, also where each device
+  holds all of every net. It runs once for a batch, and nets at every step.
+  """
+  return Placement(devices, fsdp=BATCH_AXES)
+
+
 def load_encoder(
   config: Mapping[str, Any], placement: Placement
 ) -> TextEncoder:
@@ -125,11 +141,20 @@ def check_net(config: Mapping[str, Any], built: Cascade, name: str) -> None:
 def load_net(
   config: Mapping[str, Any], built: Cascade, name: str, placement: Placement
 ) -> Any:
-  """Loads and shards the weights of a cascade config's stage."""
+  """Loads and shards the weights of a cascade config's stage.
+
+  They are in the dtypes of sampling_shapes. Each tensor is cast as it is read.
+  """
   like = _shapes(config, built, name)
   return published.load_net(config[name]["weights"], like, placement)
 
 
 def _shapes(config: Mapping[str, Any], built: Cascade, name: str) -> Any:
   member = built.stages[built.names.index(name)]
-  return net_shapes(member, text(config["text"]))
+  return sampling_shapes(member, text(config["text"]))
+
+
+@functools.lru_cache(maxsize=8)  # tracing the paper's nets takes seconds
+def sampling_shapes(stage: Stage, text: Text | NoText) -> Any:
+  """Returns the shapes of a stage's weights and the dtypes to sample with."""
+  return used_shapes(lambda: init_net(stage, text, jax.random.key(0)))

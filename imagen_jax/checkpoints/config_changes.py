@@ -34,6 +34,7 @@ FREE = (
   "train.keep_every",
   "train.num_samples",
   "train.sample_split",
+  "train.hang_after",
   "train.max_skipped",
   "train.start_from",
 )

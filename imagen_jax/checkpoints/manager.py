@@ -157,6 +157,10 @@ class Checkpoints:
     except Failed as error:
       self._fail(error)
 
+  def compile(self, state: Any) -> None:
+    """Compiles what a save computes, so that the first one is quick."""
+    checksums(state)
+
   def wait(self) -> None:
     """Waits until the newest state is saved; ValueError if that failed."""
     self._settle()
@@ -246,7 +250,9 @@ class Checkpoints:
       self._manager.reload()
 
 
-def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
+def restore_ema(
+  workdir: str, like: Any, shardings: Any = None
+) -> tuple[int, Any, dict[str, Any]]:
   """Reads the newest averaged weights, also while a run saves there.
 
   A run that keeps few checkpoints may remove one while it is read. Then the
@@ -255,6 +261,7 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
   Args:
     workdir: the run's folder.
     like: the averaged weights' tree of shapes.
+    shardings: the tree of their shardings; None puts them on one device.
 
   Returns:
     (step, ema, config), with the config that save was given.
@@ -266,7 +273,7 @@ def restore_ema(workdir: str, like: Any) -> tuple[int, Any, dict[str, Any]]:
   for _ in range(REPLACED):
     step, path = newest(workdir)
     try:
-      return step, *_read_ema(path, like)
+      return step, *_read_ema(path, like, shardings)
     except (Failed, ValueError) as error:
       if newest(workdir)[0] != step:
         continue
@@ -317,12 +324,17 @@ def check_run(workdir: str) -> None:
     raise ValueError(f"{workdir} cannot be read: {reason(error)}") from error
 
 
-def _read_ema(path: epath.Path, like: Any) -> tuple[Any, dict[str, Any]]:
-  """Returns a checkpoint's averaged weights, on one device, and its config."""
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _read_ema(
+  path: epath.Path, like: Any, shardings: Any
+) -> tuple[Any, dict[str, Any]]:
+  """Returns a checkpoint's averaged weights and its config."""
+  if shardings is None:
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda _: here, like)
   like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
-  )
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    like, shardings,
+  )  # fmt: skip
   with quiet_orbax():
     config = together(lambda: read_config(path))
     return load(path, {"ema": like}, "ema/")["ema"], config

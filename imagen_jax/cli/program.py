@@ -6,6 +6,7 @@ import logging as std_logging
 import os
 import pathlib
 import re
+import socket
 import sys
 import tempfile
 import traceback
@@ -20,7 +21,7 @@ from etils import epath
 
 from imagen_jax.cli import command_line
 from imagen_jax.files import reason
-from imagen_jax.parallel import compile_cache
+from imagen_jax.parallel import compile_cache, memory
 from imagen_jax.progress import say
 
 # The extra that installs each package that the core does not need.
@@ -33,6 +34,9 @@ EXTRAS = {
 }
 READ_ONLY = {"hf", "package"}  # schemes that cannot be written to
 LOST = 76  # exit code if another process is lost; start the job again
+# Codes of JAX's errors that no other process can cause. The same command fails
+# again in the same way.
+OWN_ERRORS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +143,22 @@ def as_exit_codes() -> Iterator[None]:
   The exit codes are:
     2: bad flags.
     1: any other ValueError; a file that cannot be read or written, also on
-      gs://; a missing package that an extra installs.
+      gs://; a missing package that an extra installs; a program that a device
+      has not enough memory for, or that the compiler refuses.
     130: an interruption.
-    LOST: a failed computation of many processes.
+    LOST: any other failed computation of many processes.
   """
   try:
     yield
   except command_line.BadFlags as error:
     fail(str(error), 2)
   except (ValueError, jax.errors.JaxRuntimeError) as error:
-    if _is_of_many(error):
-      said = str(error).split("\n")[0][:200]
+    code, said = _jax_code(error), str(error).split("\n")[0][:200]
+    if code == "RESOURCE_EXHAUSTED":
+      fail(memory.too_large(str(error)), 1)
+    if code in OWN_ERRORS:
+      fail(f"JAX cannot compile or run this: {said}", 1)
+    if code and jax.distributed.is_initialized():
       fail(f"computing failed, perhaps because a process ended: {said}", LOST)
     if not isinstance(error, ValueError):
       raise
@@ -198,6 +207,35 @@ def stores_by_gcsfs() -> Iterator[None]:
       del settings["use_listings_cache"]
     if added:
       del os.environ["EPATH_USE_TF"]
+
+
+@contextlib.contextmanager
+def profiler_server(port: int | None) -> Iterator[None]:
+  """Lets xprof and TensorBoard trace this process within the block.
+
+  Whoever reaches the port can do so: it listens on all interfaces.
+
+  Args:
+    port: a TCP port; None serves nothing.
+
+  Raises:
+    ValueError: the port cannot be used.
+  """
+  if port is None:
+    yield
+    return
+  try:  # JAX would only log that
+    with socket.socket(socket.AF_INET6) as trial:
+      trial.bind(("::", port))
+  except (OSError, OverflowError) as error:
+    raise ValueError(
+      f"--profiler_port {port} cannot be used, expected a free port: {error}"
+    ) from error
+  jax.profiler.start_server(port)
+  try:
+    yield
+  finally:
+    jax.profiler.stop_server()
 
 
 def run_and_leave(main: Verb, well: Container[int]) -> None:
@@ -300,16 +338,16 @@ def check_folder(name: str, folder: str | os.PathLike) -> None:
   check_writable(name, folder)
 
 
-def _is_of_many(error: Exception) -> bool:
-  """Returns True if a computation of many processes raised the error.
+def _jax_code(error: Exception) -> str | None:
+  """Returns the code of JAX's errors, "INTERNAL" if it has none, else None.
 
   Reading the result of a failed computation raises a ValueError that begins
   with a code, such as "UNKNOWN: Gloo AllGather failed".
   """
-  if not jax.distributed.is_initialized():
-    return False
+  if code := re.match("([A-Z_]{5,}): ", str(error)):
+    return code[1]
   by_jax = isinstance(error, jax.errors.JaxRuntimeError)
-  return by_jax or bool(re.match("[A-Z_]{5,}: ", str(error)))
+  return "INTERNAL" if by_jax else None
 
 
 def _is_of_a_store(error: BaseException) -> bool:

@@ -128,8 +128,7 @@ def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
   where = packaged(path)
   if (where / diffusers.CONFIG).exists():
     return diffusers.load(where, like, placement)
-  found = weights.load(where, like)
-  return found if placement is None else placement.put(found)
+  return weights.load(where, like, placement)
 
 
 def check_text(text: Text | NoText) -> Tokenizer | None:

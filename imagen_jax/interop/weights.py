@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -18,6 +19,7 @@ from etils import epath
 from imagen_jax import files
 from imagen_jax.checkpoints.manager import check_run, restore_ema
 from imagen_jax.interop.tensors import Tensor, check, clipped, place, shown
+from imagen_jax.parallel.sharding import Placement
 
 # Endings of pickles, which run their author's code when they are opened.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -31,17 +33,43 @@ _DTYPES = {
 }
 
 
-def load(path: str | os.PathLike, like: Any) -> Any:
+def load(
+  path: str | os.PathLike, like: Any, placement: Placement | None = None
+) -> Any:
   """Loads weights from a .safetensors file, or a training run's EMA weights.
+
+  Args:
+    path: the file, or the run's folder.
+    like: the tree, shapes and dtypes of the parameters, to which they are cast.
+    placement: how to shard them; a device gets its own shards only. None puts
+      all on the first device.
 
   Raises:
     ValueError: as load_weights and restore_ema, or the file is a pickle.
   """
   check_no_pickle(path)
   if epath.Path(path).suffix == ".safetensors":
-    return load_weights(path, like)
-  _, ema, _ = restore_ema(str(path), like)
-  return ema
+    return load_weights(path, like, placement)
+  # A run keeps float32, of which its checksums are.
+  saved = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), like
+  )
+  places = None if placement is None else placement.params(saved)
+  _, ema, _ = restore_ema(str(path), saved, places)
+  return jax.tree.map(_cast, ema, like)
+
+
+def _cast(array: jax.Array, like: Any) -> jax.Array:
+  """Casts an array on the host, for which JAX would compile a program."""
+  if array.dtype == like.dtype:
+    return array
+  shards = [
+    jax.device_put(np.asarray(shard.data).astype(like.dtype), shard.device)
+    for shard in array.addressable_shards
+  ]
+  return jax.make_array_from_single_device_arrays(
+    array.shape, array.sharding, shards
+  )
 
 
 def save_weights(
@@ -81,8 +109,12 @@ def check_no_pickle(path: str | os.PathLike) -> None:
     )
 
 
-def load_weights(path: str | os.PathLike, like: Any) -> Any:
+def load_weights(
+  path: str | os.PathLike, like: Any, placement: Placement | None = None
+) -> Any:
   """Loads a file's parameters in the tree and dtypes of `like` (shapes).
+
+  They are sharded as in `load`.
 
   Raises:
     ValueError: the file is missing or damaged, or its parameters differ from
@@ -92,7 +124,7 @@ def load_weights(path: str | os.PathLike, like: Any) -> Any:
   with _local(epath.Path(path)) as local:
     found = open_file(local, path)
     check(path, found, {name: leaf.shape for name, leaf in wanted.items()})
-    return place(found, like)
+    return place(found, like, placement)
 
 
 def check_file(path: str | os.PathLike, like: Any) -> None:

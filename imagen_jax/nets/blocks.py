@@ -30,8 +30,9 @@ def is_product(primitive: Any, *_: Any, **params: Any) -> bool:
   return primitive.name == "conv_general_dilated"
 
 
-# The results of a block that are kept for the backward pass: all that it needs,
-# products alone, or none but the block's input.
+# The results of a block that are kept for the backward pass: all that it needs
+# except attention maps (see layers.attend), products alone, or none but the
+# block's input.
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "products": is_product,

@@ -150,12 +150,23 @@ def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
   return jax.nn.softmax(logits, axis=-1) * mask
 
 
+@jax.checkpoint
 def attend(
   query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
 ) -> jax.Array:
   """Computes softmax(query key^T / sqrt(d)) value.
 
-  query [B, N, heads, d]; key, value [B, M, heads, d]; mask [B, M] bool.
+  The backward pass computes the maps [B, heads, N, M] again: kept, they were a
+  third of what the 2B base net keeps, and they cost 0.3 % of its operations.
+
+  Args:
+    query: [B, N, heads, d].
+    key: [B, M, heads, d].
+    value: [B, M, heads, d].
+    mask: bool [B, M], True for keys to attend to.
+
+  Returns:
+    [B, N, heads, d], in the dtype of value.
   """
   query = query * query.shape[-1] ** -0.5
   logits = jnp.einsum(

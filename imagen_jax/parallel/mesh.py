@@ -88,6 +88,12 @@ def row_ways(mesh: Mesh) -> int:
   return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
+def whole_rows(mesh: Mesh, rows: int) -> int:
+  """Rounds a number of rows up to a multiple of the devices that shard them."""
+  ways = row_ways(mesh)
+  return -(-rows // ways) * ways
+
+
 def batch_sharding(
   mesh: Mesh, global_batch: int, parts: int = 1
 ) -> NamedSharding:
@@ -155,6 +161,33 @@ def put_rows(tree: Any, sharding: NamedSharding) -> Any:
     x.shape, sharding, lambda index: x[index]
   )
   return jax.tree.map(put, tree)
+
+
+def local_rows(tree: Any) -> Any:
+  """Copies this process's rows of global arrays to numpy, in order.
+
+  It is the inverse of to_global: host_rows names the rows. Arrays are sharded
+  by rows alone, or replicated.
+  """
+
+  def local(x: jax.Array) -> np.ndarray:
+    shards = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[i]) for i in sorted(shards)])
+
+  return jax.tree.map(local, tree)
+
+
+def own_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+  """Returns the rows that this process alone is to write, in order.
+
+  Processes that a tensor axis spans hold the same rows. They own them by turns.
+  """
+  holders: list[set[int]] = [set() for _ in range(rows)]
+  for device, (index,) in sharding.devices_indices_map((rows,)).items():
+    for row in range(rows)[index]:
+      holders[row].add(device.process_index)
+  owners = [sorted(of)[row % len(of)] for row, of in enumerate(holders)]
+  return np.flatnonzero(np.array(owners) == jax.process_index())
 
 
 def to_host(tree: Any) -> Any:

@@ -3,8 +3,9 @@
 A process that continued alone would wait forever in its next collective.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -60,6 +61,24 @@ def of_all(numbers: Sequence[int], words: str) -> tuple[np.ndarray, list[str]]:
   return np.ascontiguousarray(found).view(np.int64), [
     bytes(row).rstrip(b"\0").decode(errors="ignore") for row in said
   ]
+
+
+@contextlib.contextmanager
+def shared_errors() -> Iterator[None]:
+  """Raises a ValueError of the block on all processes if one raises it.
+
+  All processes run the block. A process without an error of its own raises the
+  error of the first process that has one.
+  """
+  failure = None
+  try:
+    yield
+  except ValueError as error:
+    failure = error
+  numbers, words = of_all([failure is not None], str(failure))
+  failed = np.flatnonzero(numbers[:, 0])
+  if failed.size:
+    raise failure or ValueError(words[failed[0]])
 
 
 def reason(error: Exception) -> str:

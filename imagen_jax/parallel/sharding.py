@@ -1,6 +1,7 @@
 """The sharding of each parameter over the mesh, by rules on its path."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -47,10 +48,12 @@ class Placement:
   Attributes:
     mesh: the devices.
     rules: patterns and placements, in order.
+    fsdp: the mesh axes that "fsdp" in the rules stands for.
   """
 
   mesh: Mesh
   rules: tuple[Rule, ...] = RULES
+  fsdp: tuple[str, ...] = ("fsdp",)
 
   def params(self, tree: Any) -> Any:
     """Returns a sharding for every leaf of a tree.
@@ -76,9 +79,9 @@ class Placement:
     """Returns the mesh axes of a shape's dimensions, where they divide it."""
     if axes == REPLICATED:
       return PartitionSpec()
-    fits = lambda axis, n: (
-      self.mesh.shape[axis] > 1 and not (n % self.mesh.shape[axis])
-    )
+    ways = dict(self.mesh.shape)
+    ways["fsdp"] = math.prod(ways[name] for name in self.fsdp)
+    fits = lambda axis, n: ways[axis] > 1 and not n % ways[axis]
     axes = [*axes, *[None] * (len(shape) - len(axes))]
     axes = [
       axis if axis and fits(axis, n) else None for axis, n in zip(axes, shape)
@@ -92,7 +95,8 @@ class Placement:
       axes[max(free)[-1]] = "fsdp"
     while axes and axes[-1] is None:
       axes.pop()
-    return PartitionSpec(*axes)
+    over = self.fsdp if len(self.fsdp) > 1 else self.fsdp[0]
+    return PartitionSpec(*(over if axis == "fsdp" else axis for axis in axes))
 
 
 def like_param(leaf: Any, param: Any, sharding: NamedSharding) -> NamedSharding:

@@ -8,10 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.parallel.mesh import to_host
-from imagen_jax.text.tokenizer import Tokenizer, empty_prompt
+from imagen_jax.parallel.mesh import (
+  host_rows,
+  local_rows,
+  put_rows,
+  to_host,
+)
+from imagen_jax.text.tokenizer import (
+  Tokenizer,
+  check_prompts,
+  empty_prompt,
+)
 from imagen_jax.types import TextEmbedding
 
 NULLS = ("zeros", "empty")
@@ -86,17 +96,30 @@ class Unconditional:
     """Returns None, for Conditioning.text."""
 
 
-# Compiled once for all encoders with the same settings.
-_embed = jax.jit(Embedder.__call__, static_argnames="self")
+@functools.partial(jax.jit, static_argnames=("embedder", "rows"))
+def _embed(
+  embedder: Embedder,
+  params: Any,
+  ids: jax.Array,
+  mask: jax.Array,
+  *,
+  rows: NamedSharding | None = None,
+) -> TextEmbedding:
+  """Encodes as the embedder does; compiled once for all equal embedders.
+
+  `rows` is the sharding of the result; None leaves it to the compiler.
+  """
+  text = embedder(params, ids, mask)
+  return text if rows is None else jax.lax.with_sharding_constraint(text, rows)
 
 
 class TextEncoder:
   """Encodes n prompts into a TextEmbedding: tokens [n, L, D], mask [n, L].
 
-  The result is float32 in host memory, all of it on every host. Batches always
-  have `batch_size` rows: the last batch is padded with empty rows. So one
-  program is compiled, and a prompt's embedding does not depend on the number of
-  prompts. Tokens at padding are the encoder's outputs there.
+  The result is float32 in host memory. Batches always have `batch_size` rows,
+  or as many as shard the prompts: the last batch is padded with empty rows. So
+  one program is compiled, and a prompt's embedding does not depend on the
+  number of prompts. Tokens at padding are the encoder's outputs there.
 
   Args:
     embedder: the encoder and its null text.
@@ -133,37 +156,100 @@ class TextEncoder:
     self.dim = encoder.emb_dim
     self.length = tokenizer.length
 
-  def __call__(self, prompts: Sequence[str]) -> TextEmbedding:
-    """Encodes prompts.
+  def __call__(
+    self, prompts: Sequence[str], rows: NamedSharding | None = None
+  ) -> TextEmbedding:
+    """Encodes prompts, equal ones once.
+
+    Args:
+      prompts: the prompts.
+      rows: shards the prompts, one for each row of a batch. Each group of
+        devices encodes the prompts of its own rows.
+
+    Returns:
+      One row per prompt, in host memory. With `rows` a process has only the
+      rows that mesh.host_rows names.
 
     Raises:
       ValueError: there are no prompts, or the tokenizer refuses one.
     """
     if not len(prompts):
       raise ValueError("there are no prompts, expected at least one")
-    return self.from_ids(*self.tokenizer(prompts))
+    check_prompts(prompts)
+    which = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    ids, mask = self.tokenizer(list(which))
+    numbers = np.array([which[prompt] for prompt in prompts])
+    each = len(numbers) if rows is None else rows.shard_shape(numbers.shape)[0]
+    groups = numbers.reshape(-1, each)
+    held = range(1) if rows is None else host_rows(rows, len(numbers)) // each
+    distinct = [np.unique(group) for group in groups]
+    count = max(map(len, distinct))
+    fill = [np.pad(some, (0, count - len(some)), "edge") for some in distinct]
+    fill = np.concatenate(fill)
+    text = self._groups(ids[fill], mask[fill], len(groups), rows)
+    places = np.concatenate(
+      [
+        place * count + np.searchsorted(distinct[i], groups[i])
+        for place, i in enumerate(dict.fromkeys(held))
+      ]
+    )
+    return jax.tree.map(lambda leaf: leaf[places], text)
 
   def from_ids(self, ids: np.ndarray, mask: np.ndarray) -> TextEmbedding:
     """Encodes n tokenized prompts: ids int32 [n, L], mask bool [n, L]."""
-    starts = range(0, len(ids), self._batch_size)
-    parts = [
-      self._encode(*(a[i : i + self._batch_size] for a in (ids, mask)))
-      for i in starts
-    ]
-    text = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-    text = jax.tree.map(lambda rows: rows[: len(ids)], text)
+    return self._groups(ids, mask, 1, None)
+
+  def _groups(
+    self,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    ways: int,
+    rows: NamedSharding | None,
+  ) -> TextEmbedding:
+    """Encodes `ways` groups of equally many prompts, side by side.
+
+    Args:
+      ids: int32 [ways * n, L].
+      mask: bool [ways * n, L].
+      ways: the number of groups.
+      rows: the sharding of [ways * m, ...], a group to a shard; or None.
+
+    Returns:
+      [k * n, ...] for the k groups that this process holds.
+    """
+    count = len(ids) // ways
+    size = max(1, self._batch_size // ways)  # rows of a group at a time
+    of_group = lambda a: a.reshape(ways, count, *a.shape[1:])
+    parts = []
+    for start in range(0, count, size):
+      part = [of_group(a)[:, start : start + size] for a in (ids, mask)]
+      fill = [(0, 0), (0, size - part[0].shape[1]), (0, 0)]
+      part = [np.pad(a, fill).reshape(ways * size, -1) for a in part]
+      text = self._encode(*part, None if ways == 1 else rows)
+      parts.append(
+        jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), text)
+      )
+    join = lambda *leaves: np.concatenate(leaves, axis=1)[:, :count]
+    text = jax.tree.map(join, *parts)
+    text = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), text)
     if not self._has_null:
       return text
-    spread = lambda row: np.broadcast_to(row, (len(ids), *row.shape[1:]))
+    total = len(text.mask)
+    spread = lambda row: np.broadcast_to(row, (total, *row.shape[1:]))
     return text.replace(null=jax.tree.map(spread, self._no_words))
 
   @functools.cached_property
   def _no_words(self) -> TextEmbedding:
     """The embedding of the empty prompt, one row."""
-    text = self._encode(*empty_prompt(self.length))
-    return jax.tree.map(lambda rows: rows[:1], text)
+    fill = [(0, self._batch_size - 1), (0, 0)]
+    ids, mask = (np.pad(a, fill) for a in empty_prompt(self.length))
+    return jax.tree.map(lambda rows: rows[:1], self._encode(ids, mask, None))
 
-  def _encode(self, ids: np.ndarray, mask: np.ndarray) -> TextEmbedding:
-    fill = [(0, self._batch_size - len(ids)), (0, 0)]
-    ids, mask = np.pad(ids, fill), np.pad(mask, fill)
-    return to_host(self._apply(self._params, ids, mask))
+  def _encode(
+    self, ids: np.ndarray, mask: np.ndarray, rows: NamedSharding | None
+  ) -> TextEmbedding:
+    """Encodes a batch; without rows, every process gets the whole result."""
+    if rows is None:
+      return to_host(self._apply(self._params, ids, mask))
+    ids, mask = put_rows((ids, mask), rows)
+    return local_rows(self._apply(self._params, ids, mask, rows=rows))

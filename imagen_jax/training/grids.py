@@ -10,7 +10,7 @@ import numpy as np
 from imagen_jax.data.images import to_uint8
 from imagen_jax.data.png import captioned, enlarge, grid
 from imagen_jax.parallel import mesh
-from imagen_jax.stage import Sampling, Stage
+from imagen_jax.stage import Sampling, SamplingInputs, Stage, run_stage
 from imagen_jax.types import TextEmbedding
 
 LEAST = 64  # pixels; images of a lower resolution are shown upsampled
@@ -26,12 +26,13 @@ def sample_grid(
   """Samples images for a batch and arranges them beside the true images.
 
   The noise is fixed, so that grids of different steps can be compared. The
-  resolution is the one that is trained on.
+  resolution is the one that is trained on. Copies of the last example fill the
+  rows up to what the devices of params shard.
 
   Args:
     stage: the stage that is trained.
     sampling: how the images are sampled.
-    params: the net's weights.
+    params: the net's weights, sharded over a mesh.
     text: the embeddings of the captions; None for an unconditional net.
     batch: float images `image` and, for super-resolution, `lowres`.
 
@@ -47,14 +48,24 @@ def sample_grid(
     crop_size=None,
     lowres_size=None if lowres is None else lowres.shape[1],
   )
-  samples = small.sample(
+  devices = jax.tree.leaves(params)[0].sharding.mesh
+  size = mesh.whole_rows(devices, count)
+  rows = mesh.batch_sharding(devices, size)
+  keys = jax.random.split(jax.random.key(0), count)
+  fill = lambda x: np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)])
+  put = lambda tree: mesh.put_rows(jax.tree.map(fill, tree), rows)
+  keys = jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(keys))))
+  samples = run_stage(
+    small,
     params,
-    jax.random.split(jax.random.key(0), count),
-    text,
-    lowres,
-    sampling=sampling,
-  )
-  columns = [mesh.to_host(samples), batch["image"]]
+    mesh.put_rows(small.blank(size), rows),
+    0,
+    sampling.num_steps,
+    SamplingInputs(keys, put(text), put(lowres)),
+    sampling.args(),
+    rows=rows,
+  ).z
+  columns = [mesh.to_host(samples)[:count], batch["image"]]
   columns = columns if lowres is None else [lowres, *columns]
   return grid(
     _cells(columns, max(side, LEAST)),

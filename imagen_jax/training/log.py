@@ -1,15 +1,21 @@
 """The metrics of a run: collected at every step, written every few steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
 
 from imagen_jax.data.examples import BadRecords, bad_sentence
 from imagen_jax.parallel.processes import of_all
 from imagen_jax.progress import Clock, Progress
+from imagen_jax.training import goodput
+from imagen_jax.training.goodput import Goodput
 from imagen_jax.training.metrics import Metrics, memory
 from imagen_jax.training.metrics_window import Window, pace, skipped_sentence
 from imagen_jax.training.setup import Run
 
 Callback = Callable[[int, dict[str, float]], None]
+MICRO = 1e6  # processes exchange whole numbers, these in millionths
 
 
 class Log:
@@ -17,6 +23,7 @@ class Log:
 
   Attributes:
     metrics: writes the numbers and images.
+    goodput: where the time of all runs of the workdir went.
     bad: counts the records that were read, and the bad ones.
     clock: the seconds spent in each part of the loop.
     flops: the model's floating-point operations in a step, from which the speed
@@ -30,8 +37,11 @@ class Log:
     first: int,
     progress: Progress,
     callback: Callback | None = None,
+    *,
+    goodput: Goodput,
   ):
     self.metrics, self.clock, self.flops = metrics, Clock(), 0
+    self.goodput = goodput
     self.bad = BadRecords(run.data.max_bad_share)
     self._run, self._progress, self._callback = run, progress, callback
     self._window = Window(run.training.max_skipped)
@@ -47,24 +57,60 @@ class Log:
     Raises:
       ValueError: too many steps in a row were not finite, as in Window.take.
     """
+    # 1. Wait for the devices, and hear of the other processes.
+    own = {"seconds/data": self.clock.seconds("data"), **memory()}
     with self.clock.part("compute"):  # waits for dispatched steps
       numbers, skipped = self._window.take()
-      counts, reasons = of_all(
-        (self.bad.count, self.bad.read), "; ".join(self.bad.reasons)
+      own = {name: round(MICRO * value) for name, value in own.items()}
+      found, reasons = of_all(
+        (self.bad.count, self.bad.read, *own.values()),
+        "; ".join(self.bad.reasons),
       )
     self._progress.show(step, f"loss {numbers['loss']:.4f}")
     if skipped:
       self._progress.say(skipped_sentence(skipped))
-    bad, read = counts.sum(axis=0).tolist()
+    # 2. Report bad records.
+    bad, read = found[:, :2].sum(axis=0).tolist()
     if bad > self._last_bad:
       self._progress.say(bad_sentence(bad, read, reasons))
+    # 3. Compute speeds, memory and goodput.
     steps, images = step - self._last, self._run.data.batch_size
-    numbers |= pace(self.clock.take(), steps, images, self.flops)
-    numbers |= memory() | {"bad_records": bad}
+    spent = self.clock.take()
+    numbers |= pace(spent, steps, images, self.flops)
+    numbers |= worst(list(own), found[:, 2:] / MICRO, steps)
+    numbers |= {"bad_records": bad, "goodput": self.goodput.add(step, spent)}
     updates = step - int(numbers["skipped_steps"])
     numbers["learning_rate"] = float(self._run.optimizer.schedule(updates - 1))
     self._last, self._last_bad = step, bad
+    # 4. Write all.
     with self.clock.part("host"):
       self.metrics.write(step, numbers)
+      self.write_goodput(step)
       if self._callback is not None:
         self._callback(step, {k: float(v) for k, v in numbers.items()})
+
+  def write_goodput(self, step: int) -> None:
+    """Writes the sums of all runs of the workdir to its goodput.json."""
+    self.metrics.write_file(step, goodput.FILE, self.goodput.text())
+
+
+def worst(
+  names: list[str], values: np.ndarray, steps: int
+) -> Mapping[str, float]:
+  """Returns the largest value of all hosts for each name.
+
+  Of "seconds/data", the sum over `steps` steps, it returns the slowest host's
+  seconds per step, and the host; neither if there is one host only.
+
+  Args:
+    names: k names.
+    values: [hosts, k].
+    steps: the number of steps.
+  """
+  largest = dict(zip(names, values.max(axis=0).tolist(), strict=True))
+  waited = largest.pop("seconds/data")
+  if jax.process_count() > 1:
+    host = values[:, names.index("seconds/data")].argmax()
+    largest["seconds/data_slowest"] = waited / steps
+    largest["data_slowest_host"] = int(host)
+  return largest

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.profiler import StepTraceAnnotation
 
 from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.interop import published
 from imagen_jax.parallel import compile_cache, mesh
 from imagen_jax.progress import Progress
+from imagen_jax.training.goodput import Goodput
 from imagen_jax.training.job import STOPPED, Job, check_files, open_job
 from imagen_jax.training.lock import Writer, one_writer
 from imagen_jax.training.log import Callback, Log
@@ -21,6 +23,7 @@ from imagen_jax.training.outputs import Config, Outputs, Trace, read_samples
 from imagen_jax.training.setup import Run
 from imagen_jax.training.step import Batch, TrainState
 from imagen_jax.training.summary import model_flops
+from imagen_jax.training.watchdog import Watchdog
 
 StepFn = Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]
 
@@ -51,6 +54,7 @@ def train(
   callback: Callback | None = None,
   allow_config_change: bool = False,
   profile_steps: tuple[int, int] | None = None,
+  on_hang: Callable[[], None] = lambda: None,
 ) -> Trained:
   """Trains a run to its last step, or until it is asked to end.
 
@@ -62,6 +66,7 @@ def train(
     callback: as for imagen.train.
     allow_config_change: as for imagen.train.
     profile_steps: as for imagen.train.
+    on_hang: as for imagen.train.
 
   Returns:
     How the run ended.
@@ -70,6 +75,7 @@ def train(
     ValueError: data, weights or checkpoints cannot be used; another run writes
       to the workdir; or the last checkpoint cannot be saved.
   """
+  goodput = Goodput()
   check_files(run, workdir)
   with (
     hold_workdir(workdir) as writer,
@@ -84,40 +90,47 @@ def train(
         saved = stack.enter_context(open_checkpoints(job))
 
         # 2. Restore or initialise the state; the data continues at its step.
-        state = saved.restore(
-          job.setup.state, config,
-          complete=complete, allow_config_change=allow_config_change,
-        )  # fmt: skip
-        state = state or initial_state(job)
-        step = int(state.step)
-        log = open_log(job, step, callback, stack)
-        if step:
-          job.progress.say(f"resumed from step {step}")
+        with goodput.part("restore"):
+          state = saved.restore(
+            job.setup.state, config,
+            complete=complete, allow_config_change=allow_config_change,
+          ) or initial_state(job)  # fmt: skip
+          step = int(state.step)
+        log = open_log(job, step, callback, goodput, stack)
         trace = stack.enter_context(Trace(job, profile_steps))
         if step < run.training.steps:
           feed = open_feed(job, step, log, stack)
 
-          # 3. Compile one program, so that no step includes compilation.
-          step_fn, batch = compile_step(job, state, feed, log)
+          # 3. Compile all programs: a run that must end soon has no time to.
+          with goodput.part("compile"):
+            step_fn, batch = compile_step(job, state, feed, log)
+            saved.compile(state)
+          log.write_goodput(step)
 
           # 4. Train, see train_steps.
-          outputs = Outputs(job, writer, log, trace, saved, config, samples)
+          outputs = Outputs(
+            job, writer, log, trace, saved, config, samples,
+            stack.enter_context(open_watchdog(run, on_hang)),
+          )  # fmt: skip
           state, interrupted = train_steps(
             job, state, step_fn, batch, feed, outputs
           )
           step = int(state.step)
 
-        # 5. Finish: wait until the newest checkpoint is saved.
-        saved.wait()
+        saved.wait()  # until the newest checkpoint is saved
+        job.progress.say(goodput.sentence())
     except Stopped:
       job.progress.say(STOPPED)
       return Trained(step, workdir, interrupted=True)
-    job.progress.say(
-      f"asked to end: saved step {step}, to go on from: {workdir}"
-      if interrupted
-      else f"trained to step {step}: {workdir}"
-    )
+    job.progress.say(end_sentence(step, workdir, interrupted))
     return Trained(step, workdir, interrupted)
+
+
+def end_sentence(step: int, workdir: str, interrupted: bool) -> str:
+  """Says how a run ended."""
+  if interrupted:
+    return f"asked to end: saved step {step}, to go on from: {workdir}"
+  return f"trained to step {step}: {workdir}"
 
 
 def hold_workdir(workdir: str) -> contextlib.AbstractContextManager[Writer]:
@@ -147,13 +160,28 @@ def initial_state(job: Job) -> TrainState:
 
 
 def open_log(
-  job: Job, first: int, callback: Callback | None, stack: contextlib.ExitStack
+  job: Job,
+  first: int,
+  callback: Callback | None,
+  goodput: Goodput,
+  stack: contextlib.ExitStack,
 ) -> Log:
   """Opens the files of metrics, which the exit stack closes."""
   quiet = jax.process_index() > 0
+  if not quiet:
+    goodput.resume(job.workdir, first, job.progress.say)
+  if first:
+    job.progress.say(f"resumed from step {first}")
   metrics = Metrics(job.workdir, first, say=job.progress.say, quiet=quiet)
   stack.enter_context(contextlib.closing(metrics))
-  return Log(job.run, metrics, first, job.progress, None if quiet else callback)
+  callback = None if quiet else callback
+  return Log(job.run, metrics, first, job.progress, callback, goodput=goodput)
+
+
+def open_watchdog(run: Run, on_hang: Callable[[], None]) -> Watchdog:
+  """Watches for hangs; waiting for data ends by data.patience before."""
+  after = run.training.hang_after
+  return Watchdog(None if after is None else run.data.patience + after, on_hang)
 
 
 def open_feed(
@@ -201,7 +229,7 @@ def train_steps(
   for step in range(first + 1, steps + 1):
     # 1. Compute: dispatch the step to the devices; the host does not wait.
     outputs.trace.begin(step)
-    with clock.part("compute"):
+    with clock.part("compute"), StepTraceAnnotation("train", step_num=step):
       state, found = step_fn(state, job.text_params, batch)
       outputs.log.add(step, found)
 
@@ -217,6 +245,7 @@ def train_steps(
 
     # 3. Write the trace, metrics, checkpoint and samples that are due.
     outputs.write(step, state, last)
+    outputs.watchdog.beat()
     if asked:
       break
   return state, asked

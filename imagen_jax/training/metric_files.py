@@ -30,9 +30,10 @@ from imagen_jax import files
 from imagen_jax.files import reason
 
 _COUNT = itertools.count()  # makes the names of event files unique
-# The size at which a new event file begins: on object stores each record
-# rewrites its file.
-_MAX_BYTES = 4 * 2**20
+# The sizes at which a new event file and a new file of lines begin: on object
+# stores each record rewrites its file.
+_MAX_BYTES = 2**20
+_MAX_LINES = 200
 
 
 class AppendFile:
@@ -73,6 +74,49 @@ class AppendFile:
     self.size = end + len(record)
 
 
+class PartedFile:
+  """Appends JSON lines of steps to an object store, in files of 200 lines.
+
+  After FILE come FILE.00020100 and so on, named by their first step. Whole, the
+  file of a long run would be written anew for every line.
+
+  Attributes:
+    path: the first file.
+  """
+
+  def __init__(self, path: epath.Path, last: int, say: Callable[[str], None]):
+    """Opens the files, without the lines after step `last`; see open_lines."""
+    self.path = path
+    newest = path
+    for first, part in sorted(_parts(path).items()):
+      if first > last:
+        part.unlink()
+      else:
+        newest = part
+    content = _sound_lines(newest, last, say)
+    self._file, self._lines = AppendFile(newest, content), content.count(b"\n")
+
+  def append(self, record: bytes) -> None:
+    """Writes the line of a step; raises as AppendFile.append does."""
+    if self._lines >= _MAX_LINES:
+      part = f"{self.path.name}.{_step(record):08}"
+      self._file, self._lines = AppendFile(self.path.with_name(part)), 0
+    self._file.append(record)
+    self._lines += 1
+
+
+def _parts(path: epath.Path) -> dict[int, epath.Path]:
+  """Finds the files that continue a file of lines, by their first step."""
+  if not path.parent.exists():
+    return {}
+  found = {}
+  for other in path.parent.iterdir():
+    name, _, step = other.name.rpartition(".")
+    if name == path.name and step.isdecimal():
+      found[int(step)] = other
+  return found
+
+
 def _open_no_link(path: str, flags: int) -> int:
   """Opens a file, but no link, and no pipe without a reader."""
   return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -80,11 +124,12 @@ def _open_no_link(path: str, flags: int) -> int:
 
 def open_lines(
   path: epath.Path, last: int, *, say: Callable[[str], None] = print
-) -> AppendFile:
+) -> AppendFile | PartedFile:
   """Opens JSON lines, without the lines after step `last` and a torn last line.
 
-  A file with foreign lines is renamed, which is logged; the new file starts
-  with the valid lines.
+  On an object store they are in several files, see PartedFile. A file with
+  foreign lines is renamed, which is logged; the new file starts with the valid
+  lines.
 
   Args:
     path: the file, which need not exist.
@@ -95,30 +140,39 @@ def open_lines(
     ValueError: the path is a link or no file, or it cannot be read or written.
   """
   try:
-    content = _read(path)
-    *lines, torn = content.split(b"\n")  # the last is empty unless torn
-    steps = [_step(line) for line in lines]
-    kept = b"".join(
-      line + b"\n"
-      for line, step in zip(lines, steps, strict=True)
-      if step is not None and step <= last
-    )
-    ours = b'{"step": '
-    strange = steps.count(None) + (torn[: len(ours)] != ours[: len(torn)])
-    if strange:
-      name = _move_aside(path)
-      say(
-        f"{path} has {strange} line(s) that are no metrics; it is renamed "
-        f"{name}, and {kept.count(10)} sound one(s) are kept"
-      )
     if files.is_remote(path):
-      if kept != content:
-        path.write_bytes(kept)
-    elif kept != content or _has_other_names(path):
-      files.write(path, kept)
+      return PartedFile(path, last, say)
+    return AppendFile(path, _sound_lines(path, last, say))
   except OSError as error:
     raise ValueError(f"{path} cannot be used: {reason(error)}") from error
-  return AppendFile(path, kept)
+
+
+def _sound_lines(
+  path: epath.Path, last: int, say: Callable[[str], None]
+) -> bytes:
+  """Returns the lines that open_lines keeps, after it has removed others."""
+  content = _read(path)
+  *lines, torn = content.split(b"\n")  # the last is empty unless torn
+  steps = [_step(line) for line in lines]
+  kept = b"".join(
+    line + b"\n"
+    for line, step in zip(lines, steps, strict=True)
+    if step is not None and step <= last
+  )
+  ours = b'{"step": '
+  strange = steps.count(None) + (torn[: len(ours)] != ours[: len(torn)])
+  if strange:
+    name = _move_aside(path)
+    say(
+      f"{path} has {strange} line(s) that are no metrics; it is renamed "
+      f"{name}, and {kept.count(10)} sound one(s) are kept"
+    )
+  if files.is_remote(path):
+    if kept != content:
+      path.write_bytes(kept)
+  elif kept != content or _has_other_names(path):
+    files.write(path, kept)
+  return kept
 
 
 def _read(path: epath.Path) -> bytes:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.parallel.processes import reason
 from imagen_jax.training.metric_files import EventFiles, open_lines
 
@@ -71,6 +72,12 @@ class Metrics:
       write = lambda: self._events.write_image(step, name, picture)
       self._submit(step, write)
 
+  def write_file(self, step: int, name: str, text: str) -> None:
+    """Writes a small file of the workdir whole, in the background."""
+    if not self._quiet:
+      path = epath.Path(self._workdir) / name
+      self._submit(step, lambda: files.write(path, text))
+
   def close(self) -> None:
     """Waits until everything is written."""
     self._pool.shutdown()
@@ -107,7 +114,7 @@ class Metrics:
 
 
 def memory() -> dict[str, float]:
-  """Measures the memory in use, in GiB.
+  """Measures the memory of this host in use, in GiB.
 
   Returns:
     The process's peak and, where known, the current and the peak use of the

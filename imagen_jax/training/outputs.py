@@ -17,6 +17,7 @@ from imagen_jax.training.job import Job
 from imagen_jax.training.lock import Writer
 from imagen_jax.training.log import Log
 from imagen_jax.training.step import TrainState
+from imagen_jax.training.watchdog import Watchdog
 from imagen_jax.types import TextEmbedding
 
 Config = Mapping[str, Any]
@@ -52,11 +53,13 @@ class Trace:
   """Traces a range of steps into workdir/trace.
 
   A run that resumes within the range traces the rest of it. The end of the
-  with-block ends the trace and logs the outcome, also after an error.
+  with-block ends the trace and logs the outcome, also after an error. Of many
+  processes the first one traces: its host does what all others do.
   """
 
   def __init__(self, job: Job, steps: tuple[int, int] | None):
-    self._job, self._steps = job, steps
+    self._job = job
+    self._steps = steps if jax.process_index() == 0 else None
     self._begun, self._ended = 0, False  # the first traced step
     self._run: list[int] = []  # this run's first and newest step
 
@@ -121,6 +124,7 @@ class Outputs:
     config: the config that a checkpoint keeps.
     samples: the examples of sample grids, written every train.sample_every
       steps.
+    watchdog: watches for hangs, except while a sample grid is sampled.
   """
 
   job: Job
@@ -130,6 +134,7 @@ class Outputs:
   saved: Checkpoints
   config: Config
   samples: Samples
+  watchdog: Watchdog
 
   def write(self, step: int, state: TrainState, last: bool) -> None:
     """Writes due outputs after a step; always logs and saves the last step."""
@@ -147,7 +152,8 @@ class Outputs:
       with self.log.clock.part("checkpoint"):
         self.saved.save(step, state, self.config)
     if draw:
-      self._draw(step, state.ema)
+      with self.log.goodput.part("samples"), self.watchdog.paused():
+        self._draw(step, state.ema)
     progress.resume()
 
   def _draw(self, step: int, params: Any) -> None:

@@ -85,6 +85,8 @@ class Training:
     keep_checkpoints: how many of the newest checkpoints are kept.
     keep_every: keeps the checkpoints of every so many steps as well; None does
       not.
+    hang_after: seconds without a step, after data.patience and at least 20
+      times as long as a step takes, that count as a hang; None never does.
     max_skipped: steps in a row without a finite loss or gradient that end the
       run; fewer are skipped.
     num_samples: examples in a sample grid.
@@ -102,6 +104,7 @@ class Training:
   checkpoint_every: int = 5_000
   keep_checkpoints: int = 3
   keep_every: int | None = None
+  hang_after: float | None = 300.0
   max_skipped: int = 10
   num_samples: int = 16
   sample_split: str = "test"
@@ -122,6 +125,10 @@ class Training:
     if self.keep_every is not None and self.keep_every < 1:
       raise ValueError(
         f"keep_every is {self.keep_every}, expected at least 1, or None"
+      )
+    if self.hang_after is not None and not self.hang_after > 0:
+      raise ValueError(
+        f"hang_after is {self.hang_after}, expected more than 0, or None"
       )
     if not 0 <= self.ema_decay <= 1:
       raise ValueError(f"ema_decay is {self.ema_decay}, expected 0 to 1")

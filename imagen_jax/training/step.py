@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from imagen_jax.parallel.sharding import Placement, like_param
 from imagen_jax.stage import Draws, Stage
 from imagen_jax.text.encoder import Embedder, Unconditional
+from imagen_jax.types import TextEmbedding
 
 Batch = dict[str, jax.Array]
 # Bounds of the log-SNR buckets: below the first, ..., from the last on.
@@ -92,31 +93,46 @@ def place_state(
   return TrainState(whole, params, params, opt_state, Skipped(whole, whole))
 
 
+def encode_text(
+  embedder: Embedder | Unconditional,
+  text_params: Any,
+  batch: Batch,
+  dropped: jax.Array,
+) -> TextEmbedding | None:
+  """Encodes a batch's captions by the frozen encoder (Sec. 2.1).
+
+  Args:
+    embedder: the text encoder without its weights.
+    text_params: the text encoder's weights.
+    batch: tokens and mask [B, L]; neither if the net is unconditional.
+    dropped: bool [B], True for examples that lose their captions.
+
+  Returns:
+    The embeddings; None if the net is unconditional.
+  """
+  tokens, mask = batch.get("tokens"), batch.get("mask")
+  return embedder.for_training(text_params, tokens, mask, dropped)
+
+
 def batch_loss(
   stage: Stage,
-  embedder: Embedder | Unconditional,
   params: Any,
-  text_params: Any,
   draws: Draws,
   batch: Batch,
+  text: TextEmbedding | None,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes the loss of each example of a batch.
 
   Args:
     stage: the stage that is trained.
-    embedder: the text encoder without its weights.
     params: the net's weights.
-    text_params: the text encoder's weights.
     draws: the random numbers of the step.
-    batch: image [B, H, W, 3]; tokens and mask [B, L] unless the net is
-      unconditional; lowres [B, h, w, 3] for a super-resolution stage.
+    batch: image [B, H, W, 3]; lowres [B, h, w, 3] for a super-resolution stage.
+    text: the embeddings of the captions, from encode_text.
 
   Returns:
     The losses [B] and the log-SNRs [B].
   """
-  text = embedder.for_training(
-    text_params, batch.get("tokens"), batch.get("mask"), draws.dropped
-  )
   return stage.loss(params, draws, batch["image"], text, batch.get("lowres"))
 
 
@@ -155,21 +171,20 @@ def in_parts(loss_and_grad: Callable, parts: int) -> Callable:
   """Wraps loss_and_grad so that it computes a batch in equal parts.
 
   Args:
-    loss_and_grad: (params, text_params, draws, batch) -> ((loss, by_logsnr),
-      grads).
+    loss_and_grad: (params, draws, batch, text) -> ((loss, by_logsnr), grads).
     parts: how many parts are computed one after another.
   """
   if parts == 1:
     return loss_and_grad
 
-  def whole(params, text_params, draws, batch):
+  def whole(params, draws, batch, text):
     def add(total, part):
-      one = loss_and_grad(params, text_params, *part)
+      one = loss_and_grad(params, *part)
       return jax.tree.map(jnp.add, total, one), None
 
     buckets = jnp.zeros((2, len(LOGSNR_EDGES) + 1))
     nothing = (jnp.zeros(()), buckets), jax.tree.map(jnp.zeros_like, params)
-    rows = jax.tree.map(lambda leaf: split(leaf, parts), (draws, batch))
+    rows = jax.tree.map(lambda leaf: split(leaf, parts), (draws, batch, text))
     ((loss, buckets), grads), _ = jax.lax.scan(add, nothing, rows)
     grads = jax.tree.map(lambda leaf: leaf / parts, grads)
     return (loss / parts, buckets), grads
@@ -228,12 +243,10 @@ def make_train_step(
     The step. Its metrics are scalars, and `logsnr` from by_logsnr.
   """
 
-  def mean_loss(params, text_params, draws, batch):
+  def mean_loss(params, draws, batch, text):
     if shardings is not None:
       params = jax.lax.with_sharding_constraint(params, shardings)
-    losses, logsnr = batch_loss(
-      stage, embedder, params, text_params, draws, batch
-    )
+    losses, logsnr = batch_loss(stage, params, draws, batch, text)
     return losses.mean(), by_logsnr(losses, logsnr)
 
   loss_and_grad = in_parts(
@@ -244,18 +257,19 @@ def make_train_step(
     # 1. Draw times, noise and dropped prompts from the seed and the step.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     draws = stage.draw(key, len(batch["image"]))
-    # 2. Compute the loss and its gradient.
-    (loss, buckets), grads = loss_and_grad(
-      state.params, text_params, draws, batch
-    )
+    # 2. Encode the captions, all parts at once: the encoder's weights are then
+    #    gathered once in a step.
+    text = encode_text(embedder, text_params, batch, draws.dropped)
+    # 3. Compute the loss and its gradient.
+    (loss, buckets), grads = loss_and_grad(state.params, draws, batch, text)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    # 3. Update the weights and their average.
+    # 4. Update the weights and their average.
     new, updates = updated(state, grads, optimizer, decay)
-    # 4. Keep the old state if the step is not finite.
+    # 5. Keep the old state if the step is not finite.
     new = jax.tree.map(partial(jnp.where, finite), new, state)
     new = new.replace(step=state.step + 1, skipped=state.skipped.after(finite))
-    # 5. Report the metrics.
+    # 6. Report the metrics.
     metrics = {
       "loss": loss,
       "grad_norm": grad_norm,

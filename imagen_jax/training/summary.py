@@ -1,6 +1,7 @@
 """The cost of a training run: parameters, memory and FLOPs."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,12 @@ from imagen_jax.text.encoder import Embedder, Unconditional
 from imagen_jax.training.grids import batch_grid
 from imagen_jax.training.job import STOPPED, check_files, open_job
 from imagen_jax.training.setup import Run
-from imagen_jax.training.step import Batch, TrainState, batch_loss
+from imagen_jax.training.step import (
+  Batch,
+  TrainState,
+  batch_loss,
+  encode_text,
+)
 
 
 def dry_run(run: Run, workdir: str) -> bool:
@@ -91,16 +97,12 @@ def model_flops(
   """
   rows = len(batch["image"])
 
-  def forward(params, text_params, batch):
-    draws = stage.draw(jax.random.key(0), rows)
-    return batch_loss(stage, embedder, params, text_params, draws, batch)
-
-  def encode(text_params, batch):
-    return embedder(text_params, batch.get("tokens"), batch.get("mask"))
-
-  both = count_flops(forward, params, text_params, batch)
-  encoding = count_flops(encode, text_params, batch)
-  return encoding + 3 * (both - encoding)
+  draws = jax.eval_shape(lambda: stage.draw(jax.random.key(0), rows))
+  encode = partial(encode_text, embedder)
+  text = jax.eval_shape(encode, text_params, batch, draws.dropped)
+  loss = partial(batch_loss, stage)
+  encoding = count_flops(encode, text_params, batch, draws.dropped)
+  return encoding + 3 * count_flops(loss, params, draws, batch, text)
 
 
 def batch_sentence(devices: Mesh, batch_size: int, accumulate: int) -> str:

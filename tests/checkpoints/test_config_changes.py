@@ -59,7 +59,7 @@ FREELY = {
     "train.steps", "train.accumulate", "train.log_every",
     "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_every", "train.num_samples", "train.max_skipped",
-    "train.sample_split", "train.start_from",
+    "train.sample_split", "train.start_from", "train.hang_after",
   ),
   7,
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """How a program ends by what its main raises."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -32,6 +33,28 @@ def test_who_lost_another_is_told_apart(monkeypatch, capsys, many, error, code):
   said = capsys.readouterr().err
   assert said.startswith("error: ")
   assert ("perhaps because a process ended" in said) == (code == program.LOST)
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize(
+  ("code", "said"),
+  [
+    ("RESOURCE_EXHAUSTED", "error: out of device memory: "),
+    ("INVALID_ARGUMENT", "error: JAX cannot compile or run this: INVALID_"),
+    ("UNIMPLEMENTED", "error: JAX cannot compile or run this: UNIMPLEMENTED"),
+  ],
+)
+@pytest.mark.parametrize("kind", [JaxError, ValueError])
+def test_what_fails_again_is_not_started_again(
+  monkeypatch, capsys, many, code, said, kind
+):
+  """A launcher would restart LOST, ten times over."""
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: many)
+  with pytest.raises(SystemExit) as end, program.as_exit_codes():
+    raise kind(f"{code}: XLA cannot\nat 0x1")
+  assert end.value.code == 1
+  found = capsys.readouterr().err
+  assert found.startswith(said) and "XLA cannot" in found
 
 
 @pytest.mark.parametrize(
@@ -132,3 +155,21 @@ def test_an_output_in_this_folder(tmp_path, monkeypatch):
     (tmp_path / "a.bin").mkdir()
     (tmp_path / "a.bin" / "b").touch()
     program.check_folder("output", "a.bin/b")
+
+
+def test_a_profiler_needs_a_free_port():
+  with socket.socket(socket.AF_INET6) as other:
+    other.bind(("::", 0))
+    taken = other.getsockname()[1]
+    for port in (taken, -1, 2**16):
+      match = f"^--profiler_port {port} cannot be used, expected a free port: "
+      with (
+        pytest.raises(ValueError, match=match),
+        program.profiler_server(port),
+      ):
+        pass
+  reach = lambda: socket.create_connection(("localhost", taken), timeout=60)
+  with program.profiler_server(taken), reach():
+    pass
+  with program.profiler_server(None):
+    pass

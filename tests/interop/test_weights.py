@@ -10,6 +10,8 @@ import safetensors.flax
 
 from imagen_jax.checkpoints import manager
 from imagen_jax.interop import weights
+from imagen_jax.parallel import mesh
+from imagen_jax.parallel.sharding import Placement
 from imagen_jax.training.step import Skipped, TrainState
 
 
@@ -87,6 +89,40 @@ def test_a_run_gives_its_averaged_weights(tmp_path):
   with manager.Checkpoints(str(tmp_path), keep=1) as saved:
     saved.save(3, state, {})
   assert_same(weights.load(tmp_path, LIKE), ema)
+  half = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), LIKE
+  )
+  expected = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), ema)
+  found = weights.load(tmp_path, half)  # its checksums are those of float32
+  assert_same(found, expected)
+  assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("bfloat16")}
+
+
+def test_each_device_gets_its_own_shards_only(tmp_path, monkeypatch):
+  """Of a file and of a run: nothing is put whole on one device first."""
+  params = {"net": {"kernel": np.arange(32.0, dtype=np.float32).reshape(8, 4)}}
+  half = {"net": {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.bfloat16)}}
+  weights.save_weights(tmp_path / "a.safetensors", params)
+  skipped = Skipped(jnp.array(0), jnp.array(0))
+  state = TrainState(jnp.array(3), params, params, (), skipped)
+  with manager.Checkpoints(str(tmp_path / "run"), keep=1) as saved:
+    saved.save(3, jax.tree.map(jnp.asarray, state), {})
+  read, load = [], manager.load
+  monkeypatch.setattr(
+    manager, "load", lambda path, like, *a: read.append(like) or
+    load(path, like, *a),
+  )  # fmt: skip
+  placement = Placement(
+    mesh.make_mesh(mesh.MeshShape(1, 2, 2), jax.devices()[:4])
+  )
+  (sharding,) = jax.tree.leaves(placement.params(half))
+  for name in ("a.safetensors", "run"):
+    found = weights.load(tmp_path / name, half, placement)["net"]["kernel"]
+    assert found.sharding == sharding and found.dtype == jnp.bfloat16
+    assert {s.data.shape for s in found.addressable_shards} == {(4, 4)}
+    np.testing.assert_array_equal(found, params["net"]["kernel"])
+  (like,) = jax.tree.leaves(read)
+  assert like.sharding == sharding
 
 
 def spoil(data: bytes) -> dict[str, bytes]:

@@ -216,3 +216,17 @@ def test_once_per_prompt_keeps_and_reads_only_when_asked():
   assert len(calls) == 3
   for value in (plain, out, again):
     np.testing.assert_array_equal(value, [2.0, 4.0])
+
+
+def test_attention_maps_are_not_kept_for_the_backward_pass():
+  """They are the largest arrays of a U-Net; what is kept has no N x M."""
+  n, m = 50, 70
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+  args = shape(2, n, 3, 4), shape(2, m, 3, 4), shape(2, m, 3, 4)
+  mask = np.ones((2, m), bool)
+  backward = jax.eval_shape(
+    lambda *args: jax.vjp(lambda *qkv: layers.attend(*qkv, mask), *args)[1],
+    *args,
+  )
+  kept = [leaf.shape for leaf in jax.tree.leaves(backward)]
+  assert kept and not [each for each in kept if n in each and m in each]

@@ -305,6 +305,12 @@ class Store:
   def exists(self, path) -> bool:
     return self._at(path).exists()
 
+  def listdir(self, path):
+    return os.listdir(self._at(path))
+
+  def remove(self, path):
+    self._at(path).unlink()
+
   def open(self, path, mode):
     assert mode in ("rb", "wb"), f"{mode}, which object stores do not have"
     if mode == "wb" and self.full:
@@ -333,6 +339,29 @@ def test_an_object_store_gets_the_file_whole(tmp_path, monkeypatch):
     "No route to host; training goes on without",
     "metrics are written again, from step 6 on",
   ]
+
+
+def test_lines_on_an_object_store_are_in_parts(tmp_path, monkeypatch):
+  """None is larger than it may be, and a resumed run drops what is later."""
+  monkeypatch.setattr(metric_files, "_MAX_LINES", 3)
+  path = epath.Path("gs://bucket/run") / FILE
+  monkeypatch.setattr(type(path), "_backend", Store(tmp_path))
+  workdir = tmp_path / "bucket" / "run"
+  workdir.mkdir(parents=True)
+
+  def parts():
+    files = sorted(workdir.glob(f"{FILE}*"))
+    lines = {file.name: file.read_text().splitlines() for file in files}
+    return {k: [json.loads(x)["step"] for x in v] for k, v in lines.items()}
+
+  write("gs://bucket/run", 0, *range(10, 90, 10))
+  later = {f"{FILE}.00000040": [40, 50, 60], f"{FILE}.00000070": [70, 80]}
+  assert parts() == {FILE: [10, 20, 30], **later}
+  write("gs://bucket/run", 50, 60, 70)
+  later = {f"{FILE}.00000040": [40, 50, 60], f"{FILE}.00000070": [70]}
+  assert parts() == {FILE: [10, 20, 30], **later}
+  write("gs://bucket/run", 5, 6)
+  assert parts() == {FILE: [6]}
 
 
 def test_memory_is_of_this_process():

@@ -224,6 +224,24 @@ def test_parts_on_a_device_are_the_whole():
   assert_same(after(4), after(1), atol=1e-5)
 
 
+def test_the_frozen_encoder_runs_once_for_all_parts():
+  """Its weights would otherwise be gathered once for each part."""
+  encoded = []
+
+  class Recorded(Embedder):
+    def for_training(self, params, ids, mask, dropped):
+      encoded.append(ids.shape)
+      return super().for_training(params, ids, mask, dropped)
+
+  net, text = make_weights(SMALL)
+  optimizer = OPTIMIZERS["adam"]
+  step = make_train_step(
+    SMALL, Recorded(ENCODER), optimizer, decay=0.9, seed=3, accumulate=4
+  )
+  jax.eval_shape(step, init_state(net, optimizer), text, make_batch())
+  assert encoded == [(BATCH, LENGTH)]
+
+
 def test_losses_do_not_depend_on_how_the_batch_is_cut():
   """Each example's own, by the draws that were made for the whole."""
   net, _ = make_weights(SMALL)

@@ -20,6 +20,7 @@ from imagen_jax.text.encoder import Embedder
 from imagen_jax.training.step import (
   batch_loss,
   ema_decay,
+  encode_text,
   init_state,
   make_train_step,
 )
@@ -173,9 +174,8 @@ def test_a_step_draws_from_the_seed_and_its_number_alone(small):
   def expected(net, n):
     key = jax.random.fold_in(jax.random.key(SEED), n)
     draws = SMALL.draw(key, BATCH)
-    losses = lambda net: batch_loss(
-      SMALL, EMBEDDER, net, text, draws, make_batch()
-    )[0]
+    words = encode_text(EMBEDDER, text, make_batch(), draws.dropped)
+    losses = lambda net: batch_loss(SMALL, net, draws, make_batch(), words)[0]
     value, gradient = jax.value_and_grad(lambda net: losses(net).mean())(net)
     return value, optax.tree.norm(gradient)
 

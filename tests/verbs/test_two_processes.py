@@ -3,10 +3,12 @@
 With a net like the real ones; faults/test_job_faults.py has a quick one.
 """
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -45,7 +47,9 @@ def start_alone(args: list[str]) -> list[subprocess.Popen]:
 @pytest.fixture(scope="module")
 def start_two(of_two):
   """The same in two processes of one device each."""
-  return lambda args: [start(args, **env) for env in of_two()]
+  both = lambda args: [start(args, **env) for env in of_two()]
+  both.variables = of_two
+  return both
 
 
 def ended(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
@@ -137,6 +141,73 @@ def test_two_sample_a_cascade(config, start_two, tmp_path, axis, batch):
   assert len(names) == 4  # and the grid
   for name in names:
     assert out.count(f"{tmp_path}/two/{name}\n") == 1
+
+
+def test_two_write_their_own_images_and_resume(config, start_two, tmp_path):
+  """Also after one of them was killed, which loses what was in flight."""
+  path, outdir = tmp_path / "meshed.py", tmp_path / "out"
+  path.write_text(MESHED.format(tiny=str(config), axis="fsdp", batch=2))
+  args = ["imagen_jax.sample", f"--config={path}", "--num_images=60"]
+  args += ["--prompt=a red star", f"--outdir={outdir}", "--heartbeat=10"]
+  two = start_two(args)
+  deadline = time.monotonic() + 120
+  while len(list(outdir.glob("*.png"))) < 6 and time.monotonic() < deadline:
+    time.sleep(0.05)
+  two[1].kill()
+  two[0].communicate()
+  assert two[0].returncode not in (0, 1)
+  two[1].communicate()
+  times = {p: p.stat().st_mtime_ns for p in outdir.glob("a_red_star-*.png")}
+  assert 6 <= len(times) < 60
+  (out, _), (silent, _) = ended(start_two(args))
+  check_silent(silent)
+  assert f"{len(times)} of 60 image(s) are finished" in out
+  assert f"{60 - len(times)} image(s) at " in out
+  assert len(list(outdir.glob("a_red_star-*.png"))) == 60
+  assert {path: path.stat().st_mtime_ns for path in times} == times
+  assert {p.suffix for p in outdir.iterdir()} <= {".png", ".part"}
+  assert len(list(outdir.glob("grid-*.png"))) == 1
+
+
+def test_two_write_only_where_both_can(config, start_two, tmp_path):
+  """A failure of either ends both with its sentence."""
+  path = tmp_path / "meshed.py"
+  path.write_text(MESHED.format(tiny=str(config), axis="fsdp", batch=2))
+  args = ["imagen_jax.sample", f"--config={path}", "--prompt=a"]
+  outdirs = iter([tmp_path / "one", tmp_path / "two"])
+  variables = start_two.variables()
+  two = [
+    start([*args, f"--outdir={next(outdirs)}"], **env) for env in variables
+  ]
+  for process in two:
+    _, said = process.communicate()
+    assert process.returncode == 1
+    expected = f"error: {tmp_path}/two of process 1 is not that of process 0, "
+    assert expected in said
+  assert not list(tmp_path.glob("*/*.probe"))
+
+
+def test_two_evaluate(here, config, start_two, tmp_path):
+  """One of them judges the images of both."""
+  path = tmp_path / "meshed.py"
+  path.write_text(MESHED.format(tiny=str(config), axis="fsdp", batch=2))
+  args = ["imagen_jax.evaluate", f"--config={path}", "--num_images=5"]
+  args += ["--config.text.length=40", "--dataset=captioned_shapes/tiny"]
+  args += [f"--data_dir={here}/data", "--batch_size=2"]
+  ended(start_alone([*args, f"--outdir={tmp_path}/one"]))
+  _, (silent, _) = ended(start_two([*args, f"--outdir={tmp_path}/two"]))
+  check_silent(silent)
+  folders = [tmp_path / name / "images" for name in ("one", "two")]
+  assert len(check_same_pictures(*folders)) == 5
+  reports = [
+    json.loads((tmp_path / name / "test.json").read_text())
+    for name in ("one", "two")
+  ]
+  losses = [
+    [value for loss in report["loss"].values() for value in loss.values()]
+    for report in reports
+  ]
+  np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 def test_two_need_a_mesh_to_sample(config, start_two, tmp_path):

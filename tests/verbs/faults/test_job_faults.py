@@ -172,3 +172,48 @@ def test_what_two_processes_began_one_goes_on_with(training, whole, tmp_path):
   run = start_alone(training, tmp_path)
   assert "resumed from step 3\n" in run.end(0)
   check_close(training, whole, tmp_path)
+
+
+# Both allocate more than there is, as if they compiled too large a step.
+TOO_MUCH = """
+import jax.numpy as jnp
+import jax
+alloc = jax.jit(lambda x: jnp.full(2**48, x) * 2)
+loop.compile_step = lambda *args: jax.block_until_ready(alloc(1.0))
+"""
+
+
+@pytest.mark.slow
+def test_two_that_run_out_of_memory_do_not_blame_each_other(training, tmp_path):
+  program = training.replaced(TOO_MUCH)
+  command = [sys.executable, *program, *training.flags(tmp_path, *ARGS)]
+  for run in training.run_two(command):
+    run.end(1, timeout=240)
+    assert "error: out of device memory: 1048576.00 GiB could" in run.err
+
+
+# So that steps, which are long on a busy machine, do not decide.
+HANGS = """
+from imagen_jax.training import watchdog
+watchdog.STEPS = 0
+"""
+
+
+@pytest.mark.slow
+def test_one_hangs_and_both_are_started_again(training, whole, tmp_path):
+  """By SIGSTOP: it lives, so that no heartbeat is missing for long."""
+  program = training.replaced(training.bad.format(every=5) + COUNTED + HANGS)
+  launch = ["launch/local.sh", "2", "--restarts=1", "--", sys.executable]
+  flags = training.flags(
+    tmp_path, *ARGS, "--heartbeat=3000", "--config.data.patience=30",
+    "--config.train.hang_after=10",
+  )  # fmt: skip
+  run = training.run([*launch, *program, *flags])
+  run.until_true(lambda: training.steps(tmp_path))
+  os.kill(process_of(tmp_path, 1), signal.SIGSTOP)
+  out = run.end(0, timeout=600)
+  assert "error: no step ended for 40 s: a device, a store or" in run.err
+  assert re.search(r"^\[0\] Thread MainThread:", run.err, re.M)
+  assert "exit code 76, ending the others." in run.err
+  assert re.search(r"^\[0\] resumed from step [1-5]$", out, re.M), out
+  training.check_same(tmp_path, whole, STEPS)
