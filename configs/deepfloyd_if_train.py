@@ -37,6 +37,8 @@ def get_config(net: str = "if1,xl") -> ConfigDict:
   config.sampling = published[name].sampling
   config.text = published.text
   config.data.batch_size = 64
+  if name == "if2":  # as in configs/sr256.py
+    config.data.least_side = config.stage.get_oneway_ref("size")
   config.optimizer = dict(
     kind="adam",
     learning_rate=1e-5,

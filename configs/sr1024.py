@@ -1,7 +1,8 @@
 """The second super-resolution stage: 256x256 to 1024x1024 (App. F.3).
 
 It trains on crops, 64x64 to 256x256 (Sec. 2.5), with the linear schedule and
-without self-attention. Not in the paper: DDIM with 32 steps. The paper states
+without self-attention. Images smaller than 1024 pixels are left out, as in
+sr256. Not in the paper: DDIM with 32 steps. The paper states
 that DDIM samples "certain models" (App. A). Azizi et al. 2023
 (arXiv:2304.08466) name it, with these steps, for Imagen's last stage.
 

@@ -9,7 +9,8 @@ embedding, whose width it does not print.
 
 Not in the paper: mesh, remat, bfloat16, EMA, the width of the embedding, and
 the sampling's numbers except aug_level, which lies within 0.1 to 0.3. App. D.2
-uses these levels for its best samples.
+uses these levels for its best samples. Images smaller than 256 pixels are left
+out (docs/input.md).
 """
 
 from typing import Any
@@ -55,6 +56,8 @@ def get_config() -> ConfigDict:
       dtype="bfloat16",
     ),
   )
+  # Not in the paper: an upsampled image has no detail to learn from.
+  config.data.least_side = config.stage.get_oneway_ref("size")
   config.optimizer = dict(
     kind="adam",
     learning_rate=1e-4,

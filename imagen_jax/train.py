@@ -5,7 +5,8 @@
 Run the same command again to resume from the newest checkpoint. On SIGTERM,
 SIGHUP or Ctrl-C it saves and ends with exit code 75. It refuses a workdir that
 another run writes to. --dry_run writes a batch, logs the cost of the run, and
-ends before the first step.
+ends before the first step. With --time_input it only measures how fast this
+host reads batches, and whether that suffices for the chips of --topology.
 """
 
 import sys
@@ -14,8 +15,10 @@ import types
 from absl import flags
 
 from imagen_jax import build, imagen
+from imagen_jax.aot import topologies
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop import published
+from imagen_jax.progress import Progress
 from imagen_jax.training.preemption import SAVED
 
 
@@ -36,6 +39,18 @@ def define_flags(values: flags.FlagValues) -> None:
     "dry_run", False,
     "Check all, show a batch and the sizes, and train nothing.", **on
   )  # fmt: skip
+  flags.DEFINE_boolean(
+    "time_input", False,
+    "With --dry_run: only measure how fast this host reads batches.", **on
+  )  # fmt: skip
+  flags.DEFINE_string(
+    "topology", None,
+    "With --time_input: the TPU slice to feed, such as v5e-256; else the "
+    "devices at hand.", **on
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    "num_slices", 1, "With --topology: how many such slices.", **on
+  )
   flags.DEFINE_integer(
     "profiler_port", None,
     "Lets TensorBoard trace each process, on this port.", **on
@@ -58,10 +73,45 @@ def profiled(given: str | None) -> tuple[int, int] | None:
   return int(first), int(last)
 
 
+def time_input(args: flags.FlagValues) -> None:
+  """Measures how fast this host reads batches, for --time_input."""
+  # Imported here, because the core does not need the packages it imports.
+  from imagen_jax.training import input_speed
+
+  run, name, count = build.run(args.config), args.topology, args.num_slices
+  if name:
+    hosts, peak = topologies.hosts_and_peak(name, count)
+    name = f"{count} x {name}" if count > 1 else name
+    chips = input_speed.Chips(name, hosts, peak)
+  else:
+    command_line.join_others(args)
+    chips = input_speed.own_chips()
+  say = Progress("train", 0, quiet=chips.host > 0).say
+  input_speed.time_input(run, chips, say)
+
+
+def check_time_input(args: flags.FlagValues) -> None:
+  """Raises ValueError for flags that only --dry_run --time_input takes."""
+  if args.time_input and not args.dry_run:
+    raise ValueError(
+      "--time_input measures and does not train, expected --dry_run with it"
+    )
+  if args.topology and not args.time_input:
+    raise ValueError(
+      "--topology is of --time_input, expected --dry_run --time_input with it"
+    )
+  if args["num_slices"].present and not args.topology:
+    raise ValueError("--num_slices is of a --topology, expected that with it")
+
+
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
   """Trains a stage, or does a dry run, and exits with 75 if interrupted."""
   config, workdir = args.config, args.workdir
+  check_time_input(args)
+  if args.time_input:
+    time_input(args)
+    return
   if not workdir:
     raise ValueError("--workdir is needed: where checkpoints and metrics go")
   steps = profiled(args.profile_steps)

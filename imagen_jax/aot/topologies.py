@@ -5,6 +5,7 @@ COMPILE_ONLY first.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from imagen_jax.parallel import peaks
@@ -119,8 +120,7 @@ def tpu_slice(name: str, num_slices: int = 1) -> Slice:
     ValueError: there is no such slice, or libtpu is not installed.
   """
   generation, shape = shape_of(name)
-  if num_slices < 1:
-    raise ValueError(f"num_slices is {num_slices}, expected at least 1")
+  check_num_slices(num_slices)
   chip = CHIPS[generation]
   options: dict[str, Any] = {"num_slices": num_slices}
   if chip.config is not None:
@@ -167,6 +167,28 @@ def shape_of(name: str) -> tuple[str, tuple[int, ...]]:
       f"{', '.join(sizes)}"
     )
   return generation, chip.shapes[sizes[size]]
+
+
+def hosts_and_peak(name: str, num_slices: int = 1) -> tuple[int, float]:
+  """Returns the hosts of all slices of a name, and their peak in FLOP/s.
+
+  It needs no libtpu.
+
+  Raises:
+    ValueError: there is no such slice.
+  """
+  generation, shape = shape_of(name)
+  check_num_slices(num_slices)
+  chips, chip = math.prod(shape), CHIPS[generation]
+  hosts = 1 if shape in ((1, 1), (2, 4)) else chips // 4
+  peak = chips * chip.devices * chip.peak_tflops * 1e12
+  return hosts * num_slices, peak * num_slices
+
+
+def check_num_slices(num_slices: int) -> None:
+  """Raises ValueError for fewer than one slice."""
+  if num_slices < 1:
+    raise ValueError(f"num_slices is {num_slices}, expected at least 1")
 
 
 def _devices(topology: str, options: dict[str, Any]) -> tuple[Any, ...]:

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+# A read of an object store takes 30 to 60 ms: 32 at once are 500 to 1,000
+# records/s. While a batch is collected, the next one is read.
+READS, BUFFER = 32, 2
 T = TypeVar("T")
 _POLL = 0.1  # seconds between checks of whether to keep waiting
 _ENDING = 1.0  # seconds within which the thread ends unless its source hangs
@@ -21,6 +24,8 @@ class Feed(Generic[T]):
   `next` re-raises the source's errors unchanged. It raises ValueError after
   `patience` seconds of waiting, and Stopped once `stop()` is true or the feed
   is closed. An item that is ready is returned even if `stop()` is true.
+
+  The thread closes the source at its end, if that has a `close`.
 
   Args:
     source: the iterator to read.
@@ -112,4 +117,7 @@ class Feed(Generic[T]):
       end = StopIteration()
     except BaseException as error:
       end = error
+    finally:
+      if hasattr(self._source, "close"):
+        self._source.close()
     self._ready.put((None, end))

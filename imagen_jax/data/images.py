@@ -32,11 +32,16 @@ _UPRIGHT = {
 _LARGE = 2**22  # pixels above which `decode` downsamples by itself
 
 
+class TooSmall(ValueError):
+  """Says that an image is smaller than the caller can use."""
+
+
 def decode(
   image: bytes | np.ndarray | Image.Image,
   size: int | None = None,
   *,
   max_pixels: int = MAX_PIXELS,
+  least_side: int = 0,
 ) -> np.ndarray:
   """Decodes an image to 8-bit sRGB.
 
@@ -51,14 +56,19 @@ def decode(
       cheap: a JPEG, or an image of more than 2^22 pixels, is downsampled by an
       integer factor, but not below 3 * size.
     max_pixels: the most pixels to decode. The header is checked first.
+    least_side: the fewest pixels of the image's smaller side. The header is
+      checked, and a smaller image is not decoded.
 
   Returns:
     uint8 [H, W, 3].
 
   Raises:
+    TooSmall: a side has fewer than least_side pixels.
     ValueError: the image cannot be decoded, or is too large.
   """
   if isinstance(image, np.ndarray):
+    if image.ndim > 1:
+      _check_least(image.shape[1], image.shape[0], least_side)
     return _from_array(image)
   if isinstance(image, Image.Image):
     return np.asarray(_to_rgb(image, encoded.Still(b"")))
@@ -66,7 +76,9 @@ def decode(
     kind = type(image).__name__
     raise ValueError(f"image is {kind}, expected bytes or an array")
   try:
-    return np.asarray(_from_bytes(image, size, max_pixels))
+    return np.asarray(_from_bytes(image, size, max_pixels, least_side))
+  except TooSmall:
+    raise
   except UnidentifiedImageError as error:
     raise ValueError(
       "image bytes cannot be decoded (of no known format)"
@@ -76,7 +88,18 @@ def decode(
     raise ValueError(f"image bytes cannot be decoded ({reason})") from error
 
 
-def _from_bytes(data: bytes, size: int | None, max_pixels: int) -> Image.Image:
+def _check_least(width: int, height: int, least_side: int) -> None:
+  """Raises TooSmall if a side has fewer than least_side pixels."""
+  if min(width, height) < least_side:
+    raise TooSmall(
+      f"image has {width:,} x {height:,} pixels, expected at least"
+      f" {least_side:,} on each side"
+    )
+
+
+def _from_bytes(
+  data: bytes, size: int | None, max_pixels: int, least_side: int
+) -> Image.Image:
   """Decodes the bytes of an image to RGB, upright."""
 
   def check_size(width: int, height: int) -> None:
@@ -88,6 +111,10 @@ def _from_bytes(data: bytes, size: int | None, max_pixels: int) -> Image.Image:
       )
 
   still = encoded.read_still(data, check_size)
+  if least_side:
+    # Opening reads the header only.
+    sides = Image.open(io.BytesIO(still.data), formats=_FORMATS).size
+    _check_least(*(still.canvas[0] if still.canvas else sides), least_side)
   picture = _load(still, size, check_size)
   low = None
   if still.wide in ("RGB", "RGBA"):

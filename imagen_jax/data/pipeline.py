@@ -1,236 +1,30 @@
-"""Training batches as a pure function of (seed, step), for any host count."""
+"""Training batches as a pure function of (seed, step), for any host count.
 
-import math
+One pool of threads reads and decodes single examples ahead, so that a small
+batch uses all cores too. A record is read before its thread may decode it: many
+reads are in flight, and no more images are decoded than there are cores.
+"""
+
+import itertools
+import os
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 
-from imagen_jax import files
 from imagen_jax.data import images
+from imagen_jax.data.examples import (
+  ENOUGH,
+  BadRecords,
+  Example,
+  Examples,
+  Slots,
+  Tokenize,
+)
+from imagen_jax.data.feed import BUFFER, READS
 
 Batch = dict[str, np.ndarray]
-Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
-
-# Decoding and resizing release the interpreter lock. Two threads keep up with
-# training and leave the processor to it.
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-_LEAST_SIDE = 8  # pixels: smaller images are not worth learning from
-_LONGEST_REASON = 240  # characters of the reason why a record is bad
-_MOST_CACHED = 10**8  # examples of a source; an endless one would fill memory
-
-
-# The records to read before the share of bad records is checked, and the most
-# records to try in place of a bad one.
-_ENOUGH = 1000
-
-
-class BadRecords:
-  """Counts the records that this host reads, and the bad ones among them.
-
-  A record is bad if it cannot be used. It is counted every time it is read.
-  Several threads may add records at once.
-
-  Args:
-    max_share: the largest share of bad records to accept, 0 to 1.
-
-  Attributes:
-    read: the number of records read.
-    count: the number of bad records.
-    reasons: the first three reasons, each naming its record.
-  """
-
-  def __init__(self, max_share: float):
-    self.read = 0
-    self.count = 0
-    self.reasons: list[str] = []
-    self._max_share = max_share
-    self._lock = threading.Lock()
-
-  def add(self, reason: str | None, total: int) -> None:
-    """Counts a record.
-
-    Args:
-      reason: the reason why the record is bad; None for a good one.
-      total: the number of records in the source.
-
-    Raises:
-      ValueError: more than max_share of the records read are bad, and at least
-        1000 records, or `total` if that is fewer, were read.
-    """
-    with self._lock:
-      self.read += 1
-      if reason is not None:
-        self.count += 1
-        if len(self.reasons) < 3:
-          self.reasons.append(reason)
-      enough = self.read >= min(total, _ENOUGH)
-      if enough and self.count > self._max_share * self.read:
-        raise ValueError(
-          f"{bad_sentence(self.count, self.read, ())}, more than the"
-          f" {self._max_share:.3g} that max_bad_share allows; the first is"
-          f" {self.reasons[0]}"
-        )
-
-
-def bad_sentence(count: int, read: int, reasons: Iterable[str]) -> str:
-  """Formats counts of one host or of all hosts, with up to three reasons."""
-  named = "; ".join([reason for reason in reasons if reason][:3])
-  return (
-    f"{count:,} of {read:,} records read are bad, a share of"
-    f" {count / max(1, read):.3g}" + (f", such as {named}" if named else "")
-  )
-
-
-class Examples(Sequence):
-  """Holds a source's records, with resized images and tokenized captions.
-
-  Element i is dict(image=uint8 [size, size, 3], tokens=int32 [k, L], mask=bool
-  [k, L]), where k is the number of the record's captions. Images have 8 bits,
-  as if the data set had been stored at this size.
-
-  Args:
-    source: the records.
-    size: the resolution of the images in pixels.
-    tokenize: turns captions into tokens and mask. With None, captions are not
-      read and an element has only its image.
-    cache: keeps every element in memory from its first use on. An element takes
-      size * size * 3 bytes and its tokens: 20,000 images take 15 MB at 16
-      pixels, 250 MB at 64 and 3.9 GB at 256.
-    bad: counts bad records. Each is replaced by another record, always the same
-      one. With None, a bad record raises ValueError.
-    max_pixels: the most pixels of an image to decode; a larger one is bad.
-  """
-
-  def __init__(
-    self,
-    source: Sequence[Mapping],
-    size: int,
-    *,
-    tokenize: Tokenize | None,
-    cache: bool,
-    bad: BadRecords | None,
-    max_pixels: int = images.MAX_PIXELS,
-  ):
-    if cache and len(source) > _MOST_CACHED:
-      raise ValueError(
-        f"cache would keep {len(source):,} images in memory, expected"
-        f" cache=False or at most {_MOST_CACHED:,} of them"
-      )
-    self._source = source
-    self._size = size
-    self._tokenize = tokenize
-    self._cache = {} if cache else None
-    self._bad = bad
-    self._max_pixels = max_pixels
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    if self._cache is None:
-      return self._load(index)
-    if index not in self._cache:
-      self._cache[index] = self._load(index)
-    return self._cache[index]
-
-  def _load(self, index: int) -> dict[str, np.ndarray]:
-    """Reads a record, or the first good one among its replacements."""
-    if self._bad is None:
-      return self._read(index)
-    total = len(self)
-    tries = min(total, _ENOUGH)
-    for i in range(tries):
-      try:
-        example = self._read((index + i * _stride(total)) % total)
-      except ValueError as error:
-        self._bad.add(str(error), total)
-      else:
-        self._bad.add(None, total)
-        return example
-    raise ValueError(
-      f"all {tries:,} records tried from record {index} on are bad; the first"
-      f" is {self._bad.reasons[0]}"
-    )
-
-  def _read(self, index: int) -> dict[str, np.ndarray]:
-    """Reads a record; raises ValueError for one that cannot be used."""
-    try:
-      record = self._source[index]
-      image = _square(record, self._size, self._max_pixels)
-      if self._tokenize is None:
-        return {"image": image}
-      tokens, mask = self._tokenize(_captions(record))
-      return {"image": image, "tokens": tokens, "mask": mask}
-    except (OSError, RuntimeError, ValueError) as error:
-      # array_record raises RuntimeError for a damaged file.
-      raise ValueError(f"record {index}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-  """Returns an error's text as one short printable line."""
-  text = " ".join(str(error).split())
-  if text.isprintable() and len(text) <= _LONGEST_REASON:
-    return text
-  return files.quote(text, _LONGEST_REASON)
-
-
-def _stride(total: int) -> int:
-  """Returns a step that visits all records and jumps out of a run of bad ones.
-
-  The replacements for the records of a damaged file are thus far apart. With a
-  step of 1, one good record would replace them all.
-  """
-  step = max(1, round(0.618 * total))
-  while math.gcd(step, total) > 1:
-    step += 1
-  return step
-
-
-def _square(record: Mapping, size: int, max_pixels: int) -> np.ndarray:
-  """Returns a record's image, cropped and resized to uint8 [size, size, 3]."""
-  if "image" not in record:
-    raise ValueError("it has no image")
-  image = images.decode(record["image"], size, max_pixels=max_pixels)
-  image = images.central_square(image)
-  if len(image) < _LEAST_SIDE:
-    raise ValueError(
-      f"image is {len(image)} pixels narrow, expected at least {_LEAST_SIDE}"
-    )
-  if len(image) == size:
-    return image
-  return images.to_uint8(images.resize(images.to_float(image), size))
-
-
-def _captions(record: Mapping) -> list[str]:
-  """Returns a record's captions without blank ones, at least one.
-
-  Raises:
-    ValueError: all captions are missing or blank, or one is not text.
-  """
-  if "caption" not in record:
-    raise ValueError("it has no caption")
-  found = record["caption"]
-  many = isinstance(found, list | tuple | np.ndarray)
-  texts = [_text(caption) for caption in (found if many else [found])]
-  if not (texts := [text for text in texts if text.strip()]):
-    raise ValueError("caption is empty")
-  return texts
-
-
-def _text(caption: str | bytes) -> str:
-  """Returns a caption as str; ValueError if it is not text."""
-  if not isinstance(caption, bytes | str):
-    kind = type(caption).__name__
-    raise ValueError(f"caption is {kind}, expected text")
-  if isinstance(caption, str):
-    return caption
-  try:
-    return caption.decode()
-  except UnicodeDecodeError as error:
-    raise ValueError("caption is not UTF-8") from error
 
 
 def make_batches(
@@ -243,14 +37,21 @@ def make_batches(
   global_batch: int,
   seed: int,
   start_step: int = 0,
+  steps: int | None = None,
   rows: Sequence[int] | None = None,
   cache: bool = False,
   bad: BadRecords | None = None,
   max_pixels: int = images.MAX_PIXELS,
+  least_side: int = 0,
+  max_small_share: float = 1.0,
+  threads: int | None = None,
+  reads: int = READS,
+  buffer: int = BUFFER,
 ) -> Iterator[Batch]:
   """Yields this host's rows of the global batches of steps start_step, ... .
 
-  A global batch depends only on the source, the seed and the step.
+  A global batch depends only on the source, the seed and the step. Closing the
+  iterator ends its threads, each when it has read or decoded its record.
 
   Args:
     source: records with an `image` (encoded, or uint8 as `images.decode` takes
@@ -266,11 +67,23 @@ def make_batches(
     global_batch: the number of examples in a global batch.
     seed: of the order, the crops and the choice of captions.
     start_step: the step of the first batch.
+    steps: the number of batches; None for batches without end.
     rows: the rows of the global batch to read; None reads all.
     cache: keeps resized images in memory, as Examples does.
     bad: counts records that cannot be used, each of which is replaced by
       another record. With None, the first such record raises ValueError.
     max_pixels: the most pixels of an image that can be used.
+    least_side: the fewest pixels of an image's smaller side. The example of a
+      smaller one is replaced by one of a random record, chosen by the seed and
+      the example's index. Epochs thus replace it by different records, and no
+      record is used more often than others.
+    max_small_share: the largest share of such images to accept, 0 to 1, if
+      `bad` counts them.
+    threads: the most records to decode at once; None decodes as many as there
+      are cores that this process may use.
+    reads: the most records to read at once.
+    buffer: the batches to read ahead. At most max(buffer * b, threads + reads)
+      examples are in memory, and `threads` decoded images.
 
   Yields:
     image float32 [b, s, s, 3] in [-1, 1], with b the number of `rows` and s the
@@ -287,6 +100,9 @@ def make_batches(
   _check_rows(rows, global_batch)
   if not len(source):
     raise ValueError("source has no records")
+  threads = threads or usable_cores()
+  slots = Slots(reads), Slots(threads)
+  reading, decoding = slots
   examples = Examples(
     source,
     size,
@@ -294,21 +110,54 @@ def make_batches(
     cache=cache,
     bad=bad,
     max_pixels=max_pixels,
+    least_side=least_side,
+    max_small_share=max_small_share,
+    reading=reading,
+    decoding=decoding,
   )
   order = _in_order(examples, crop, seed)
   low_side = lowres_size and (crop or size) * lowres_size // size
+  count = len(rows)
 
-  def batch(step: int) -> Batch:
-    """Reads this host's rows of a step's global batch."""
-    first = step * global_batch
-    indices = [first + int(row) for row in rows]
-    examples = [_one_caption(order[i], seed, i) for i in indices]
-    return _collate(examples, low_side)
+  def example(i: int) -> Example:
+    """Reads the example i of this host; its first example is that of step 0."""
+    step, row = divmod(i, count)
+    index = step * global_batch + int(rows[row])
+    found = _large_enough(order, seed, index)
+    with decoding:
+      return _to_train_on(_one_caption(found, seed, index), low_side)
 
-  # grain's elements are batches, not examples: a host's rows are no slice of
-  # `order`. A resumed run starts at its step.
-  steps = grain.MapDataset.range(start_step, sys.maxsize)
-  return iter(steps.map(batch).to_iter_dataset(_READ))
+  # A resumed run starts at its step.
+  end = sys.maxsize if steps is None else (start_step + steps) * count
+  indices = grain.MapDataset.range(start_step * count, end)
+  ahead = grain.ReadOptions(
+    num_threads=threads + reads,
+    prefetch_buffer_size=max(buffer * count, threads + reads),
+  )
+  return _stacked(indices.map(example).to_iter_dataset(ahead), count, slots)
+
+
+def usable_cores() -> int:
+  """Returns the number of cores that this process may use."""
+  if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
+    return os.process_cpu_count() or 1
+  if hasattr(os, "sched_getaffinity"):  # on Linux
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def _stacked(
+  dataset: grain.IterDataset, count: int, slots: Sequence[Slots]
+) -> Iterator[Batch]:
+  """Yields batches of `count` examples, and ends all threads when closed."""
+  examples = iter(dataset)
+  try:
+    while batch := list(itertools.islice(examples, count)):
+      yield {name: np.stack([e[name] for e in batch]) for name in batch[0]}
+  finally:
+    examples.close()
+    for each in slots:
+      each.close()
 
 
 def _in_order(
@@ -326,7 +175,24 @@ def _in_order(
   return order.random_map(window)
 
 
-def _one_caption(example: Batch, seed: int, index: int) -> Batch:
+def _large_enough(order: grain.MapDataset, seed: int, index: int) -> Example:
+  """Reads an example; another one, by seed and index, if it is too small."""
+  example = order[index]
+  if example is not None:
+    return example
+  # Keyed apart from the choice of captions. A position is that of any epoch.
+  rng = np.random.default_rng((seed, index, 1))
+  for _ in range(ENOUGH):
+    example = order[int(rng.integers(2**40))]
+    if example is not None:
+      return example
+  raise ValueError(
+    f"the images of {ENOUGH:,} records drawn at random are all smaller than"
+    " least_side: prepare a data set without them, or lower it"
+  )
+
+
+def _one_caption(example: Example, seed: int, index: int) -> Example:
   """Selects one of an example's captions, by the seed and the global index."""
   if "tokens" not in example:
     return example
@@ -336,15 +202,13 @@ def _one_caption(example: Batch, seed: int, index: int) -> Batch:
   return example | {name: example[name][i] for name in ("tokens", "mask")}
 
 
-def _collate(examples: list[Batch], low_side: int | None) -> Batch:
-  """Stacks the examples of a batch, and adds the low-resolution images."""
-  batch = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
-  batch["image"] = images.to_float(batch["image"])
+def _to_train_on(example: Example, low_side: int | None) -> Example:
+  """Returns an example with float images, and with the low-resolution one."""
+  image = images.to_float(example["image"])
+  example = example | {"image": image}
   if low_side:
-    batch["lowres"] = np.stack(
-      [images.resize(x, low_side) for x in batch["image"]]
-    )
-  return batch
+    example["lowres"] = images.resize(image, low_side)
+  return example
 
 
 def _check_sizes(size: int, lowres_size: int | None, crop: int | None) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +9,8 @@ import jax
 import numpy as np
 
 from imagen_jax.checkpoints.manager import has_checkpoint
+from imagen_jax.data.examples import BadRecords
 from imagen_jax.data.feed import Feed
-from imagen_jax.data.pipeline import BadRecords
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
 from imagen_jax.progress import Progress
@@ -73,8 +72,8 @@ class Job:
       Stopped: the run was asked to end meanwhile.
     """
     bad = BadRecords(self.run.data.max_bad_share)
-    batches = self.batches(split, batch_size, bad=bad, **settings)
-    with contextlib.closing(self.feed(itertools.islice(batches, 1))) as feed:
+    batches = self.batches(split, batch_size, steps=1, bad=bad, **settings)
+    with contextlib.closing(self.feed(batches)) as feed:
       return next(feed)
 
 

@@ -5,7 +5,11 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from imagen_jax.data.pipeline import BadRecords, bad_sentence
+from imagen_jax.data.examples import (
+  BadRecords,
+  bad_sentence,
+  small_sentence,
+)
 from imagen_jax.parallel.processes import of_all
 from imagen_jax.progress import Clock, Progress
 from imagen_jax.training import goodput
@@ -45,7 +49,8 @@ class Log:
     self.bad = BadRecords(run.data.max_bad_share)
     self._run, self._progress, self._callback = run, progress, callback
     self._window = Window(run.training.max_skipped)
-    self._last, self._last_bad = first, 0  # at the last write
+    # At the last write.
+    self._last, self._last_bad, self._small = first, 0, 0
 
   def add(self, step: int, found: dict) -> None:
     """Collects the metrics of a step that was dispatched to the devices."""
@@ -63,25 +68,29 @@ class Log:
       numbers, skipped = self._window.take()
       own = {name: round(MICRO * value) for name, value in own.items()}
       found, reasons = of_all(
-        (self.bad.count, self.bad.read, *own.values()),
+        (self.bad.count, self.bad.small, self.bad.read, *own.values()),
         "; ".join(self.bad.reasons),
       )
     self._progress.show(step, f"loss {numbers['loss']:.4f}")
     if skipped:
       self._progress.say(skipped_sentence(skipped))
-    # 2. Report bad records.
-    bad, read = found[:, :2].sum(axis=0).tolist()
+    # 2. Report bad records, and once that there are small images.
+    bad, small, read = found[:, :3].sum(axis=0).tolist()
     if bad > self._last_bad:
       self._progress.say(bad_sentence(bad, read, reasons))
+    if small and not self._small:
+      self._progress.say(small_sentence(small, read))
     # 3. Compute speeds, memory and goodput.
     steps, images = step - self._last, self._run.data.batch_size
     spent = self.clock.take()
     numbers |= pace(spent, steps, images, self.flops)
-    numbers |= worst(list(own), found[:, 2:] / MICRO, steps)
+    numbers |= worst(list(own), found[:, 3:] / MICRO, steps)
     numbers |= {"bad_records": bad, "goodput": self.goodput.add(step, spent)}
+    if self._run.data.least_side:
+      numbers["small_images"] = small
     updates = step - int(numbers["skipped_steps"])
     numbers["learning_rate"] = float(self._run.optimizer.schedule(updates - 1))
-    self._last, self._last_bad = step, bad
+    self._last, self._last_bad, self._small = step, bad, small
     # 4. Write all.
     with self.clock.part("host"):
       self.metrics.write(step, numbers)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from imagen_jax.data.feed import BUFFER, READS
 from imagen_jax.data.images import MAX_PIXELS, PIL_MAX_PIXELS
 
 
@@ -23,6 +24,15 @@ class Data:
     max_pixels: the most pixels of an image; a larger one is a bad record. A
       JPEG's pixels count after its decoder has shrunk it towards the stage's
       resolution.
+    least_side: the fewest pixels of an image's smaller side; 0 keeps all. A
+      smaller image, of which only the header is read, is replaced by a random
+      one.
+    max_small_share: the share of such images, 0 to 1, above which training
+      ends.
+    threads: the most images that this host decodes at once; None decodes as
+      many as there are cores that the process may use.
+    reads: the most records that this host reads at once.
+    buffer: the batches of this host to read ahead.
   """
 
   name: str = "captioned_shapes"
@@ -34,12 +44,21 @@ class Data:
   max_bad_share: float = 0.01
   patience: float = 600.0
   max_pixels: int = MAX_PIXELS
+  least_side: int = 0
+  max_small_share: float = 0.5
+  threads: int | None = None
+  reads: int = READS
+  buffer: int = BUFFER
 
   def __post_init__(self):
-    check_ranges(self, lowest={"batch_size": 1})
-    if not 0 <= self.max_bad_share <= 1:
+    lowest = {"batch_size": 1, "least_side": 0, "reads": 1, "buffer": 1}
+    check_ranges(self, lowest=lowest)
+    for name in ("max_bad_share", "max_small_share"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
+    if self.threads is not None and self.threads < 1:
       raise ValueError(
-        f"max_bad_share is {self.max_bad_share}, expected 0 to 1"
+        f"threads is {self.threads}, expected at least 1, or None for all cores"
       )
     if not self.patience > 0:
       raise ValueError(f"patience is {self.patience}, expected more than 0")

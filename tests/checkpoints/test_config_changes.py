@@ -49,6 +49,10 @@ FREELY = {
   "data.data_dir": "/data",
   "data.cache": True,
   "data.max_bad_share": 0.5,
+  "data.max_small_share": 0.9,
+  "data.threads": 16,
+  "data.reads": 100,
+  "data.buffer": 8,
   "data.patience": 9,
 } | dict.fromkeys(
   (
@@ -78,6 +82,7 @@ def test_all_of_these_are_tried():
   [
     ("data.batch_size", 64, "was 2048, is 64"),
     ("data.name", "other", "was captioned_shapes, is other"),
+    ("data.least_side", 9, "was 256, is 9"),
     ("data.seed", 1, "was not set, is 1"),
     ("data.split", "train[:9]", "was not set, is train[:9]"),
     ("train.ema_decay", 0.9, "was 0.9999, is 0.9"),

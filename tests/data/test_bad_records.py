@@ -11,7 +11,12 @@ from array_record.python import array_record_data_source, array_record_module
 from PIL import Image
 
 from imagen_jax.data import pipeline
-from imagen_jax.data.pipeline import BadRecords, Examples, bad_sentence
+from imagen_jax.data.examples import (
+  BadRecords,
+  Examples,
+  _stride,
+  bad_sentence,
+)
 from imagen_jax.training.settings import Data
 
 
@@ -204,7 +209,7 @@ def test_good_records_stay_in_their_places():
 
 @pytest.mark.parametrize("total", [*range(1, 40), 1000, 1001])
 def test_the_stride_visits_all(total):
-  step = pipeline._stride(total)
+  step = _stride(total)
   assert len({i * step % total for i in range(total)}) == total
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data import images, pipeline
+from imagen_jax.data.examples import BadRecords
 from imagen_jax.text.tokenizer import Tokenizer
 
 LENGTH = 4
@@ -210,7 +211,7 @@ def test_a_list_of_one_caption_is_that_caption():
   ],
 )
 def test_captions_that_the_vocabulary_refuses(caption, reason):
-  source, bad = make_source(4), pipeline.BadRecords(max_share=1)
+  source, bad = make_source(4), BadRecords(max_share=1)
   source[2]["caption"] = caption
   (batch,) = take(1, source, tokenize=Tokenizer(VOCABULARY, 16), bad=bad)
   assert batch["mask"].any(1).all()

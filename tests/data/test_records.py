@@ -1,16 +1,19 @@
 """Records of anyone's data set: damaged ones, and many files of them."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import resource
 import runpy
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from imagen_jax.data import pipeline, records, source
+from imagen_jax.data.examples import BadRecords, Examples
 
 written = runpy.run_path(str(pathlib.Path(__file__).with_name("datasets.py")))
 png, some_records = written["png"], written["some_records"]
@@ -46,10 +49,8 @@ def test_a_garbage_record_is_a_bad_one(tmp_path, kind):
   """Whatever max_bad_share says, one that is not a record ended training."""
   stored = some_records(4)
   stored[2] = GARBAGE[kind]
-  opened, bad = load(tmp_path, stored), pipeline.BadRecords(max_share=1)
-  examples = pipeline.Examples(
-    opened, 8, tokenize=tokenize, cache=False, bad=bad
-  )
+  opened, bad = load(tmp_path, stored), BadRecords(max_share=1)
+  examples = Examples(opened, 8, tokenize=tokenize, cache=False, bad=bad)
   assert [int(examples[i]["tokens"][0, 0]) for i in (0, 1, 3)] == [0, 1, 3]
   assert examples[2]["tokens"] in (0, 1, 3)
   assert bad.count == 1 and bad.reasons[0].startswith("record 2: ")
@@ -59,7 +60,7 @@ def test_a_garbage_record_is_a_bad_one(tmp_path, kind):
 def test_no_caption_of_a_list_is_a_bad_record(tmp_path):
   opened = load(tmp_path, [{"image": png(), "caption": []}], {"caption": TEXTS})
   with pytest.raises(ValueError, match="it cannot be parsed|caption is empty"):
-    pipeline.Examples(opened, 8, tokenize=tokenize, cache=False, bad=None)[0]
+    Examples(opened, 8, tokenize=tokenize, cache=False, bad=None)[0]
 
 
 def test_a_record_that_is_too_large_is_not_parsed(tmp_path, monkeypatch):
@@ -131,3 +132,57 @@ def test_the_limit_leaves_descriptors_for_others(monkeypatch, soft, most):
   limit = resource.RLIM_INFINITY if soft is None else soft
   monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
   assert records._most_open() == most
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """A stand-in for a bucket, of which each answer takes 20 ms.
+
+  It also counts: `asked` is a list of requests, `most` how many came at once.
+  """
+  cloud = runpy.run_path(
+    str(pathlib.Path(__file__).parents[1] / "cloud_storage.py")
+  )
+  handler, lock, now = cloud["Handler"], threading.Lock(), []
+
+  def slowly(self):
+    with lock:
+      now.append(self)
+      storage.asked.append(self.path)
+      storage.most = max(storage.most, len(now))
+    time.sleep(0.02)
+    handler.answer(self)
+    with lock:
+      now.remove(self)
+
+  monkeypatch.setattr(handler, "do_GET", slowly)
+  storage = cloud["CloudStorage"]()
+  storage.asked, storage.most, storage.buckets["bucket"] = [], 0, {}
+  monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", storage.url)
+  yield storage
+  storage.close()
+
+
+def test_many_small_reads_of_a_bucket_are_in_flight(tmp_path, bucket):
+  """By array_record's own reader: one request for each record."""
+  opened = load(tmp_path, some_records(64), shards=2)
+  folder = tmp_path / "my_set/1.0.0"
+  for shard in opened._shards:
+    name = os.path.basename(shard.filename)
+    bucket.put("bucket", name, (folder / name).read_bytes())
+  opened._shards = [
+    dataclasses.replace(
+      s, filename=f"gs://bucket/{os.path.basename(s.filename)}"
+    )
+    for s in opened._shards
+  ]
+  opened[0], opened[63]  # which opens both files
+  bucket.asked.clear()
+  options = dict(size=8, tokenize=tokenize, global_batch=16, seed=0)
+  taken = [*pipeline.make_batches(opened, **options, reads=16, steps=4)]
+  assert len(bucket.asked) == 64 and 8 <= bucket.most <= 16
+  local = load(tmp_path / "again", some_records(64), shards=2)
+  for batch, expected in zip(
+    taken, pipeline.make_batches(local, **options, steps=4), strict=True
+  ):
+    np.testing.assert_array_equal(batch["tokens"], expected["tokens"])
