@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from imagen_jax import build
+from imagen_jax.cascade import carry_places
+from imagen_jax.diffusion.samplers import Carry
 from imagen_jax.parallel import mesh
 from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.sharding import Placement, placed
@@ -101,6 +103,7 @@ def stage_program(
   words: TextEmbedding | None,
   rows: int,
   place: NamedSharding,
+  places: NamedSharding | Carry,
 ) -> Program:
   """Returns one stage's sampler for a batch of images.
 
@@ -112,20 +115,22 @@ def stage_program(
     words: the shapes of the prompts' embeddings; None for an unconditional net.
     rows: the number of images.
     place: the sharding of their rows.
+    places: the shardings of the carry.
   """
   steps = sampling.num_steps
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   side = stage.lowres_size
   lowres = side and shape(rows, side, side, CHANNELS)
   carry = jax.eval_shape(lambda: stage.blank(rows))
-  carry, inputs = placed((carry, SamplingInputs(keys, words, lowres)), place)
+  carry = placed(carry, places)
+  inputs = placed(SamplingInputs(keys, words, lowres), place)
   args = sampling.args()
   # With bounds that are known, the operations in the loop can be counted.
   whole = lambda net, carry, *rest: stage.run(net, carry, 0, steps, *rest)
   return Program(
     f"sample {name}",
     rows,
-    partial(run_stage.__wrapped__, stage, rows=place),
+    partial(run_stage.__wrapped__, stage, rows=places),
     (net, carry, 0, steps, inputs, args),
     params=net,
     donate=(1,),
@@ -151,9 +156,11 @@ def sample_programs(
     cascade.names, cascade.stages, cascade.samplings, strict=True
   ):
     net = build.sampling_shapes(stage, text)
-    net = placed(net, Placement(devices).params(net))
+    height = name in build.height_stages(config, devices)
+    net = placed(net, build.net_placement(devices, height).params(net))
     place = mesh.rows_sharding(devices, rows)
-    yield stage_program(name, stage, sampling, net, words, rows, place)
+    places = carry_places(place, height)
+    yield stage_program(name, stage, sampling, net, words, rows, place, places)
 
 
 def mode_of(config: Mapping[str, Any]) -> str:
