@@ -119,7 +119,7 @@ def grown(
   weights = {kind: traffic[kind] for kind in OF_WEIGHTS if kind in traffic}
   if row["mesh"]["tensor"] > 1:  # then sums are mostly of activations
     weights.pop("all-reduce", None)
-  kept = ici_bytes(weights)
+  received, kept = ici_bytes(traffic), ici_bytes(weights)
   # A device writes the weights that it gathers, and reads them.
   stored = min(row["hbm_bytes"], 2 * sum(w["bytes"] for w in weights.values()))
   slices = -(-chips // pod)
@@ -127,7 +127,7 @@ def grown(
   work = Work(
     row["flops"] / row["devices"] * examples,
     stored + (row["hbm_bytes"] - stored) * examples,
-    kept + (row["ici_bytes"] - kept) * examples,
+    kept + (received - kept) * examples,
     2 * (slices - 1) / slices * summed / (chips * devices_per_chip),
   )
   seconds = work.seconds(speed)

@@ -18,19 +18,14 @@ from imagen_jax.aot.roofline import Work, ici_bytes, predicted
 from imagen_jax.parallel import mesh
 from imagen_jax.parallel.flops import count_flops, jaxpr_flops
 from imagen_jax.parallel.peaks import Speed
-from imagen_jax.training.setup import (
-  Run,
-  Setup,
-  batch_shapes,
-  net_shapes,
-  set_up,
-)
+from imagen_jax.training.setup import Run, Setup, batch_shapes, set_up
 
 PARTS = (1, 2, 4, 8)
 # The share of the results that JAX keeps for the backward pass that certainly
-# takes memory. XLA computes cheap ones again: of 28.5 GiB of base64 on v5e-256
-# it kept 0.7. A candidate is left out only if even this share does not fit.
-CERTAIN = 0.5
+# takes memory. XLA computes cheap ones again: base64 on v5e-256 took 20.0 GiB
+# where JAX lists 28.5, and 12.1 of 14.3 in two parts (libtpu 0.0.52). A
+# candidate is left out only if even this share does not fit.
+CERTAIN = 0.6
 # The examples that are traced: a prime that divides no width of a net, so that
 # arrays of the batch are told from weights by their size.
 ROWS = 13
@@ -99,18 +94,19 @@ def ranked(
   """
   own = config.data.batch_size // mesh.row_ways(devices)  # of a device
   parts = [n for n in PARTS if own % n == 0]
-  found, encoding = [], None
+  set_candidate(config, 1, next(remat_choices(config.stage.net)))
+  setup = set_up(build.run(config), devices)
+  encoding, state = _encoding_flops(setup), _state_bytes(setup)
+  found = []
   for remat in remat_choices(config.stage.net):
     set_candidate(config, 1, remat)
-    setup = set_up(build.run(config), devices)
-    if encoding is None:
-      encoding = _encoding_flops(setup)
-    flops, activations = example_cost(setup.run)
-    flops = (encoding + flops * setup.run.data.batch_size) / devices.size
+    run = build.run(config)
+    flops, activations = example_cost(run, setup.state.params)
+    flops = (encoding + flops * run.data.batch_size) / devices.size
     for n in parts:
       sent = ici_bytes(weight_traffic(setup, n))
       seconds = predicted(Work(flops, 0, sent).seconds(speed))
-      least = _state_bytes(setup) + int(CERTAIN * activations * own / n)
+      least = state + int(CERTAIN * activations * own / n)
       found.append(Candidate(n, remat, seconds, least))
   fitting = [each for each in found if each.bytes <= hbm_bytes]
   if not fitting:
@@ -150,8 +146,12 @@ def weight_traffic(setup: Setup, parts: int) -> dict[str, dict[str, int]]:
   }
 
 
-def example_cost(run: Run) -> tuple[int, int]:
+def example_cost(run: Run, params: Any) -> tuple[int, int]:
   """Counts FLOPs and kept bytes of an example, by one trace.
+
+  Args:
+    run: the settings.
+    params: the shapes of the net's weights.
 
   Returns:
     The operations of the net's forward and backward pass, and the bytes that
@@ -172,7 +172,7 @@ def example_cost(run: Run) -> tuple[int, int]:
     return backward, backward(losses)
 
   jaxpr, (kept, _) = jax.make_jaxpr(both, return_shape=True)(
-    net_shapes(stage, run.text), batch, embedding(run.text, rows)
+    params, batch, embedding(run.text, rows)
   )
   sizes = [
     leaf.size * leaf.dtype.itemsize

@@ -22,7 +22,7 @@ def module(entry, *computations):
 
 P = "%p = f32[256]{0:T(256)} parameter(0)"
 Q = "%q = f32[1024]{0} parameter(1)"
-I = "%i = s32[]{:T(128)S(6)} parameter(2)"
+INDEX = "%i = s32[]{:T(128)S(6)} parameter(2)"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ I = "%i = s32[]{:T(128)S(6)} parameter(2)"
 )
 def test_an_instruction_moves_its_operands_and_results(line, kib):
   more = ("%sum (a: f32[], b: f32[]) -> f32[]", ["ROOT %s = f32[] add(%a, %b)"])
-  assert hbm_bytes(module([P, Q, I, f"%x = {line}"], more)) == kib * KIB
+  assert hbm_bytes(module([P, Q, INDEX, f"%x = {line}"], more)) == kib * KIB
 
 
 def fusion(inner, result="f32[256]{0}"):
@@ -57,7 +57,9 @@ def fusion(inner, result="f32[256]{0}"):
     *inner,
   ]
   call = f"%x = {result} fusion(%p, %q, %i), kind=kLoop, calls=%fused"
-  return module([P, Q, I, call], (f"%fused (a: f32[256]) -> {result}", lines))
+  return module(
+    [P, Q, INDEX, call], (f"%fused (a: f32[256]) -> {result}", lines)
+  )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,8 @@ def test_of_a_conditional_the_larger_branch_counts():
     ["%x = f32[256]{0} parameter(0)"]
     + [f"%y{i} = f32[256]{{0}} negate(%x)" for i in range(n)],
   )
-  line = "%r = f32[256]{0} conditional(%p, %p, %p), branch_computations={%a, %b}"
+  line = "%r = f32[256]{0} conditional(%p, %p, %p), "
+  line += "branch_computations={%a, %b}"
   hlo = module([P, line], branch("a", 1), branch("b", 3))
   assert hbm_bytes(hlo) == 3 * 2 * KIB
 
