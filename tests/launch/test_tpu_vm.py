@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -25,6 +26,14 @@ VERBS = (
 # Workers are folders; what gcloud would copy or run there is done in each.
 PRETENDED_GCLOUD = """#!/bin/bash
 printf '%s\n' "$*" >> {calls}.gcloud
+case "$3 $4" in
+  "queued-resources describe")
+    if [ -e {calls}.queue ]; then echo ACTIVE; exit; fi
+    echo NOT_FOUND >&2
+    exit 1 ;;
+  "tpu-vm describe") echo READY; exit ;;
+  "queued-resources create") touch {calls}.queue; exit ;;
+esac
 for word; do
   case $word in --worker=*) which=${{word#*=}} ;; esac
   case $word in --command=*) command=${{word#*=}} ;; esac
@@ -320,3 +329,21 @@ def test_a_token_reaches_the_command_and_nothing_else(platform, workers):
   for text in (called, run.stdout, run.stderr, str(printed)):
     assert token not in text
   assert not list((platform.root / "build").iterdir())
+
+
+def test_a_watch_on_workers(platform, workers, launchers, monkeypatch, capfd):
+  """From nothing to the end of a command that is interrupted once."""
+  for name, value in platform.env.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(launchers.launcher, "ROOT", platform.root)
+  sleep = lambda seconds: time.sleep(0.05)
+  monkeypatch.setattr(launchers.watch.run, "__defaults__", (sleep,))
+  script = "[ -e once ] && exit; touch once; exit 75"
+  words = ["watch", *WHERE, "--spot", *RUN, script]
+  assert launchers.tpu_vm.body(launchers.tpu_vm.make_parser(), words) == 0
+  told = capfd.readouterr().out
+  assert "the command ended with exit code 75; restart 1 of 20" in told
+  assert "packed into build/n.tgz" in told
+  for home in workers:
+    log = (home / "imagen_jax.log").read_text()
+    assert log.count("ended with exit code ") == 2
