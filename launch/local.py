@@ -31,7 +31,9 @@ PROGRAM = "launch/local.sh"
 PROCESSES = launcher.Kind(launcher.COUNT.pattern, "how many processes to start")
 TICK = 0.05  # seconds between looks at the processes
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-ASKED_TO_END = 75  # the exit code of who saved because it was asked to end
+# Exit codes of a mistake, of bad flags, and of a process that saved because it
+# was asked to end: started again, the same command would end in the same way.
+FINAL = (1, 2, 75)
 # Sources a file of flags, then becomes the command.
 WITH_FLAGS = 'flags=$1; shift; . "$flags"; exec "$@"'
 
@@ -175,11 +177,9 @@ class Job:
         reader.join(TICK)
 
   def again(self) -> bool:
-    """Returns whether one failed, and nobody asked them to end."""
+    """Returns whether one failed that may do better, uninterrupted."""
     return (
-      self.failed is not None
-      and self.code != ASKED_TO_END
-      and not self.interrupts
+      self.failed is not None and self.code not in FINAL and not self.interrupts
     )
 
   def forget(self) -> None:
@@ -194,8 +194,8 @@ def make_parser() -> launcher.Parser:
   flags.define(
     "--restarts",
     launcher.COUNT,
-    "starts all again when one fails, so often at most; not one that was asked "
-    "to end, by a signal or with exit code 75",
+    "starts all again when one fails, so often at most; not after a mistake "
+    "(exit codes 1 and 2), nor if it was asked to end (a signal, or 75)",
   )
   flags.define("--env", launcher.FLAGS_FILE, "the flags of launch/env/NAME.sh")
   flags.define(
