@@ -6,6 +6,7 @@ from imagen_jax.aot.hlo import (
   Computation,
   Instruction,
   Program,
+  continues,
   parse,
   size_of,
   trips,
@@ -101,7 +102,7 @@ def _own(computation: Computation, line: Instruction) -> dict[str, Traffic]:
   """Returns an instruction's own traffic, without that of its computations."""
   if line.opcode == "send" and "xla_megascale" in line.attributes:
     return {"cross-slice": Traffic(1, _operands(computation, line)[0])}
-  if _continues(computation, line):
+  if continues(computation, line):
     return {}
   if line.opcode in ("reduce-scatter", "reduce-scatter-start"):
     return {"reduce-scatter": Traffic(1, sum(_operands(computation, line)))}
@@ -117,15 +118,3 @@ def _own(computation: Computation, line: Instruction) -> dict[str, Traffic]:
 def _operands(computation: Computation, line: Instruction) -> list[int]:
   """Returns the bytes of each operand."""
   return [size_of(computation.lines[name].shape) for name in line.operands()]
-
-
-def _continues(computation: Computation, line: Instruction) -> bool:
-  """Returns True if a collective continues one that another fusion has started.
-
-  On TPUs a collective is copied to the fusions that start it, compute meanwhile
-  and end it.
-  """
-  return "async_collective_fusion_config" in line.attributes and not any(
-    "AsyncCollectiveStart" in other.attributes
-    for other in computation.lines.values()
-  )

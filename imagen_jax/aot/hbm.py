@@ -7,6 +7,7 @@ from imagen_jax.aot.hlo import (
   Instruction,
   Program,
   arrays,
+  continues,
   parse,
   size_of,
   trips,
@@ -116,11 +117,15 @@ def _fusion(
 def _read(inner: Computation, name: str, whole: int) -> int:
   """Counts the bytes that a fusion reads of its parameter or of a view of it.
 
-  They are `whole` unless only slices are taken or parts are overwritten.
+  They are `whole` unless only slices are taken or parts are overwritten. A
+  parameter that is handed on, such as to the next of the fusions that overlap a
+  collective, is not read.
   """
   total = 0
   for user, line in inner.lines.items():
     if name not in (operands := line.operands()):
+      continue
+    if line.opcode == "tuple" or _hands_on(inner, line):
       continue
     if line.opcode == "bitcast":
       total += _read(inner, user, whole)
@@ -140,10 +145,17 @@ def _written(inner: Computation, name: str, shape: str) -> int:
     parts = re.findall(r"[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?", shape)
     each = zip(line.operands(), parts, strict=False)
     return sum(_written(inner, part, shape) for part, shape in each)
+  if line.opcode == "parameter" or _hands_on(inner, line):
+    return 0
   if line.opcode == "dynamic-update-slice":
     update = size_of(inner.lines[line.operands()[1]].shape)
     return min(update, _stored(shape))
   return _stored(shape)
+
+
+def _hands_on(inner: Computation, line: Instruction) -> bool:
+  """Returns True for a collective that an earlier fusion has started."""
+  return "AsyncCollectiveDone" in line.attributes or continues(inner, line)
 
 
 def _stored(shape: str) -> int:

@@ -92,6 +92,18 @@ def size_of(shape: str) -> int:
   return sum(size for size, _ in arrays(shape))
 
 
+def continues(computation: Computation, line: Instruction) -> bool:
+  """Returns True if a collective continues one that another fusion has started.
+
+  On TPUs a collective is copied to the fusions that start it, compute meanwhile
+  and end it.
+  """
+  return "async_collective_fusion_config" in line.attributes and not any(
+    "AsyncCollectiveStart" in other.attributes
+    for other in computation.lines.values()
+  )
+
+
 def trips(
   program: Program, outer: Computation, loop: Instruction
 ) -> int | None:

@@ -107,6 +107,44 @@ def test_a_fusion_reads_what_it_needs(inner, result, kib):
   assert hbm_bytes(hlo) == kib * KIB
 
 
+def test_a_collective_that_fusions_overlap_is_written_once():
+  """The fusion that starts it, one that computes meanwhile, and the last."""
+  config = 'backend_config={"async_collective_fusion_config":{}}'
+  gather = [
+    "%a = f32[256]{0} parameter(0)",
+    f"%g = f32[1024]{{0}} all-gather(%a), channel_id=1, {config}",
+  ]
+  out, both = "(f32[256]{0}, f32[1024]{0})", "f32[256]{0}, f32[1024]{0}"
+  custom = "custom-call(%g), custom_call_target="
+  first = [*gather, f'ROOT %c = {out} {custom}"AsyncCollectiveStart"']
+  middle = [
+    *gather,
+    "%b = f32[1024]{0} parameter(1)",
+    "%d = f32[256]{0} parameter(2)",
+    "%n = f32[256]{0} negate(%d)",
+    f"ROOT %t = (f32[256]{{0}}, {both}) tuple(%n, %a, %b)",
+  ]
+  last = [
+    *gather,
+    "%b = f32[1024]{0} parameter(1)",
+    f'ROOT %c = f32[1024]{{0}} {custom}"AsyncCollectiveDone"',
+  ]
+  hlo = module(
+    [
+      P,
+      Q,
+      f"%x = {out} fusion(%p), kind=kCustom, calls=%first",
+      f"%y = (f32[256]{{0}}, {both}) fusion(%p, %q, %p), calls=%middle",
+      "%z = f32[1024]{0} fusion(%p, %q), kind=kCustom, calls=%last",
+    ],
+    (f"%first (a: f32[256]) -> {out}", first),
+    (f"%middle (a: f32[256]) -> {out}", middle),
+    ("%last (a: f32[256]) -> f32[1024]", last),
+  )
+  started = 1 + 1 + 4  # the operand is read, and is a part of the result
+  assert hbm_bytes(hlo) == (started + 2) * KIB
+
+
 def loop(times):
   config = f', backend_config={{"known_trip_count":{{"n":"{times}"}}}}'
   state = "(s32[]{:S(6)}, f32[256]{0})"
