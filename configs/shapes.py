@@ -23,4 +23,5 @@ def get_config() -> ConfigDict:
     config[name] = {key: stage[key] for key in keys}
   config.text = stage.text
   config.batch_size = 4
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
   return config

@@ -199,3 +199,36 @@ def test_to_global_finds_the_rows_of_a_host_that_has_pieces(monkeypatch):
   assert len(seen) == 4
   for r, values in seen:
     np.testing.assert_array_equal(values, whole[r] * 10)
+
+
+def test_each_row_is_written_by_one_of_the_processes_that_hold_it(monkeypatch):
+  """Two processes of two devices: by rows, by tensor, and whole."""
+  made = mesh.make_mesh(mesh.MeshShape(tensor=2), jax.devices()[:4])
+  by_rows = {0: slice(0, 2), 1: slice(0, 2), 2: slice(2, 4), 3: slice(2, 4)}
+  of_all = dict.fromkeys(range(4), slice(None))
+  shares = []
+
+  class Sharding(types.SimpleNamespace):
+    """Where devices of processes hold rows, as a NamedSharding says it."""
+
+    def devices_indices_map(self, shape):
+      devices = [Device(id=i, process_index=self.of[i]) for i in range(4)]
+      return {device: (self.held[device.id],) for device in devices}
+
+  for of in ((0, 0, 1, 1), (0, 1, 0, 1)):
+    for held in (by_rows, of_all):
+      own = []
+      for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda i=process: i)
+        own.append(mesh.own_rows(Sharding(of=of, held=held), 4).tolist())
+      assert sorted(own[0] + own[1]) == [0, 1, 2, 3]
+      shares.append(own)
+  turns = [[0, 2], [1, 3]]
+  assert shares == [[[0, 1], [2, 3]], turns, turns, turns]
+  monkeypatch.undo()
+  rows = mesh.batch_sharding(made, 4)
+  assert mesh.own_rows(rows, 4).tolist() == [0, 1, 2, 3]
+  x = np.arange(12.0).reshape(4, 3)
+  np.testing.assert_array_equal(mesh.local_rows(mesh.put_rows(x, rows)), x)
+  whole = mesh.put_rows(x, mesh.replicated(made))
+  np.testing.assert_array_equal(mesh.local_rows(whole), x)

@@ -2,9 +2,16 @@
 
 import errno
 
+import numpy as np
 import pytest
 
-from imagen_jax.parallel.processes import Failed, reason, together
+from imagen_jax.parallel import processes
+from imagen_jax.parallel.processes import (
+  Failed,
+  reason,
+  shared_errors,
+  together,
+)
 
 
 def test_another_processes_failure_is_as_it_said():
@@ -21,3 +28,27 @@ def test_this_processes_own_failure_comes_first():
   again = Failed("another process failed")
   again.__context__ = caught.value
   assert reason(again) == "No space left on device"
+
+
+def test_an_error_of_one_process_is_raised_on_all(monkeypatch):
+  """Each raises its own error, or else that of the first that has one."""
+  said = ["", "", "a.png cannot be written: No space left on device"]
+  given = []
+
+  def of_all(numbers, words):
+    given.append((numbers, words))
+    failed = [[bool(text)] for text in said] + [numbers]
+    return np.array(failed), [*said, words]
+
+  monkeypatch.setattr(processes, "of_all", of_all)
+  written = pytest.raises(ValueError, match="^a.png cannot be written: No spa")
+  with written, shared_errors():
+    pass
+  with pytest.raises(ValueError, match="^mine$"), shared_errors():
+    raise ValueError("mine")
+  said[2] = ""
+  with shared_errors():
+    pass
+  assert [numbers for numbers, _ in given] == [[False], [True], [False]]
+  with pytest.raises(KeyError), shared_errors():
+    raise KeyError("no mistake of the user's")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.parallel.mesh import MeshShape, batch_sharding, make_mesh
 from imagen_jax.progress import compilations
 from imagen_jax.text.encoder import Embedder, TextEncoder
 from imagen_jax.text.tokenizer import Tokenizer
@@ -56,6 +57,32 @@ def test_a_prompt_does_not_depend_on_the_others(made):
   together = encoder(PROMPTS).tokens
   alone = jnp.concatenate([encoder([prompt]).tokens for prompt in PROMPTS])
   np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+
+
+def test_prompts_are_encoded_where_their_rows_are(made, monkeypatch):
+  """By 4 groups of devices, equal prompts of a group once; then to the host."""
+  encoder, module, params, tokenizer = made
+  expected = encoder(PROMPTS)
+  rows = batch_sharding(make_mesh(MeshShape(data=2, fsdp=2, tensor=2)), 8)
+  encoder = TextEncoder(Embedder(module, null="empty"), params, tokenizer, 3)
+  encode, passes = encoder._encode, []
+
+  def note(ids, mask, rows):
+    passes.append(ids.shape[0] if rows else None)
+    return encode(ids, mask, rows)
+
+  monkeypatch.setattr(encoder, "_encode", note)
+  order = [0, 1, 2, 2, 3, 3, 4, 4]
+  text = encoder([PROMPTS[i] for i in order], rows)
+  assert passes == [4, 4, None]  # two prompts of a group, and the null text
+  np.testing.assert_allclose(
+    text.tokens, expected.tokens[order], rtol=0, atol=1e-5
+  )
+  np.testing.assert_array_equal(text.mask, expected.mask[order])
+  assert text.null.tokens.shape == text.tokens.shape
+  passes.clear()
+  encoder([PROMPTS[0]] * 8, rows)
+  assert passes == [4]
 
 
 def test_one_program_serves_every_number_of_prompts(made):
