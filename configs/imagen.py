@@ -3,6 +3,14 @@
   python -m imagen_jax.sample --config=configs/imagen.py --prompt="a corgi"
   python -m imagen_jax.compile --config=configs/imagen.py --topology=v5e-8
 
+Many images are sampled at a time, one on each device, which holds all nets. For
+a single image at low latency, all devices work on it by
+
+  --config.mesh.data=1 --config.mesh.tensor=-1
+
+The tensor axis then shards channels, and in the last stage the height of the
+images, which moves a thirtieth of the bytes (docs/sampling.md).
+
 The argument chooses the sampling. `looks` is for good-looking samples. Its
 guidance 5 at 64 and 256 is from Fig. A.10. Its aug_level 0.2 lies within 0.1 to
 0.3, which App. D.2 uses for its best samples (Fig. A.12 has 0.3). `fid` is the
@@ -45,6 +53,8 @@ def get_config(settings: str = "looks") -> ConfigDict:
     keys = ("stage", "sampling", "weights")
     config[name] = {key: stage[key] for key in keys}
   config.text = stage.text
+  if "sr1024" in config.stages:
+    config.sr1024.mesh = dict(tensor="height")
   config.batch_size = 1
-  config.mesh = dict(data=1, fsdp=1, tensor=-1)
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
   return config

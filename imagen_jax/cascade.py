@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 
-from imagen_jax.diffusion.samplers import fold_in
+from imagen_jax.diffusion.samplers import Carry, fold_in
 from imagen_jax.parallel import mesh
 from imagen_jax.stage import Sampling, SamplingInputs, Stage
 from imagen_jax.types import TextEmbedding
@@ -99,6 +100,27 @@ def image_keys(
     seeds, indices
   )
   return jax.lax.with_sharding_constraint(fold_in(keys, stage), rows)
+
+
+def carry_places(rows: NamedSharding, height: bool) -> NamedSharding | Carry:
+  """Returns the shardings of a sampler's carry, or one for all of it.
+
+  Args:
+    rows: the sharding of the batch's rows.
+    height: whether the tensor axis shards the height of the images, and no
+      weights. Convolutions then exchange a few rows of pixels with the
+      neighbours, where sharded channels sum entire images over the devices.
+  """
+  if not height:
+    return rows
+  pixels = NamedSharding(rows.mesh, P(*rows.spec, "tensor"))
+  return Carry(pixels, pixels, rows)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def by_rows(images: jax.Array, *, rows: Sharding) -> jax.Array:
+  """Reshards images to whole rows of the batch."""
+  return jax.lax.with_sharding_constraint(images, rows)
 
 
 def filled(images: Sequence[Any], size: int) -> list[Any]:

@@ -3,35 +3,41 @@
   python -m imagen_jax.compile --config=configs/base_64.py --topology=v4-512
 
 Compiles the real step of the real config at the real batch size with the real
-compiler. The report has the memory needed and whether it fits, the operations
-and the traffic between devices. It needs the libtpu package, but no TPU. The
-exit code is 3 if a program does not fit.
+compiler. The report has the memory needed and whether it fits, the operations,
+the traffic between devices, and a roofline: the predicted time, and for
+training the days, chip-hours and cost on 64 to 4,096 chips (docs/planning.md).
+It needs the libtpu package, but no TPU. The exit code is 3 if a program does
+not fit.
 """
 
 import os
 
-from imagen_jax.aot.topologies import COMPILE_ONLY, tpu_slice
+from imagen_jax.aot.topologies import COMPILE_ONLY, Slice, tpu_slice
 
 if __name__ == "__main__":  # before importing JAX, which reads them
   os.environ.update(COMPILE_ONLY)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import math
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
+from jax.sharding import Mesh
 
 from imagen_jax import build
-from imagen_jax.aot import programs
-from imagen_jax.aot.report import keep, line, report, rows_of
-from imagen_jax.aot.search import searched
+from imagen_jax.aot import programs, search
+from imagen_jax.aot.report import keep, line, report, rows_of, tried
+from imagen_jax.aot.roofline import ASSUMPTIONS, growth
 from imagen_jax.cli import command_line, program
 from imagen_jax.parallel import mesh
 from imagen_jax.progress import say
 
 NOT_FITTING = 3
+BEST = 3  # the candidates of a search that are compiled in any case
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -52,7 +58,12 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_boolean(
     "search", False,
-    "Try less and less memory until a training step fits.", **on
+    "Order accumulate and remat by an estimate of the step's time, compile the "
+    "best three, and more until one fits.", **on
+  )  # fmt: skip
+  flags.DEFINE_float(
+    "price", None, "Dollars of a chip-hour, to print costs.",
+    lower_bound=0, **on
   )  # fmt: skip
 
 
@@ -61,10 +72,11 @@ def the_command(argv: Sequence[str]) -> str:
   args = iter(argv)
   kept = []
   for arg in args:
-    if arg in ("--json", "-json"):
-      next(args)  # its value
-    elif not arg.lstrip("-").startswith("json="):
+    name, equals, _ = arg.lstrip("-").partition("=")
+    if not arg.startswith("-") or name not in ("json", "price"):
       kept.append(arg)
+    elif not equals:
+      next(args)  # its value
   return shlex.join(["python", "-m", "imagen_jax.compile", *kept])
 
 
@@ -85,23 +97,65 @@ def main(args: flags.FlagValues) -> None:
     devices = build.sampling_devices(config, tpus.devices)
   else:
     devices = mesh.make_mesh(build.mesh(config), tpus.devices)
-  rows, fits = [], True
-  ways = mesh.row_ways(devices)
-  for tried in searched(config, ways) if args.search else [{}]:
+  command = the_command(command_line.given(args))
+  rows = []
+
+  def compiled(tried: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for it in programs.of(config, mode, devices):
       say(f"compiling {it.name} for {tpus.name} ... {tried or ''}")
       row = report(it, devices, tpus) | tried
-      say(line(row))
+      say(line(row, args.price))
       found.append(row)
-      rows.append({"command": the_command(command_line.given(args)), **row})
+      rows.append({"command": command, **row})
       if args.json:  # each row may take hours
         keep(pathlib.Path(args.json), rows)
-    fits = all(row["fits"] for row in found)
-    if args.search and fits:
-      break
-  if not fits:
+    return found
+
+  if args.search:
+    kept = searched(config, devices, tpus, compiled)
+  else:
+    kept = compiled({})
+  for row in kept:
+    if "steps" in row and "seconds" in row:
+      for text in growth(row, tpus.speed, tpus.pod, args.price):
+        say(text)
+  say(ASSUMPTIONS)
+  if not all(row["fits"] for row in kept):
     sys.exit(NOT_FITTING)
+
+
+def searched(
+  config: Any,
+  devices: Mesh,
+  tpus: Slice,
+  compiled: Callable[[dict[str, Any]], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+  """Compiles candidates until BEST are compiled and one fits.
+
+  Args:
+    config: a stage's config, changed in place.
+    devices: the mesh.
+    tpus: the devices to compile for.
+    compiled: compiles the config and returns its row, given the settings tried.
+
+  Returns:
+    The row that fits and is predicted to be fastest; else the last row.
+  """
+  fitting, row = [], {}
+  order = search.ranked(config, devices, tpus.speed, tpus.hbm_bytes)
+  for at, it in enumerate(order, 1):
+    (row,) = compiled(search.set_candidate(config, it.accumulate, it.remat))
+    if row["fits"]:
+      fitting.append(row)
+    if at >= BEST and fitting:
+      break
+  # The compiler for some TPUs does not show its program.
+  speed = lambda row: row.get("predicted_seconds", math.inf)
+  if fitting:
+    row = min(fitting, key=speed)
+    say(f"the fastest that fits:{tried(row)}")
+  return [row]
 
 
 if __name__ == "__main__":

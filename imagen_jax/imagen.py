@@ -8,7 +8,7 @@ The verbs are thin wrappers over it.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from imagen_jax import __version__, build
+from imagen_jax.batches import Batches
 from imagen_jax.build import configs
-from imagen_jax.cascade import Cascade, filled, stage_inputs
+from imagen_jax.cascade import Cascade, by_rows, carry_places
 from imagen_jax.files import expand
 from imagen_jax.image_ids import image_ids
 from imagen_jax.parallel import compile_cache
 from imagen_jax.parallel import mesh as meshes
 from imagen_jax.parallel.processes import shared_errors
-from imagen_jax.parallel.sharding import Placement
 from imagen_jax.parts import Parts
 from imagen_jax.progress import Progress, Stopwatch
 from imagen_jax.request import (
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
   from imagen_jax.training.loop import Trained
 
 TEXT = "text"  # the name of the part that is no stage, the text encoder
-ROUND = 512  # images of each process whose texts are kept at a time
 NO_TEXT = "the cascade has no text encoder (text=None), expected prompts=None"
 
 
@@ -87,11 +86,14 @@ def load(
     config, cascade, weights if isinstance(weights, Mapping) else ()
   )
   devices = build.sampling_devices(config) if mesh is None else mesh
-  placement = Placement(devices)
+  height = build.height_stages(config, devices)
+  places = {
+    name: build.net_placement(devices, name in height) for name in cascade.names
+  }
   spread = build.text_placement(devices)
   return Imagen(
     cascade,
-    load_net=lambda name: build.load_net(config, cascade, name, placement),
+    load_net=lambda name: build.load_net(config, cascade, name, places[name]),
     load_encoder=(
       (lambda: build.load_encoder(config, spread)) if config.text else None
     ),
@@ -100,6 +102,7 @@ def load(
     devices=devices,
     batch_size=config.batch_size,
     offload=offload,
+    height=height,
     settings={"config": config.to_json_best_effort()},
   )
 
@@ -180,6 +183,7 @@ class Imagen:
     devices: Mesh,
     batch_size: int,
     offload: bool = False,
+    height: Container[str] = (),
     settings: Mapping[str, str] | None = None,
   ):
     """Stores a cascade and the functions that read its weights; reads none.
@@ -197,6 +201,8 @@ class Imagen:
       batch_size: images at a time; rounded up to a multiple of the number of
         devices that shard the rows.
       offload: as for load().
+      height: the names of the stages in which the mesh's tensor axis shards the
+        height of images. load_net must not shard their weights over it.
       settings: texts that Samples.settings includes.
     """
     self.cascade = cascade
@@ -205,6 +211,7 @@ class Imagen:
     self._check_net = check_net
     self._devices = devices
     self._offload = offload
+    self._height = height
     self._settings = dict(settings or {})
     self.reads_text = load_encoder is not None
     self._parts = Parts(
@@ -419,12 +426,9 @@ class Imagen:
     Raises:
       ValueError: if a stage's images are not finite.
     """
-    for batch, made, settings in self._batches(request, keep_text):
-      if jax.process_count() > 1:
-        size, rows = self._rows(request)
-        made = meshes.to_host(meshes.to_global(made, rows, size))
-      made = {name: images[: len(batch)] for name, images in made.items()}
-      yield self._samples(request, batch, made, settings)
+    batches = Batches(request, self._devices)
+    for made in self._batches(batches, keep_text):
+      yield batches.all_of(*made)
 
   def run_share(self, request: Request) -> Iterator[tuple[int, Samples]]:
     """Runs the stages of a request, for large jobs of one or many processes.
@@ -438,46 +442,30 @@ class Imagen:
     Raises:
       ValueError: if a stage's images are not finite.
     """
-    size, rows = self._rows(request)
-    held, own = meshes.host_rows(rows, size), meshes.own_rows(rows, size)
-    for batch, made, settings in self._batches(request, keep_text=False):
-      mine = own[own < len(batch)]
-      places = np.searchsorted(held, mine)
-      made = {name: images[places] for name, images in made.items()}
-      images = [batch[row] for row in mine]
-      yield len(batch), self._samples(request, images, made, settings)
-
-  def _rows(self, request: Request) -> tuple[int, NamedSharding]:
-    """Returns the number of rows of a batch, and their sharding."""
-    size = meshes.whole_rows(self._devices, request.batch_size)
-    return size, meshes.batch_sharding(self._devices, size)
+    batches = Batches(request, self._devices)
+    for made in self._batches(batches, keep_text=False):
+      batch, *_ = made
+      yield len(batch), batches.share_of(*made)
 
   def _batches(
-    self, request: Request, keep_text: bool
+    self, batches: Batches, keep_text: bool
   ) -> Iterator[tuple[Sequence[Row], dict[str, np.ndarray], dict[str, str]]]:
-    """Runs a request batch by batch.
-
-    The texts of several batches are encoded at a time, for ROUND images of each
-    process.
+    """Runs a request batch by batch; the texts of a round are encoded first.
 
     Yields:
       The images of a batch, each stage's arrays of the rows that this process
-      holds (mesh.host_rows), also those that fill the batch, and
-      Samples.settings.
+      holds, also of those that fill the batch, and Samples.settings.
     """
-    size, rows = self._rows(request)
-    held, most = meshes.host_rows(rows, size), request.batch_size
-    several = most * max(1, ROUND // len(held))
-    identities: dict[str, str] = {}
-    for start in range(0, len(request.rows), several):
-      part = request.rows[start : start + several]
-      batches = [part[i : i + most] for i in range(0, len(part), most)]
-      texts = self._texts(request, [filled(b, size) for b in batches], rows)
-      if request.reads_text and self.reads_text:
-        identities[TEXT] = self._parts.identities[TEXT]
-      if not keep_text and self.reads_text:
-        self.release(TEXT)
-      pairs = list(zip(batches, texts, strict=True))
+    request, identities = batches.request, {}
+    for part in batches.rounds():
+      texts: list[TextEmbedding | None] = [None] * len(part)
+      if self.reads_text:
+        texts = batches.texts(part, self._encode)
+        if request.reads_text:
+          identities[TEXT] = self._parts.identities[TEXT]
+        if self._offload or not keep_text:
+          self.release(TEXT)
+      pairs = list(zip(part, texts, strict=True))
       # With offload each stage's weights are read once, for all batches.
       for group in [pairs] if self._offload else [[pair] for pair in pairs]:
         made: list[dict[str, np.ndarray]] = [{} for _ in group]
@@ -486,36 +474,15 @@ class Imagen:
           net = self.part(name)
           identities[name] = self._parts.identities[name]
           for (batch, text), done in zip(group, made, strict=True):
-            images = filled(batch, size)
-            lowres = next(reversed(done.values()), None)
-            if lowres is None and request.lowres is not None:
-              lowres = request.lowres[[images[row].prompt for row in held]]
+            before = next(reversed(done.values()), None)
             with compile_cache.enabled():
-              inputs = stage_inputs(number, images, text, lowres, rows)
-            done[name] = self._run(request, number, net, inputs, len(batch))
+              inputs = batches.inputs(number, batch, text, before)
+            done[name] = self._run(batches, number, net, inputs, len(batch))
           del net
           self._leave(name)
         settings = self._made_with(request, identities)
         for (batch, _), done in zip(group, made, strict=True):
           yield batch, done, settings
-
-  def _samples(
-    self,
-    request: Request,
-    images: Sequence[Row],
-    stages: Mapping[str, np.ndarray],
-    settings: Mapping[str, str],
-  ) -> Samples:
-    """Returns the Samples of images, given each stage's arrays of them."""
-    prompts = request.prompts
-    return Samples(
-      prompts=tuple(prompts and prompts[row.prompt] for row in images),
-      seeds=tuple(row.seed for row in images),
-      indices=tuple(row.index for row in images),
-      ids=image_ids(request.part(images), settings),
-      stages=stages,
-      settings=settings,
-    )
 
   def _made_with(
     self, request: Request, identities: Mapping[str, str]
@@ -528,63 +495,9 @@ class Imagen:
       **request.changes,
     }
 
-  def _texts(
-    self,
-    request: Request,
-    batches: Sequence[Sequence[Row]],
-    rows: NamedSharding,
-  ) -> list[TextEmbedding | None]:
-    """Returns the texts of filled batches, of the rows that this process holds.
-
-    All of them are encoded in one go, each by the devices that will use it.
-    """
-    if not self.reads_text:
-      return [None] * len(batches)
-    size = len(batches[0])
-    held = meshes.host_rows(rows, size)
-    each = rows.shard_shape((size,))[0]
-    if request.prompts is None:
-      # Unconditional images have the null text, which no prompt changes.
-      null = jax.tree.map(np.asarray, self.encode(["-"]).nothing())
-      text = jax.tree.map(lambda leaf: leaf[[0] * len(held)], null)
-      return [text] * len(batches)
-    # A group of devices has the rows of all batches that it has of each.
-    numbers = np.array([[row.prompt for row in batch] for batch in batches])
-    numbers = numbers.reshape(len(batches), -1, each).swapaxes(0, 1)
-
-    def encode(prompts: Sequence[str]) -> list[TextEmbedding]:
-      """Encodes the prompts of the rows, each of them given by its number."""
-      shards = [rows] if each < size else []
-      text = self._encode([prompts[i] for i in numbers.flat], *shards)
-      split = lambda leaf: leaf.reshape(
-        -1, len(batches), each, *leaf.shape[1:]
-      ).swapaxes(0, 1)
-      text = jax.tree.map(split, text)
-      return [
-        jax.tree.map(lambda a, i=i: a[i].reshape(-1, *a.shape[3:]), text)
-        for i in range(len(batches))
-      ]
-
-    if request.text is not None:
-      order = [[batch[row].prompt for row in held] for batch in batches]
-      given = jax.tree.map(np.asarray, request.text)
-      texts = [jax.tree.map(lambda a, at=at: a[at], given) for at in order]
-    else:
-      quiet = not request.progress or jax.process_index() > 0
-      with Stopwatch() as watch:
-        texts = encode(request.prompts)
-        Progress("text", 1, quiet=quiet).say(
-          f"  text: {len(np.unique(numbers))} prompt(s) in {watch.lap()}"
-        )
-    if request.negative is not None:
-      nulls = [text.replace(null=None) for text in encode(request.negative)]
-      texts = [a.replace(null=b) for a, b in zip(texts, nulls, strict=True)]
-    self._leave(TEXT)
-    return texts
-
   def _run(
     self,
-    request: Request,
+    batches: Batches,
     number: int,
     net: Any,
     inputs: SamplingInputs,
@@ -594,18 +507,19 @@ class Imagen:
 
     The callback gets the first `count` rows of the batch.
     """
+    request, rows = batches.request, batches.rows
     name, stage = self.names[number], self.cascade.stages[number]
     sampling, size = request.samplings[number], inputs.keys.shape[0]
     first, steps, settings = 0, sampling.num_steps, sampling.args()
-    _, rows = self._rows(request)
-    carry = meshes.put_rows(stage.blank(size), rows)
+    places = carry_places(rows, name in self._height)
+    carry = meshes.put_rows(stage.blank(size), places)
     quiet = not request.progress or jax.process_index() > 0
     with Progress(name, steps, quiet=quiet) as progress, Stopwatch() as watch:
       for last in stops(request, steps):
         new = compile_cache.enabled() if first == 0 else nullcontext()
         with new, jax.set_mesh(self._devices):
           carry = run_stage(
-            stage, net, carry, first, last, inputs, settings, rows=rows
+            stage, net, carry, first, last, inputs, settings, rows=places
           )
         if request.callback and is_observed(request, last - 1, steps):
           x_hat = meshes.to_host(carry.x_hat)[:count]
@@ -619,7 +533,7 @@ class Imagen:
       if not progress.live:
         size = f"{stage.size}x{stage.size}"
         progress.say(f"  {name}: {size} in {watch.lap()}")
-    images = meshes.local_rows(carry.z)
+    images = meshes.local_rows(by_rows(carry.z, rows=rows))
     with shared_errors():
       if not np.isfinite(images).all():
         raise ValueError(

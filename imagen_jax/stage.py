@@ -436,13 +436,14 @@ def run_stage(
   inputs: SamplingInputs,
   sampling: SamplingArgs,
   *,
-  rows: jax.sharding.Sharding | None = None,
+  rows: jax.sharding.Sharding | Carry | None = None,
 ) -> Carry:
   """Runs stage.run as a jitted function.
 
   It compiles once for all numbers of steps and all values of the settings. The
   given carry is donated: do not use it afterwards. `rows` is the sharding of
-  the returned carry; None leaves it to the compiler.
+  the returned carry, one for all of it or a Carry of shardings; None leaves it
+  to the compiler.
   """
   carry = stage.run(params, carry, first, last, inputs, sampling)
   if rows is None:

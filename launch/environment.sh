@@ -3,12 +3,15 @@
 # at once where that is done. One of its own that was cut short, or that
 # belongs to other versions or another folder, is made anew; a .venv that
 # somebody else made is brought to these versions and otherwise left alone.
+# Where there is no setup.py, as on a TPU's worker, the package is left out.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")"
 
 ours=.venv/made_by_launch # there from the start in one of its own
 stamp=.venv/imagen_jax.stamp # there at the end: what it was made from
-wanted=$({ pwd -P; cat requirements-lock.txt setup.py; } | cksum)
+sources=(requirements-lock.txt)
+if [ -e setup.py ]; then sources+=(setup.py); fi
+wanted=$({ pwd -P; cat "${sources[@]}"; } | cksum)
 
 fail() {
   echo "launch/environment.sh: $1" >&2
@@ -49,7 +52,9 @@ rm -f "$stamp"
 echo "installing the packages of requirements-lock.txt ..."
 install -r requirements-lock.txt ||
   fail "could not install requirements-lock.txt; see pip's lines above."
-install --no-deps --no-build-isolation -e . ||
-  fail "could not install imagen_jax; see pip's lines above."
+if [ -e setup.py ]; then
+  install --no-deps --no-build-isolation -e . ||
+    fail "could not install imagen_jax; see pip's lines above."
+fi
 echo "$wanted" >"$stamp"
 echo "made .venv in $((SECONDS - start)) s"

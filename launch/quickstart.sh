@@ -3,7 +3,7 @@
 #   launch/quickstart.sh "two red circles above a blue square" [--seed=1 ...]
 # What follows the prompt goes to `python -m imagen_jax.sample`.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
 
 case ${1-} in
   '' | -*)

@@ -10,7 +10,7 @@
 # newest versions in .venv-newest. Python 3.13 or 3.12, on PATH or under pyenv,
 # makes both; remove .venv-newest to have newer versions.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")"
 export JAX_PLATFORMS=cpu
 
 

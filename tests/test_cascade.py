@@ -10,13 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.cascade import Cascade, used_shapes
+from imagen_jax.build import net_placement
+from imagen_jax.cascade import (
+  Cascade,
+  by_rows,
+  carry_places,
+  stage_inputs,
+  used_shapes,
+)
 from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import NoThreshold
 from imagen_jax.diffusion.samplers import LearnedAncestral
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.unet import UNet
-from imagen_jax.stage import Sampling, Stage
+from imagen_jax.parallel.mesh import (
+  MeshShape,
+  batch_sharding,
+  local_rows,
+  make_mesh,
+  put_rows,
+)
+from imagen_jax.request import Row
+from imagen_jax.stage import Sampling, Stage, run_stage
 from imagen_jax.types import Conditioning, TextEmbedding
 
 
@@ -131,3 +146,40 @@ def test_weights_as_they_are_used_give_the_same_bits(name, random_params):
   assert {x.dtype for x in jax.tree.leaves(used_shapes(init))} == {
     jnp.dtype("float32")
   }
+
+
+def test_a_single_image_is_spread_by_its_height(random_params):
+  """Over devices that hold all weights; it is the image of one device."""
+  net = EfficientUNet((BLOCK,), **SMALL | {"dtype": jnp.float32})
+  stage = Stage(net, size=16, lowres_size=8, prediction=X)
+  normal = np.random.default_rng(0).normal(size=(1, 16, 16, 3))
+  lowres = np.clip(normal[:, ::2, ::2], -1, 1).astype(np.float32)
+  text = jax.tree.map(lambda leaf: leaf[:1], TEXT)
+  cond = Conditioning(text, lowres, np.zeros(1))
+  params = random_params(net, normal, np.zeros(1), cond)
+  sampling = Sampling(steps=2, aug_level=0.2)
+
+  def draw(devices, height):
+    rows = batch_sharding(devices, 1)
+    places = carry_places(rows, height)
+    inputs = stage_inputs(1, [Row(0, 3, 5)], text, lowres, rows)
+    with jax.set_mesh(devices):
+      carry = run_stage(
+        stage,
+        net_placement(devices, height).put(params),
+        put_rows(stage.blank(1), places),
+        0,
+        sampling.num_steps,
+        inputs,
+        sampling.args(),
+        rows=places,
+      )
+      assert carry.z.sharding.shard_shape(carry.z.shape)[1] == (
+        16 // devices.size
+      )
+      return local_rows(by_rows(carry.z, rows=rows))
+
+  one = draw(make_mesh(MeshShape(1, 1, 1), jax.devices()[:1]), False)
+  many = draw(make_mesh(MeshShape(1, 1, 4), jax.devices()[:4]), True)
+  assert one.shape == (1, 16, 16, 3) and np.std(one) > 0.1
+  np.testing.assert_allclose(one, many, atol=2e-5)

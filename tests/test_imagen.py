@@ -4,8 +4,6 @@ Nets are small functions; tests/test_demo.py and tests/verbs sample real ones.
 """
 
 import dataclasses
-import threading
-import weakref
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -14,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import jobs
 from imagen_jax.cascade import Cascade, image_keys
 from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import DynamicThreshold, NoThreshold
@@ -22,8 +19,7 @@ from imagen_jax.diffusion.samplers import DDIM, Ancestral
 from imagen_jax.imagen import Imagen
 from imagen_jax.parallel.mesh import make_mesh, replicated
 from imagen_jax.progress import compilations
-from imagen_jax.request import Row, image_rows
-from imagen_jax.samples import Samples
+from imagen_jax.request import Row
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.types import TextEmbedding
 
@@ -330,76 +326,3 @@ def test_images_that_are_not_finite_are_an_error():
   imagen = make_imagen(make_cascade(THREE[0], nan))
   with pytest.raises(ValueError, match="^the images of stage middle are not"):
     imagen.sample("grey", progress=False)
-
-
-def test_only_the_batches_at_work_are_in_memory(tmp_path, monkeypatch):
-  """One is written while the next is computed; a finished one is let go."""
-  imagen, alive = make_imagen(make_cascade(THREE[0])), []
-  write, free = Samples.write, threading.Event()
-
-  def note(self, folder, i):
-    assert free.wait(60)
-    return write(self, folder, i)
-
-  def look(cascade, request):
-    for more, samples in shares(cascade, request):
-      alive.append(weakref.ref(samples))
-      assert sum(ref() is not None for ref in alive) <= 2
-      if len(alive) == 2:
-        free.set()  # the second batch was computed before the first was written
-      yield more, samples
-      del samples
-
-  shares = Imagen.run_share
-  monkeypatch.setattr(Samples, "write", note)
-  monkeypatch.setattr(Imagen, "run_share", look)
-  rows = image_rows(1, num_images=10)
-  job = jobs.plan(imagen, ["dark"], rows, tmp_path, progress=False)
-  assert sum(more for more, _ in job.run()) == 10
-  assert len(list(tmp_path.iterdir())) == 10
-
-
-def test_an_image_that_cannot_be_written_ends_the_job(tmp_path, monkeypatch):
-  """After the batches at work, with the file in the sentence."""
-  imagen, batches = make_imagen(make_cascade(THREE[0])), []
-  rows = image_rows(1, num_images=10)
-  job = jobs.plan(imagen, ["dark"], rows, tmp_path, progress=False)
-  job.paths[2].mkdir()  # a folder in place of the second batch's first file
-  with pytest.raises(ValueError, match=f"^{job.paths[2]} cannot be written: "):
-    batches += job.run()
-  assert len(batches) == 2
-  written = [path.is_file() for path in job.paths]
-  assert written == [True, True, False, True, *[False] * 6]
-
-
-def test_the_folder_is_listed_once_and_a_listing_may_fail(tmp_path):
-  """Only files that are there are opened."""
-  imagen = make_imagen(make_cascade(THREE[0]))
-  rows = image_rows(1, num_images=3)
-  (tmp_path / "file").write_bytes(b"")
-  with pytest.raises(ValueError, match="/file cannot be read: Not a directory"):
-    jobs.plan(imagen, ["dark"], rows, tmp_path / "file", progress=False)
-  job = jobs.plan(imagen, ["dark"], rows, tmp_path / "new", progress=False)
-  assert job.missing == (0, 1, 2) and not (tmp_path / "new").exists()
-
-
-def test_a_large_job_encodes_texts_in_rounds(tmp_path, monkeypatch):
-  """The encoder leaves memory before the nets come, each time."""
-  monkeypatch.setattr("imagen_jax.imagen.ROUND", 4)
-  log, prompts = [], ["dark", "grey", "light"]
-  imagen = make_imagen(make_cascade(*THREE[:2]), log=log)
-  rows = image_rows(3, num_images=2)
-  expected = imagen.sample(prompts, num_images=2, progress=False).save(
-    tmp_path / "call"
-  )
-  log.clear()
-  imagen.release("text")
-  job = jobs.plan(imagen, prompts, rows, tmp_path / "job", progress=False)
-  assert job.missing == (0, 1, 2, 3, 4, 5)
-  batches = [(more, len(paths)) for more, paths in job.run()]
-  assert batches == [(2, 0), (2, 2), (2, 2), (0, 2)]  # written meanwhile
-  assert log == ["text", "text"]
-  for path, other in zip(job.paths, expected, strict=True):
-    assert path.read_bytes() == other.read_bytes()
-  again = jobs.plan(imagen, prompts, rows, tmp_path / "job", progress=False)
-  assert not again.missing

@@ -114,6 +114,36 @@ def test_environment_of_somebody_else_is_not_removed(project):
     assert (project.root / ".venv" / "theirs").exists()
 
 
+@pytest.mark.parametrize(
+  ("script", "args"),
+  [("environment.sh", ()), ("quickstart.sh", ("a star",)), ("test.sh", ())],
+)
+@pytest.mark.parametrize("linked", [True, False])
+def test_scripts_find_their_project(project, script, args, linked):
+  """Through a link, and though CDPATH leads to another project."""
+  decoy = project.bin / "decoy"
+  (decoy / "launch").mkdir(parents=True)
+  path = pathlib.Path("launch", script)
+  if linked:
+    (project.bin / "a link").symlink_to(project.root / path)
+    path = project.bin / "a link"
+  run = subprocess.run(
+    ["bash", path, *args],
+    cwd=project.root,
+    env={
+      **os.environ,
+      "PATH": f"{project.bin}:{os.environ['PATH']}",
+      "CDPATH": f"{decoy}:{decoy}/launch",
+    },
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == 0, run.stderr
+  assert (project.root / ".venv" / "imagen_jax.stamp").exists()
+  assert not (decoy / ".venv").exists()
+  assert not any("decoy" in line for line in project.calls())
+
+
 def test_no_python_is_one_sentence(project):
   project.set_python("#!/bin/sh\nexit 1\n")
   run = project.run("environment.sh")

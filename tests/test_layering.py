@@ -22,6 +22,7 @@ ROWS = (
   ("cascade", "interop", "evals", "samples", "parts"),
   ("training", "request"),
   ("build", "image_ids"),
+  ("batches",),
   ("imagen", "aot", "cli"),
   ("jobs",),
 )

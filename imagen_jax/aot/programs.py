@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from imagen_jax import build
+from imagen_jax.cascade import carry_places
+from imagen_jax.diffusion.samplers import Carry
 from imagen_jax.parallel import mesh
 from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.sharding import Placement, placed
@@ -23,8 +25,9 @@ from imagen_jax.stage import (
   Stage,
   run_stage,
 )
-from imagen_jax.text.settings import NoText
+from imagen_jax.text.settings import NoText, Text
 from imagen_jax.training.setup import set_up, text_shapes
+from imagen_jax.training.summary import model_flops
 from imagen_jax.types import TextEmbedding
 
 
@@ -43,6 +46,7 @@ class Program:
     donate: the indices of donated arguments.
     loop: how often the loop of unknown length runs, if there is one.
     count: counts the operations of one run; None counts those of fn(*args).
+    training: what only a training step has; else None.
   """
 
   name: str
@@ -54,10 +58,28 @@ class Program:
   donate: tuple[int, ...] = ()
   loop: int | None = None
   count: Callable[[], int] | None = None
+  training: "TrainingStep | None" = None
 
   def flops(self) -> int:
     """Counts the operations of one run, over all devices."""
     return self.count() if self.count else count_flops(self.fn, *self.args)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingStep:
+  """Describes what a run of training steps costs.
+
+  Attributes:
+    steps: the number of steps of the run.
+    trained: the number of parameters that are trained.
+    accumulate: the number of parts of a batch.
+    useful: counts the operations that the model needs, without recomputation.
+  """
+
+  steps: int
+  trained: int
+  accumulate: int
+  useful: Callable[[], int]
 
 
 def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -68,14 +90,22 @@ def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 def train_program(config: Mapping[str, Any], devices: Mesh) -> Program:
   """Returns the training step of a stage, as the verb train runs it."""
   setup = set_up(build.run(config), devices)
+  run, params = setup.run, setup.state.params
+  useful = lambda: model_flops(
+    run.stage, run.text.embedder, params, setup.text, setup.batch
+  )
+  trained = sum(leaf.size for leaf in jax.tree.leaves(params))
   return Program(
     "train",
-    setup.run.data.batch_size,
+    run.data.batch_size,
     setup.step,
     (setup.state, setup.text, setup.batch),
-    params=(setup.state.params, setup.text),
+    params=(params, setup.text),
     out_shardings=setup.outputs,
     donate=(0,),
+    training=TrainingStep(
+      run.training.steps, trained, run.training.accumulate, useful
+    ),
   )
 
 
@@ -93,6 +123,17 @@ def embed_program(
   return Program("embed", rows, encode, (weights, *inputs), params=weights)
 
 
+def embedding(text: Text | NoText, rows: int) -> TextEmbedding | None:
+  """Describes encoded prompts; None without a text encoder."""
+  if isinstance(text, NoText):
+    return None
+  words = TextEmbedding(
+    shape(rows, text.length, text.dim),
+    shape(rows, text.length, dtype=jnp.bool_),
+  )
+  return words.replace(null=words if text.null == "empty" else None)
+
+
 def stage_program(
   name: str,
   stage: Stage,
@@ -101,6 +142,7 @@ def stage_program(
   words: TextEmbedding | None,
   rows: int,
   place: NamedSharding,
+  places: NamedSharding | Carry,
 ) -> Program:
   """Returns one stage's sampler for a batch of images.
 
@@ -112,20 +154,22 @@ def stage_program(
     words: the shapes of the prompts' embeddings; None for an unconditional net.
     rows: the number of images.
     place: the sharding of their rows.
+    places: the shardings of the carry.
   """
   steps = sampling.num_steps
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   side = stage.lowres_size
   lowres = side and shape(rows, side, side, CHANNELS)
   carry = jax.eval_shape(lambda: stage.blank(rows))
-  carry, inputs = placed((carry, SamplingInputs(keys, words, lowres)), place)
+  carry = placed(carry, places)
+  inputs = placed(SamplingInputs(keys, words, lowres), place)
   args = sampling.args()
   # With bounds that are known, the operations in the loop can be counted.
   whole = lambda net, carry, *rest: stage.run(net, carry, 0, steps, *rest)
   return Program(
     f"sample {name}",
     rows,
-    partial(run_stage.__wrapped__, stage, rows=place),
+    partial(run_stage.__wrapped__, stage, rows=places),
     (net, carry, 0, steps, inputs, args),
     params=net,
     donate=(1,),
@@ -139,21 +183,19 @@ def sample_programs(
 ) -> Iterator[Program]:
   """Yields the text encoder and each stage's sampler, for a batch of images."""
   cascade, text = build.cascade(config), build.text(config["text"])
-  rows, words = mesh.whole_rows(devices, config["batch_size"]), None
-  if not isinstance(text, NoText):
+  rows = mesh.whole_rows(devices, config["batch_size"])
+  words = embedding(text, rows)
+  if words is not None:
     yield embed_program(config, devices, build.text_placement(devices))
-    words = TextEmbedding(
-      shape(rows, text.length, text.dim),
-      shape(rows, text.length, dtype=jnp.bool_),
-    )
-    words = words.replace(null=words if text.null == "empty" else None)
   for name, stage, sampling in zip(
     cascade.names, cascade.stages, cascade.samplings, strict=True
   ):
     net = build.sampling_shapes(stage, text)
-    net = placed(net, Placement(devices).params(net))
+    height = name in build.height_stages(config, devices)
+    net = placed(net, build.net_placement(devices, height).params(net))
     place = mesh.rows_sharding(devices, rows)
-    yield stage_program(name, stage, sampling, net, words, rows, place)
+    places = carry_places(place, height)
+    yield stage_program(name, stage, sampling, net, words, rows, place, places)
 
 
 def mode_of(config: Mapping[str, Any]) -> str:

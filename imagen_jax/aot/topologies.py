@@ -56,7 +56,8 @@ class Chip:
   Attributes:
     shapes: the shapes of slices, by their number of chips.
     hbm_gib: GiB of a device that the compiler lets a program use.
-    peak_tflops: TFLOP/s of a device in bfloat16.
+    kind: the device_kind of its devices, a key of peaks.SPEEDS.
+    pod: the most chips of one slice; more need several slices.
     count: how much a chip counts in a slice's name.
     devices: devices of a chip.
     config: libtpu's name of the chip's configuration; None for the default.
@@ -64,20 +65,25 @@ class Chip:
 
   shapes: dict[int, tuple[int, ...]]
   hbm_gib: float
-  peak_tflops: float
+  kind: str
+  pod: int
   count: int = 1
   devices: int = 1
   config: str | None = None
 
+  @property
+  def speed(self) -> peaks.Speed:
+    """The published speeds of a device."""
+    return peaks.SPEEDS[self.kind]
 
-PEAK = peaks.PEAK_TFLOPS
+
 CHIPS = {
   # Without megacore, libtpu makes two devices of a v4 chip.
-  "v4": Chip(SHAPES_3D, 30.75, PEAK["TPU v4"], count=2, config="megacore"),
-  "v5p": Chip(SHAPES_3D, 95.73, PEAK["TPU v5"], count=2),
-  "v5e": Chip(SHAPES_2D, 15.75, PEAK["TPU v5 lite"]),
-  "v6e": Chip(SHAPES_2D, 31.24, PEAK["TPU v6 lite"]),
-  "tpu7x": Chip(SHAPES_3D, 94.74, PEAK["TPU7x"], count=2, devices=2),
+  "v4": Chip(SHAPES_3D, 30.75, "TPU v4", 4096, count=2, config="megacore"),
+  "v5p": Chip(SHAPES_3D, 95.73, "TPU v5", 6144, count=2),
+  "v5e": Chip(SHAPES_2D, 15.75, "TPU v5 lite", 256),
+  "v6e": Chip(SHAPES_2D, 31.24, "TPU v6 lite", 256),
+  "tpu7x": Chip(SHAPES_3D, 94.74, "TPU7x", 9216, count=2, devices=2),
 }
 ALIASES = {"v5litepod": "v5e"}
 
@@ -95,7 +101,8 @@ class Slice:
     devices_per_chip: the number of devices of a chip.
     hosts: the number of hosts of all slices.
     hbm_bytes: bytes of a device that a program may use.
-    peak_flops: bfloat16 operations per second of a device.
+    speed: the published speeds of a device.
+    pod: the most chips of one slice of this generation.
   """
 
   name: str
@@ -106,7 +113,8 @@ class Slice:
   devices_per_chip: int
   hosts: int
   hbm_bytes: int
-  peak_flops: float
+  speed: peaks.Speed
+  pod: int
 
 
 def tpu_slice(name: str, num_slices: int = 1) -> Slice:
@@ -138,7 +146,8 @@ def tpu_slice(name: str, num_slices: int = 1) -> Slice:
     devices_per_chip=chip.devices,
     hosts=len({device.process_index for device in devices}),
     hbm_bytes=int(chip.hbm_gib * 2**30),
-    peak_flops=chip.peak_tflops * 1e12,
+    speed=chip.speed,
+    pod=chip.pod,
   )
 
 
@@ -204,5 +213,6 @@ def _devices(topology: str, options: dict[str, Any]) -> tuple[Any, ...]:
     raise  # unknown to libtpu: a mistake in the tables above
   except RuntimeError as error:
     raise ValueError(
-      "compiling for TPUs needs the libtpu package: pip install libtpu"
+      "compiling for TPUs needs libtpu, of the version that JAX names: "
+      "pip install 'jax[tpu]'"
     ) from error

@@ -5,7 +5,7 @@ also holds the defaults. A key or value that does not fit raises an error that
 names both.
 """
 
-from imagen_jax.build.cascades import cascade, sampling_devices
+from imagen_jax.build.cascades import cascade, height_stages, sampling_devices
 from imagen_jax.build.defaults import as_json
 from imagen_jax.build.diffusion import (
   SAMPLERS,
@@ -30,6 +30,7 @@ from imagen_jax.build.weights import (
   load_encoder,
   load_net,
   move_weights,
+  net_placement,
   replace_weights,
   sampling_shapes,
   text_placement,
@@ -53,6 +54,7 @@ __all__ = [
   "check_net",
   "check_text",
   "data",
+  "height_stages",
   "identity",
   "init_net",
   "load_encoder",
@@ -61,6 +63,7 @@ __all__ = [
   "mesh",
   "move_weights",
   "net",
+  "net_placement",
   "optimizer",
   "replace_weights",
   "required_text",

@@ -14,6 +14,8 @@ from imagen_jax.cascade import Cascade
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.training.setup import check_guidance
 
+_SHARDED = ({"tensor": "channels"}, {"tensor": "height"})
+
 
 def cascade(config: Mapping[str, Any]) -> Cascade:
   """Returns the cascade that a config describes.
@@ -33,7 +35,8 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
   keys = ("stages", "text", "batch_size", *names)
   check_names(config, "", keys, optional=("mesh",))
   for name in names:
-    check_names(config[name], f"{name}.", ("stage", "sampling", "weights"))
+    keys = ("stage", "sampling", "weights")
+    check_names(config[name], f"{name}.", keys, optional=("mesh",))
   if not fits(config["batch_size"], int) or config["batch_size"] < 1:
     raise ValueError(
       f"config batch_size is {config['batch_size']!r}, expected at least 1"
@@ -49,6 +52,35 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
     except ValueError as error:
       raise ValueError(f"stage {name}: {error}") from error
   return cascade
+
+
+def height_stages(config: Mapping[str, Any], devices: Mesh) -> tuple[str, ...]:
+  """Returns the stages in which the tensor axis shards the height of images.
+
+  They have mesh.tensor "height". The default is "channels".
+
+  Raises:
+    ValueError: a stage's mesh is anything else, or the devices along tensor do
+      not divide the height.
+  """
+  found, ways = [], devices.shape["tensor"]
+  for name in as_tuple(config["stages"]):
+    given = config[name].get("mesh", {"tensor": "channels"})
+    given = dict(given) if hasattr(given, "items") else given
+    if given not in _SHARDED:
+      raise ValueError(
+        f"config {name}.mesh is {given!r}, expected tensor='channels' or "
+        "tensor='height', what the tensor axis shards in this stage"
+      )
+    if given["tensor"] == "height" and ways > 1:
+      size = config[name]["stage"]["size"]
+      if size % ways:
+        raise ValueError(
+          f"config {name}.mesh.tensor is 'height', of {size} pixels, expected "
+          f"mesh.tensor to divide them, not {ways}"
+        )
+      found.append(name)
+  return tuple(found)
 
 
 def sampling_devices(

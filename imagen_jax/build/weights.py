@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from imagen_jax.build.nets import text
 from imagen_jax.cascade import Cascade, used_shapes
 from imagen_jax.interop import published
-from imagen_jax.parallel.sharding import Placement
+from imagen_jax.parallel.sharding import REPLICATED, RULES, Placement
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.settings import NoText, Text
@@ -87,6 +87,18 @@ def identity(config: Mapping[str, Any], name: str) -> str:
   if name == "text":
     found += f", vocabulary {identity(config['text']['vocabulary'])}"
   return found
+
+
+def net_placement(devices: Mesh, height: bool) -> Placement:
+  """Returns the sharding of a net's weights for sampling.
+
+  height: whether the tensor axis shards the height of images in place of them.
+  """
+  if not height:
+    return Placement(devices)
+  axes = lambda axes: axes if axes == REPLICATED else ()
+  rules = tuple((pattern, axes(given)) for pattern, given in RULES)
+  return Placement(devices, rules)
 
 
 def text_placement(devices: Mesh) -> Placement:

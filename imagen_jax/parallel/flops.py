@@ -44,10 +44,11 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
     ValueError: there are products in a while loop, whose length is unknown, or
       in a primitive such as pallas_call.
   """
-  return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
+  return jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _flops(jaxpr: Jaxpr) -> int:
+def jaxpr_flops(jaxpr: Jaxpr) -> int:
+  """Counts the operations of a traced function, as count_flops does."""
   return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -57,7 +58,7 @@ def _equation(equation: JaxprEqn) -> int:
     return _dot(equation)
   if name == "conv_general_dilated":
     return _convolution(equation)
-  inner = [_flops(jaxpr) for jaxpr in jaxprs_in_params(params)]
+  inner = [jaxpr_flops(jaxpr) for jaxpr in jaxprs_in_params(params)]
   if not any(inner):
     return 0
   if name in CALLS:

@@ -155,12 +155,17 @@ def to_global(batch, sharding: NamedSharding, global_batch: int):
   return jax.tree.map(whole, batch)
 
 
-def put_rows(tree: Any, sharding: NamedSharding) -> Any:
-  """Makes global arrays from numpy arrays [B, ...] that every host holds."""
-  put = lambda x: jax.make_array_from_callback(
-    x.shape, sharding, lambda index: x[index]
+def put_rows(tree: Any, sharding: Any) -> Any:
+  """Makes global arrays from numpy arrays [B, ...] that every host holds.
+
+  sharding is one for all arrays, or a tree of them.
+  """
+  put = lambda x, place: jax.make_array_from_callback(
+    x.shape, place, lambda index: x[index]
   )
-  return jax.tree.map(put, tree)
+  if isinstance(sharding, NamedSharding):
+    return jax.tree.map(lambda x: put(x, sharding), tree)
+  return jax.tree.map(put, tree, sharding)
 
 
 def local_rows(tree: Any) -> Any:

@@ -12,7 +12,9 @@ from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.settings import Data
 
 
-def check_splits(data: Data, sample_split: str, *, captions: bool) -> None:
+def check_splits(
+  data: Data, sample_split: str | None, *, captions: bool
+) -> None:
   """Opens the splits that a run will read, and prepares the data set if needed.
 
   Preparing a data set takes seconds and no accelerator. Call this before any
@@ -20,13 +22,15 @@ def check_splits(data: Data, sample_split: str, *, captions: bool) -> None:
 
   Args:
     data: says where the examples are.
-    sample_split: the split that sample grids show.
+    sample_split: the split that sample grids show; None without grids.
     captions: whether captions are read.
 
   Raises:
     ValueError: a split or the data set cannot be used; the key is named.
   """
-  keys = {"data.split": data.split, "train.sample_split": sample_split}
+  keys = {"data.split": data.split}
+  if sample_split is not None:
+    keys["train.sample_split"] = sample_split
   for key, split in keys.items():
     load_source(
       data.name, split, data.data_dir, features=_features(captions), key=key

@@ -22,6 +22,8 @@ def sample_grid(
   params: Any,
   text: TextEmbedding | None,
   batch: dict[str, np.ndarray],
+  *,
+  steps: int | None = None,
 ) -> np.ndarray:
   """Samples images for a batch and arranges them beside the true images.
 
@@ -35,6 +37,8 @@ def sample_grid(
     params: the net's weights, sharded over a mesh.
     text: the embeddings of the captions; None for an unconditional net.
     batch: float images `image` and, for super-resolution, `lowres`.
+    steps: sampling steps to run; None runs all. With 0 the program is compiled
+      and the samples are noise.
 
   Returns:
     uint8 [H, W, 3]: the low-resolution image (if any), the sample and the true
@@ -60,7 +64,7 @@ def sample_grid(
     params,
     mesh.put_rows(small.blank(size), rows),
     0,
-    sampling.num_steps,
+    sampling.num_steps if steps is None else steps,
     SamplingInputs(keys, put(text), put(lowres)),
     sampling.args(),
     rows=rows,

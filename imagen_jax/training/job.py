@@ -89,7 +89,9 @@ def check_files(run: Run, workdir: str) -> None:
   path = run.training.start_from
   if path and not has_checkpoint(workdir):  # a resumed run reads none
     published.check_net(path, net_shapes(run.stage, run.text))
-  check_splits(run.data, run.training.sample_split, captions=captions)
+  training = run.training
+  sample_split = training.sample_split if training.sample_every else None
+  check_splits(run.data, sample_split, captions=captions)
 
 
 @contextlib.contextmanager

@@ -101,17 +101,16 @@ def train(
         if step < run.training.steps:
           feed = open_feed(job, step, log, stack)
 
-          # 3. Compile all programs: a run that must end soon has no time to.
-          with goodput.part("compile"):
-            step_fn, batch = compile_step(job, state, feed, log)
-            saved.compile(state)
+          # 3. Compile all programs.
+          step_fn, batch = compile_step(job, state, feed, log)
+          watchdog = stack.enter_context(open_watchdog(run, on_hang))
+          outputs = Outputs(
+            job, writer, log, trace, saved, config, samples, watchdog
+          )
+          outputs.compile(state)
           log.write_goodput(step)
 
           # 4. Train, see train_steps.
-          outputs = Outputs(
-            job, writer, log, trace, saved, config, samples,
-            stack.enter_context(open_watchdog(run, on_hang)),
-          )  # fmt: skip
           state, interrupted = train_steps(
             job, state, step_fn, batch, feed, outputs
           )
@@ -209,7 +208,8 @@ def compile_step(
   begun, batch = time.monotonic(), next(feed)
   stage, embedder = job.run.stage, job.run.text.embedder
   log.flops = model_flops(stage, embedder, state.params, job.text_params, batch)
-  step_fn = job.setup.compile(state, job.text_params, batch)
+  with log.goodput.part("compile"):
+    step_fn = job.setup.compile(state, job.text_params, batch)
   job.progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
   return step_fn, batch
 

@@ -36,13 +36,15 @@ class Samples:
   text: TextEmbedding | None
 
 
-def read_samples(job: Job) -> Samples:
-  """Reads the first examples of train.sample_split.
+def read_samples(job: Job) -> Samples | None:
+  """Reads the first examples of train.sample_split; None without sample grids.
 
   Raises:
     Stopped: the run was asked to end meanwhile.
   """
   training = job.run.training
+  if training.sample_every is None:
+    return None
   batch = job.first_batch(training.sample_split, training.num_samples)
   encode = published.text_encoder(job.run.text, job.text_params)
   text = encode and encode.from_ids(batch["tokens"], batch["mask"])
@@ -123,7 +125,7 @@ class Outputs:
     saved: the checkpoints, written every train.checkpoint_every steps.
     config: the config that a checkpoint keeps.
     samples: the examples of sample grids, written every train.sample_every
-      steps.
+      steps; None writes none.
     watchdog: watches for hangs, except while a sample grid is sampled.
   """
 
@@ -133,8 +135,18 @@ class Outputs:
   trace: Trace
   saved: Checkpoints
   config: Config
-  samples: Samples
+  samples: Samples | None
   watchdog: Watchdog
+
+  def compile(self, state: TrainState) -> None:
+    """Compiles what later steps write, before the first step.
+
+    A run that is asked to end may have half a minute to save.
+    """
+    with self.log.goodput.part("compile"), self.watchdog.paused():
+      self.saved.compile(state)
+      if self.samples is not None:
+        self._sample(state.ema, steps=0)
 
   def write(self, step: int, state: TrainState, last: bool) -> None:
     """Writes due outputs after a step; always logs and saves the last step."""
@@ -143,7 +155,9 @@ class Outputs:
     if last or step % training.log_every == 0:
       self.log.write(step)
     save = last or step % training.checkpoint_every == 0
-    draw = step % training.sample_every == 0 or step == training.steps
+    draw = self.samples is not None and (
+      step % training.sample_every == 0 or step == training.steps
+    )
     if save or draw:
       jax.block_until_ready(state)  # so that the pause excludes the step
     progress.pause()
@@ -158,10 +172,7 @@ class Outputs:
 
   def _draw(self, step: int, params: Any) -> None:
     """Writes a sample grid to workdir/samples and for TensorBoard."""
-    job, samples = self.job, self.samples
-    grid = sample_grid(
-      job.run.stage, job.run.sampling, params, samples.text, samples.batch
-    )
+    job, grid = self.job, self._sample(params)
     if jax.process_index() == 0:
       path = epath.Path(job.workdir) / "samples" / f"{step:08}.png"
       try:
@@ -169,3 +180,10 @@ class Outputs:
       except ValueError as error:
         job.progress.say(f"{error}; training goes on without")
     self.log.metrics.write_image(step, "samples", grid)
+
+  def _sample(self, params: Any, steps: int | None = None) -> np.ndarray:
+    """Samples a grid; `steps` as in sample_grid."""
+    run, samples = self.job.run, self.samples
+    return sample_grid(
+      run.stage, run.sampling, params, samples.text, samples.batch, steps=steps
+    )

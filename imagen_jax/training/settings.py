@@ -80,7 +80,8 @@ class Training:
     seed: seed of the weights and of each step's noise, times and dropped text.
     ema_decay: the largest decay of the averaged weights, 0 to 1.
     log_every: steps between two logs of metrics.
-    sample_every: steps between two sample grids.
+    sample_every: steps between two sample grids, and one at the end; None
+      writes none.
     checkpoint_every: steps between two checkpoints.
     keep_checkpoints: how many of the newest checkpoints are kept.
     keep_every: keeps the checkpoints of every so many steps as well; None does
@@ -100,7 +101,7 @@ class Training:
   seed: int = 0
   ema_decay: float = 0.9999
   log_every: int = 100
-  sample_every: int = 10_000
+  sample_every: int | None = 10_000
   checkpoint_every: int = 5_000
   keep_checkpoints: int = 3
   keep_every: int | None = None
@@ -115,17 +116,16 @@ class Training:
       "steps",
       "accumulate",
       "log_every",
-      "sample_every",
       "checkpoint_every",
       "keep_checkpoints",
       "max_skipped",
       "num_samples",
     )
     check_ranges(self, lowest=dict.fromkeys(counts, 1))
-    if self.keep_every is not None and self.keep_every < 1:
-      raise ValueError(
-        f"keep_every is {self.keep_every}, expected at least 1, or None"
-      )
+    for name in ("keep_every", "sample_every"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"{name} is {value}, expected at least 1, or None")
     if self.hang_after is not None and not self.hang_after > 0:
       raise ValueError(
         f"hang_after is {self.hang_after}, expected more than 0, or None"

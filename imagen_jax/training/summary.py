@@ -36,7 +36,8 @@ def dry_run(run: Run, workdir: str) -> bool:
     data, training, setup = run.data, run.training, job.setup
     rows = range(min(training.num_samples, data.batch_size))
     try:
-      job.first_batch(training.sample_split, training.num_samples)
+      if training.sample_every:
+        job.first_batch(training.sample_split, training.num_samples)
       batch = job.first_batch(data.split, data.batch_size, rows=rows)
     except Stopped:
       job.progress.say(STOPPED)

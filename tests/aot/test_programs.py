@@ -282,15 +282,18 @@ def test_images_are_left_where_the_next_part_of_the_steps_takes_them(here):
 def test_embed_is_the_verbs_encoder(here):
   config = cascade_config(here)
   devices = devices_of(config)
-  for mode in ("embed", "sample"):
-    found = next(iter(programs.of(config, mode, devices)))
-    assert (found.name, found.batch) == ("embed", 8)
   text = build.text(config.text)
-  params = Placement(devices).put(build.load_text(text))
-  assert_alike(params, found.params)
   ids, mask = build.tokenizer(text)(["a red star"] * 8)
   ids, mask = jax.device_put((ids, mask), mesh.batch_sharding(devices, 8))
-  assert_alike((params, ids, mask), found.args)
+  for mode, placement in (
+    ("embed", Placement(devices)),
+    ("sample", build.text_placement(devices)),
+  ):
+    found = next(iter(programs.of(config, mode, devices)))
+    assert (found.name, found.batch) == ("embed", 8)
+    params = placement.put(build.load_text(text))
+    assert_alike((params, ids, mask), found.args)
+    assert found.params is found.args[0]
   kernels = [x for x in jax.tree.leaves(found.params) if x.ndim == 2]
   assert {x.dtype for x in kernels} >= {jnp.dtype(jnp.bfloat16)}
   assert programs.mode_of({"text": config.text}) == "embed"

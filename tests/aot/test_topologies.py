@@ -67,7 +67,7 @@ def test_peaks_are_those_that_jax_knows(kind):
   core = pallas.get_tpu_info_for_chip(version, 1).bf16_ops_per_second
   chip = topologies.CHIPS[kind]
   cores = 2 if kind in ("v4", "v5p", "tpu7x") else 1
-  peak = chip.peak_tflops * 1e12 * chip.devices
+  peak = chip.speed.tflops * 1e12 * chip.devices
   assert peak == pytest.approx(cores * core, rel=0.005)
 
 
@@ -104,7 +104,8 @@ def test_libtpu_that_is_not_installed_is_told(monkeypatch):
   monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
   with pytest.raises(
     ValueError,
-    match="^compiling for TPUs needs the libtpu package: pip install libtpu$",
+    match="^compiling for TPUs needs libtpu, of the version that JAX names: "
+    r"pip install 'jax\[tpu\]'$",
   ):
     topologies.tpu_slice("v5e-8")
 
@@ -145,14 +146,14 @@ def test_libtpu_knows_every_slice():
 TWO = """
 s = tpu_slice("v4-16", num_slices=2)
 index = [device.slice_index for device in s.devices]
-units = [s.devices_per_chip, s.hbm_bytes, s.peak_flops]
+units = [s.devices_per_chip, s.hbm_bytes, s.speed.tflops]
 print(json.dumps([s.num_slices, s.chips, s.hosts, s.topology, units, index]))
 """
 
 
 def test_devices_know_their_slice():
   pytest.importorskip("libtpu")
-  units = [1, 30.75 * 2**30, 275e12]
+  units = [1, 30.75 * 2**30, 275]
   index = [0] * 8 + [1] * 8
   assert run(TWO) == [2, 16, 4, "v4:2x2x2", units, index]
 

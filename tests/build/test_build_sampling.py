@@ -1,13 +1,17 @@
 """build: the configs of samplers, of thresholds and of schedules."""
 
+import re
+
+import jax
 import pytest
 
 from imagen_jax import build
-from imagen_jax.configs import shapes16
+from imagen_jax.configs import shapes, shapes16
 from imagen_jax.diffusion import guidance, samplers, schedules
 from imagen_jax.diffusion.augment import bilinear_aligned
 from imagen_jax.interop.deepfloyd_if import TIMESTEPS
 from imagen_jax.nets.unet import UNet
+from imagen_jax.parallel.mesh import MeshShape, make_mesh
 from imagen_jax.stage import Sampling, Stage
 
 
@@ -95,3 +99,42 @@ def test_who_enlarges_is_named_or_nobody():
     ValueError, match="stage.enlarge is 'cubic', expected one of 'bilinear_al"
   ):
     build.stage(config | {"enlarge": "cubic"})
+
+
+@pytest.mark.parametrize(
+  ("mesh", "tensor", "expected"),
+  [
+    (None, 2, ()),
+    ({"tensor": "channels"}, 2, ()),
+    ({"tensor": "height"}, 1, ()),  # there is nothing to shard
+    ({"tensor": "height"}, 2, ("shapes64",)),
+    (
+      {"tensor": "width"},
+      2,
+      "config shapes64.mesh is {'tensor': 'width'}, exp",
+    ),
+    (
+      {"tensor": 2},
+      2,
+      "config shapes64.mesh is {'tensor': 2}, expected tensor",
+    ),
+    ({"data": 2}, 2, "config shapes64.mesh is {'data': 2}, expected tensor='c"),
+    (2, 2, "config shapes64.mesh is 2, expected tensor='channels' or tensor="),
+    (
+      {"tensor": "height"},
+      3,
+      "config shapes64.mesh.tensor is 'height', of 64 ",
+    ),
+  ],
+)
+def test_what_the_tensor_axis_shards_in_a_stage(mesh, tensor, expected):
+  config = shapes.get_config()
+  if mesh is not None:
+    config.shapes64 = dict(config.shapes64) | {"mesh": mesh}
+  devices = make_mesh(MeshShape(1, 1, tensor), jax.devices()[:tensor])
+  if isinstance(expected, tuple):
+    assert build.height_stages(config, devices) == expected
+    build.cascade(config)
+  else:
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
+      build.height_stages(config, devices)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.checkpoints import manager, verify
 from imagen_jax.checkpoints.manager import Checkpoints
+from imagen_jax.progress import compilations
 from imagen_jax.training.step import TrainState, init_state
 
 OPTIMIZER = optax.adam(1e-3)
@@ -126,6 +127,19 @@ def test_the_last_are_kept_and_every_so_many_steps(tmp_path):
 def test_a_step_is_saved_once(tmp_path):
   save(tmp_path, 3, 3)
   assert kept(tmp_path) == ["3"]
+
+
+def test_a_save_finds_its_programs_compiled(tmp_path):
+  """Of a width that no other test compiles for."""
+  state = jax.tree.map(jnp.asarray, make_state(3, make_params(width=277)))
+  with (
+    compilations() as compiled,
+    manager.Checkpoints(str(tmp_path), keep=1) as run,
+  ):
+    run.compile(state)
+    before = compiled.count
+    run.save(3, state, CONFIG)
+  assert compiled.count == before > 0
 
 
 def test_the_average_alone(saved):

@@ -50,7 +50,7 @@ def start(code: str, **env: str) -> subprocess.CompletedProcess:
 
 
 def test_every_generation_has_a_file():
-  assert NAMES == ["gpu", "tpu7x", "v4", "v5e", "v5p", "v6e"]
+  assert NAMES == ["dcn", "gpu", "tpu7x", "v4", "v5e", "v5p", "v6e"]
 
 
 @pytest.mark.parametrize("name", NAMES)

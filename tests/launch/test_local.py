@@ -217,7 +217,8 @@ def test_all_are_started_again(platform):
 
 @pytest.mark.parametrize(
   ("args", "code", "count"),
-  [((), 9, 1), (("--restarts=2",), 9, 3), (("--restarts=2",), 75, 1)],
+  [((), 9, 1), (("--restarts=2",), 9, 3)]
+  + [(("--restarts=2",), code, 1) for code in (1, 2, 75)],
 )
 def test_not_for_ever_and_not_what_was_asked_to_end(
   platform, args, code, count

@@ -1,12 +1,7 @@
-"""launch/tpu_vm.sh: its gcloud commands, and what they do on workers."""
-
-import os
-import shutil
-import signal
+"""launch/tpu_vm.sh: its gcloud commands."""
 
 import pytest
 
-WAIT = "while :; do sleep 0.1; done"
 WHERE = ("--name=n", "--zone=z", "--project=p")
 COMMAND = ("--", "python", "-m", "x", "--config=it's a.py", "--w=gs://b/$HOME")
 VERBS = (
@@ -22,27 +17,6 @@ VERBS = (
   ("delete",),
   ("delete", "--queued"),
 )
-# Workers are folders; what gcloud would copy or run there is done in each.
-PRETENDED_GCLOUD = """#!/bin/bash
-for word; do
-  case $word in --worker=*) which=${{word#*=}} ;; esac
-  case $word in --command=*) command=${{word#*=}} ;; esac
-done
-for home in {calls}.w*; do
-  [ "$which" = all ] || [ "${{home##*.w}}" = "$which" ] || continue
-  case $4 in
-    scp) cp "$5" "$home/${{6#*:}}" ;;
-    ssh) (cd "$home" && HOME=$home bash -c "$command") ;;
-  esac || code=1
-done
-exit $code
-"""
-PRETENDED_PYTHON = """#!/bin/sh
-case "$*" in
-  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
-  *" pip "*) echo "$*" >> ../installed ;;
-esac
-"""
 
 
 def with_where(verb):
@@ -52,6 +26,7 @@ def with_where(verb):
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_what_is_printed_is_what_runs(platform, verb):
+  platform.make_packable()
   printed = platform.dry("tpu_vm.sh", *with_where(verb))
   run = platform.run("tpu_vm.sh", *with_where(verb))
   assert run.returncode == 0, run.stderr
@@ -107,12 +82,14 @@ def test_flags_come_from_the_environment_too(platform):
 
 def test_resume_stops_then_starts(platform):
   verb = ("resume", *WHERE, "--type=v6e-8", "--", "x")
-  stop, start = (w[7] for w in platform.dry("tpu_vm.sh", *verb))
+  claim, stop, start = (w[7] for w in platform.dry("tpu_vm.sh", *verb))
+  assert claim == "--command=imagen_jax/launch/worker.sh claim --replace"
   assert stop == "--command=imagen_jax/launch/worker.sh stop"
   assert start == "--command=imagen_jax/launch/worker.sh start --env=v6e -- x"
 
 
 def test_nothing_follows_a_failure(platform):
+  platform.make_packable()
   platform.fails.touch()
   assert platform.run("tpu_vm.sh", "setup", *WHERE).returncode == 1
   assert [words[4] for words in platform.calls()] == ["scp"]
@@ -134,91 +111,3 @@ def test_nothing_follows_a_failure(platform):
 )
 def test_refusals(platform, args, sentence):
   assert sentence in platform.says("tpu_vm.sh", *args)
-
-
-@pytest.fixture
-def workers(platform, tmp_path):
-  """The homes of two workers, with a Python that pretends."""
-  platform.pretend("gcloud", PRETENDED_GCLOUD)
-  for name in ("python3.11", "python3"):
-    platform.pretend(name, PRETENDED_PYTHON)
-  homes = [tmp_path / "calls.w0", tmp_path / "calls.w1"]
-  for home in homes:
-    home.mkdir()
-  yield homes
-  platform.run("tpu_vm.sh", "stop", *WHERE)
-
-
-def test_setup_installs_on_every_worker_and_again(platform, workers):
-  (platform.root / ".venv" / "big").mkdir(parents=True)
-  (platform.root / "configs").mkdir()
-  old = platform.root / "configs" / "old.py"
-  old.touch()
-  for _ in range(2):
-    run = platform.run("tpu_vm.sh", "setup", *WHERE)
-    assert run.returncode == 0, run.stderr
-    for home in workers:
-      assert (home / "imagen_jax" / "launch" / "tpu_vm.sh").exists()
-      assert (home / "imagen_jax" / ".venv" / "bin" / "python").exists()
-      assert not (home / "imagen_jax" / ".venv" / "big").exists()
-      assert (home / "imagen_jax" / "configs" / "old.py").exists() == bool(
-        old.exists()
-      )
-    old.unlink(missing_ok=True)
-  for home in workers:
-    installed = (home / "installed").read_text().splitlines()
-    assert len(installed) == 4  # the lock and the package, once; twice .[tpu]
-    assert installed[-1].endswith("-c requirements-lock.txt -e .[tpu]")
-  assert platform.calls() == []  # no sudo
-
-
-def test_setup_installs_a_python_where_there_is_none(platform, workers):
-  platform.pretend("python3.11", "#!/bin/sh\nexit 1\n")
-  assert platform.run("tpu_vm.sh", "setup", *WHERE).returncode == 0
-  calls = [words for words in platform.calls() if words[0] == "sudo"]
-  assert len(calls) == 3 * len(workers)
-  assert calls[0][1] == "add-apt-repository"
-  assert calls[2][-3:] == ["install", "python3.11", "python3.11-venv"]
-
-
-def wait_for(platform, text, path):
-  platform.until(lambda: path.exists() and text in path.read_text())
-
-
-def test_a_run_on_workers(platform, workers):
-  platform.env["COLUMNS"] = "20"  # some shells export it, and ps heeds it
-  for home in workers:
-    shutil.copytree(platform.root, home / "imagen_jax")
-  # Detached, for it would not end before the test's patience does.
-  script = 'printf "<%s>\\n" "$@" "$LIBTPU_INIT_ARGS"; sleep 3600'
-  run = ("start", *WHERE, "--type=v5p-16", "--", "sh", "-c", script, "0")
-  args = ("it's a b", "$HOME", "")
-  started = platform.run("tpu_vm.sh", *run, *args)
-  assert started.returncode == 0, started.stderr
-  for home in workers:
-    log = home / "imagen_jax.log"
-    wait_for(platform, "windowed_einsum", log)
-    assert "\n<it's a b>\n<$HOME>\n<>\n<--xla" in log.read_text()
-  again = platform.run("tpu_vm.sh", *run, *args)
-  assert again.returncode == 1
-  assert "worker.sh: a run is under way" in again.stderr
-  status = platform.run("tpu_vm.sh", "status", *WHERE).stdout
-  assert status.count("running, process") == 2
-  (workers[1] / "imagen_jax.log").write_text("the second\n")
-  logs = platform.start("tpu_vm.sh", "logs", *WHERE, "--worker=1")
-  assert logs.stdout.readline() == "the second\n"
-  os.killpg(logs.pid, signal.SIGTERM)
-  logs.communicate()
-
-  resume = ("resume", *WHERE, "--type=v5p-16", "--", "sh", "-c")
-  trap = f"trap 'sleep 0.5; echo saved; exit 3' TERM; echo up; {WAIT}"
-  assert platform.run("tpu_vm.sh", *resume, trap).returncode == 0
-  for home in workers:
-    wait_for(platform, "\nup\n", home / "imagen_jax.log")
-  assert platform.run("tpu_vm.sh", "stop", *WHERE).returncode == 0
-  for home in workers:
-    log = (home / "imagen_jax.log").read_text().splitlines()
-    assert log[-2] == "saved"
-    assert log[-1].endswith("ended with exit code 3")
-  status = platform.run("tpu_vm.sh", "status", *WHERE).stdout
-  assert status.count("not running; ") == 2

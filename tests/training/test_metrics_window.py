@@ -118,5 +118,5 @@ def test_pace(monkeypatch):
 
 
 def test_every_tpu_has_its_peak():
-  peaks = [chip.peak_tflops for chip in CHIPS.values()]
+  peaks = [chip.speed.tflops for chip in CHIPS.values()]
   assert [v for k, v in PEAK_TFLOPS.items() if k.startswith("TPU")] == peaks

@@ -24,6 +24,7 @@ import imagen_jax
 from imagen_jax import build, export, imagen
 from imagen_jax.build import defaults, runs
 from imagen_jax.interop.weights import read_metadata
+from imagen_jax.progress import compilations
 from imagen_jax.training.loop import Trained
 from imagen_jax.training.summary import dry_run
 
@@ -108,13 +109,20 @@ def test_an_old_run_is_interrupted_and_goes_on(small, old, interruptible):
   check_process(before)
 
   ends = []
-  train = lambda: ends.append(
-    imagen.train(small, str(old), callback=lambda s, m: seen.update({s: m}))
-  )
-  thread = threading.Thread(target=train)
-  thread.start()
-  thread.join()
-  assert ends == [Trained(6, str(old))]
+
+  def note(step, metrics):
+    seen[step], compiled_then = metrics, compiled.count
+    ends.append(compiled_then)
+
+  train = lambda: ends.append(imagen.train(small, str(old), callback=note))
+  with compilations() as compiled:
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+  # The last step's checkpoint and samples, which follow its metrics, find their
+  # programs compiled.
+  assert ends == [compiled.count, Trained(6, str(old))]
+  assert (old / "samples" / "00000006.png").exists()
   check_process(before)
 
   last = seen[6]

@@ -212,8 +212,9 @@ def test_one_hangs_and_both_are_started_again(training, whole, tmp_path):
   run.until_true(lambda: training.steps(tmp_path))
   os.kill(process_of(tmp_path, 1), signal.SIGSTOP)
   out = run.end(0, timeout=600)
-  assert "error: no step ended for 40 s: a device, a store or" in run.err
-  assert re.search(r"^\[0\] Thread MainThread:", run.err, re.M)
+  said = out + run.err
+  assert "error: no step ended for 40 s: a device, a store or" in said
+  assert re.search(r"^\[0\] Thread MainThread:", said, re.M)
   assert "exit code 76, ending the others." in run.err
   assert re.search(r"^\[0\] resumed from step [1-5]$", out, re.M), out
   training.check_same(tmp_path, whole, STEPS)
