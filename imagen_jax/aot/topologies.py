@@ -190,7 +190,7 @@ def hosts_and_peak(name: str, num_slices: int = 1) -> tuple[int, float]:
   check_num_slices(num_slices)
   chips, chip = math.prod(shape), CHIPS[generation]
   hosts = 1 if shape in ((1, 1), (2, 4)) else chips // 4
-  peak = chips * chip.devices * chip.peak_tflops * 1e12
+  peak = chips * chip.devices * chip.speed.tflops * 1e12
   return hosts * num_slices, peak * num_slices
 
 

@@ -47,7 +47,7 @@ class Chips:
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed:
+class Measured:
   """Holds what was measured of this process.
 
   Attributes:
@@ -172,7 +172,7 @@ def measure(
   chips: Chips,
   bad: BadRecords,
   say: Callable[[str], None],
-) -> Speed:
+) -> Measured:
   """Reads the batches of this host for SECONDS, after a warm-up."""
   data, watched = run.data, []
   count = data.batch_size // chips.hosts
@@ -196,7 +196,7 @@ def measure(
     reads, read_seconds, read_bytes = (
       after - first for after, first in zip(watched[0].totals, before)
     )
-  return Speed(images, seconds, cpu, reads, read_seconds, read_bytes)
+  return Measured(images, seconds, cpu, reads, read_seconds, read_bytes)
 
 
 def step_flops(run: Run) -> int:
@@ -211,7 +211,7 @@ def needed_rate(flops: int, batch_size: int, chips: Chips) -> float:
   return batch_size / chips.hosts / (flops / (MFU * chips.peak_flops))
 
 
-def speed_lines(speed: Speed, run: Run) -> list[str]:
+def speed_lines(speed: Measured, run: Run) -> list[str]:
   """Formats what was measured: in all, of reads and of computing."""
   read = f", {speed.read_bytes / speed.seconds / 1e6:,.1f} MB/s of image files"
   return [
@@ -228,7 +228,7 @@ def speed_lines(speed: Speed, run: Run) -> list[str]:
   ]
 
 
-def limit(speed: Speed, run: Run) -> str:
+def limit(speed: Measured, run: Run) -> str:
   """Names what limits the speed."""
   if speed.cpu_seconds > _BUSY * speed.seconds * cores(run):
     return "the cores are the limit"
@@ -248,7 +248,7 @@ def need_sentence(flops: int, batch_size: int, chips: Chips) -> str:
   )
 
 
-def verdict(speed: Speed, need: float, count: int) -> str:
+def verdict(speed: Measured, need: float, count: int) -> str:
   """Says whether the measured speed suffices, and how many cores would."""
   share = speed.rate / need
   if share >= 1:

@@ -144,6 +144,7 @@ def test_closing_ends_all_threads(monkeypatch):
     patience=60, say=pytest.fail,
   )  # fmt: skip
   until(lambda: len(source.read) == 4)
+  assert pool() - before
   feed.close()  # gives up a thread that hangs
   release.set()
   until(lambda: pool() <= before and not feed._thread.is_alive())

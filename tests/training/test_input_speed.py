@@ -11,7 +11,7 @@ from imagen_jax import build, train
 from imagen_jax.aot.topologies import hosts_and_peak
 from imagen_jax.build.configs import read_config
 from imagen_jax.training import input_speed
-from imagen_jax.training.input_speed import Chips, Speed
+from imagen_jax.training.input_speed import Chips, Measured
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 written = runpy.run_path(str(DATA / "datasets.py"))
@@ -82,7 +82,7 @@ def test_the_operations_grow_with_the_batch(config):
 
 
 def speed(images=100, seconds=10.0, cpu=1.0, reading=1.0):
-  return Speed(images, seconds, cpu, images, reading, 0)
+  return Measured(images, seconds, cpu, images, reading, 0)
 
 
 @pytest.mark.parametrize(
