@@ -190,6 +190,7 @@ def open_feed(
   data, rows = job.run.data, job.setup.rows
   batches = job.batches(
     data.split, data.batch_size, start_step=first, bad=log.bad,
+    steps=job.run.training.steps - first,
     rows=mesh.host_rows(rows, data.batch_size),
   )  # fmt: skip
   feed = job.feed(
