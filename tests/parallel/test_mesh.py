@@ -120,9 +120,8 @@ def test_an_indivisible_batch_is_refused(devices):
     mesh.batch_sharding(devices, 16, parts=4)
 
 
-def test_rows_that_do_not_divide_are_on_every_device(devices):
-  assert mesh.rows_sharding(devices, 12).is_fully_replicated
-  assert mesh.rows_sharding(devices, 16) == mesh.batch_sharding(devices, 16)
+def test_rows_are_filled_up_to_all_devices(devices):
+  assert [mesh.whole_rows(devices, n) for n in (1, 8, 12)] == [8, 8, 16]
 
 
 def test_tensor_does_not_spread_rows():
