@@ -73,7 +73,7 @@ class Batches:
     request, text = self.request, self.request.text
     if request.prompts is None:
       # Unconditional images have the null text, which no prompt changes.
-      text = encode(["-"]).nothing()
+      text = encode(["-"]).null_text()
     if text is not None:
       take = lambda batch: jax.tree.map(lambda a: self.take(batch, a), text)
       texts = list(map(take, batches))

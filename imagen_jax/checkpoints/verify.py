@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from imagen_jax import files
-from imagen_jax.parallel.processes import Failed, together
+from imagen_jax.parallel.processes import Failed, raise_together
 
 NO_MESH = jax.sharding.Mesh(np.empty((), object), ())
 
@@ -35,9 +35,9 @@ def load(path: epath.Path, like: Any, prefix: str = "") -> Any:
     Failed: the arrays are not those that were saved.
     ValueError: the checkpoint has other arrays than `like`.
   """
-  stored, sums = together(lambda: _read_notes(path))
+  stored, sums = raise_together(lambda: _read_notes(path))
   _check_arrays(path, stored, like, prefix)
-  tree = together(lambda: _read_tree(path, like))
+  tree = raise_together(lambda: _read_tree(path, like))
   if sums is not None:
     for name, value in checksums(tree).items():
       if sums[name] != value:
@@ -69,7 +69,7 @@ def check_allowed(path: epath.Path) -> None:
     ValueError: the permission is missing on one of the processes.
   """
   try:
-    together(lambda: _try_files(path))
+    raise_together(lambda: _try_files(path))
   except Failed as error:
     raise ValueError(
       f"checkpoint {path} may not be read, expected permission to read it: "

@@ -60,7 +60,7 @@ class Job:
       batches,
       patience=self.run.data.patience,
       say=self.progress.say,
-      stop=self.preemption.told,
+      stop=self.preemption.asked,
     )
 
   def first_batch(

@@ -20,7 +20,7 @@ import fsspec
 import jax
 
 from imagen_jax.files import reason
-from imagen_jax.parallel.processes import of_all
+from imagen_jax.parallel.processes import gather_host_stats
 
 FILE = "writer.lock"
 RENEW = 20.0  # seconds between two renewals of a lock on gs://
@@ -90,7 +90,7 @@ class Writer:
         )
       except Exception:  # stores raise many kinds; the save will report it
         pass
-    _, words = of_all((0,), refusal)
+    _, words = gather_host_stats((0,), refusal)
     if words[0]:
       raise ValueError(words[0])
 
@@ -117,7 +117,7 @@ def one_writer(workdir: str, say: Callable[[str], None]) -> Iterator[Writer]:
   lock, waiting = _lock(workdir), False
   while True:
     code, words = _attempt(workdir, lock)
-    counts, said = of_all((code,), words)
+    counts, said = gather_host_stats((code,), words)
     code, words = int(counts[0][0]), said[0]
     if code == _REFUSED:
       raise ValueError(words)

@@ -66,10 +66,10 @@ class Metrics:
     scalars = dict(scalars)
     self._submit(step, lambda: self._events.write_scalars(step, scalars))
 
-  def write_image(self, step: int, name: str, picture: np.ndarray) -> None:
+  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """Writes a uint8 image [H, W, 3] of a step for TensorBoard."""
     if not self._quiet and not self._full:
-      write = lambda: self._events.write_image(step, name, picture)
+      write = lambda: self._events.write_image(step, name, image)
       self._submit(step, write)
 
   def write_file(self, step: int, name: str, text: str) -> None:

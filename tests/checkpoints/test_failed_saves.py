@@ -205,9 +205,9 @@ wait()
 say(same(run.restore(state(0), {}), state(5)) and "restored 5")
 run.close()
 say(names())
-counts, words = processes.of_all((me, 2**40 + me), "é" * (me + 1))
+counts, words = processes.gather_host_stats((me, 2**40 + me), "é" * (me + 1))
 say(f"{counts.tolist()} {words}")
-_, (_, long) = processes.of_all((), 300 * "é" * me)
+_, (_, long) = processes.gather_host_stats((), 300 * "é" * me)
 say(f"cut to {len(long.encode())} bytes")
 """
 

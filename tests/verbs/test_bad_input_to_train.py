@@ -21,7 +21,8 @@ def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
       [config, f"--workdir={new}", "--config.train.foo=1"],
       "unknown config key train.foo, expected steps, accumulate, seed, "
       "ema_decay, log_every, sample_every, checkpoint_every, "
-      "keep_checkpoints, keep_every, hang_after, max_skipped, num_samples, sample_split",
+      "keep_checkpoints, keep_every, hang_after, max_skipped, num_samples, "
+      "sample_split",
     ),
     (
       [config, f"--workdir={new}", "--config.mesh.fsdp=3"],

@@ -25,7 +25,7 @@ WAITS = """
 write = loop.Outputs.write
 def waits(self, step, *args):
   write(self, step, *args)
-  while step == 3 and not self.job.preemption.told():
+  while step == 3 and not self.job.preemption.asked():
     time.sleep(0.01)
 loop.Outputs.write = waits
 """

@@ -22,11 +22,11 @@ ARGS += (f"--config.train.steps={STEPS}",)
 # All of them with bad records, of which each process tells the others.
 ARGS += ("--config.data.max_bad_share=0.5",)
 COUNTED = """
-of_all = log.of_all
+gather_host_stats = log.gather_host_stats
 def told(numbers, words):
   print("here", *numbers, flush=True)
-  return of_all(numbers, words)
-log.of_all = told
+  return gather_host_stats(numbers, words)
+log.gather_host_stats = told
 """
 
 
