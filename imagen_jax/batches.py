@@ -82,7 +82,7 @@ class Batches:
       count = len({row.prompt for batch in batches for row in batch})
       with Stopwatch() as watch:
         texts = self._encode(batches, request.prompts, encode)
-        Progress("text", 1, quiet=quiet).say(
+        Progress("text", 1, quiet=quiet).log(
           f"  text: {count} prompt(s) in {watch.lap()}"
         )
     if request.negative is not None:

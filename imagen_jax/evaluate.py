@@ -31,7 +31,7 @@ from imagen_jax.interop import published, weights
 from imagen_jax.parallel import compile_cache
 from imagen_jax.parallel.mesh import to_host
 from imagen_jax.parallel.processes import shared_errors
-from imagen_jax.progress import Progress, say
+from imagen_jax.progress import Progress, print_line
 from imagen_jax.request import Row
 from imagen_jax.shapes.judge import judge, share, tally
 from imagen_jax.shapes.scenes import Scene, from_json
@@ -230,7 +230,7 @@ def main(args: flags.FlagValues) -> None:
   note = {"captions": json.dumps(captions[:shown])}
   sheet = grid([image[::2, ::2] for image in images[:shown]], columns=8)
   write_png(outdir / f"{args.split}.png", sheet, note)
-  say(text)
+  print_line(text)
 
 
 if __name__ == "__main__":

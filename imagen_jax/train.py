@@ -86,8 +86,8 @@ def time_input(args: flags.FlagValues) -> None:
   else:
     command_line.join_others(args)
     chips = input_speed.own_chips()
-  say = Progress("train", 0, quiet=chips.host > 0).say
-  input_speed.time_input(run, chips, say)
+  log = Progress("train", 0, quiet=chips.host > 0).log
+  input_speed.time_input(run, chips, log)
 
 
 def check_time_input(args: flags.FlagValues) -> None:

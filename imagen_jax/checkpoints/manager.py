@@ -48,7 +48,7 @@ class Checkpoints:
   """Keeps a run's newest `keep` checkpoints and every keep_every-th step's.
 
   All processes call every method together, except close(). Saves happen in the
-  background. A save that fails is logged by say(sentence) and does not end the
+  background. A save that fails is logged by log(sentence) and does not end the
   run; earlier checkpoints stay.
   """
 
@@ -58,9 +58,9 @@ class Checkpoints:
     *,
     keep: int,
     keep_every: int | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
   ):
-    self._directory, self._say = directory(workdir), say
+    self._directory, self._log = directory(workdir), log
     self._saving: int | None = None  # the step in progress
     self._lost = ""  # why the newest state is not saved
     self._meeting = Meeting()
@@ -124,7 +124,7 @@ class Checkpoints:
           said = f"checkpoint {path} is of another config: {changes}"
           if not allow_config_change:
             raise ValueError(f"{said} (--allow_config_change goes on with it)")
-          self._say(said)
+          self._log(said)
         state = load(path, like)
       except Failed as error:
         check_allowed(path)
@@ -182,7 +182,7 @@ class Checkpoints:
         try:
           end()
         except Exception as error:
-          self._say(self._failed(error))
+          self._log(self._failed(error))
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -205,7 +205,7 @@ class Checkpoints:
     except Failed as cause:
       error = cause
     self._lost = self._failed(error)
-    self._say(self._lost)
+    self._log(self._lost)
     self._saving = None
     with contextlib.suppress(Exception):  # the failures of other arrays
       self._manager.wait_until_finished()
@@ -247,7 +247,7 @@ class Checkpoints:
     for step, error in damaged.items():
       path = self._directory / str(step)
       name = _rename(path)
-      self._say(
+      self._log(
         f"checkpoint {path} is damaged ({error}); it is renamed {name}, and "
         f"step {used} taken"
       )

@@ -22,7 +22,7 @@ from etils import epath
 from imagen_jax.cli import command_line
 from imagen_jax.files import reason
 from imagen_jax.parallel import compile_cache, memory
-from imagen_jax.progress import say
+from imagen_jax.progress import print_line
 
 # The extra that installs each package that the core does not need.
 EXTRAS = {
@@ -363,7 +363,7 @@ def _is_of_a_store(error: BaseException) -> bool:
 def fail(message: str, code: int) -> None:
   """Prints an error in one line on standard error, and exits."""
   if sys.stderr is not None:
-    say("error: " + " ".join(message.split()), sys.stderr)
+    print_line("error: " + " ".join(message.split()), sys.stderr)
   sys.exit(code)
 
 

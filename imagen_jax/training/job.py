@@ -59,7 +59,7 @@ class Job:
     return Feed(
       batches,
       patience=self.run.data.patience,
-      say=self.progress.say,
+      log=self.progress.log,
       stop=self.preemption.asked,
     )
 

@@ -77,13 +77,13 @@ class Log:
       )
     self._progress.show(step, f"loss {numbers['loss']:.4f}")
     if skipped:
-      self._progress.say(skipped_sentence(skipped))
+      self._progress.log(skipped_sentence(skipped))
     # 2. Report bad records, and once that there are small images.
     bad, small, read = found[:, :3].sum(axis=0).tolist()
     if bad > self._last_bad:
-      self._progress.say(bad_sentence(bad, read, reasons))
+      self._progress.log(bad_sentence(bad, read, reasons))
     if small and not self._small:
-      self._progress.say(small_sentence(small, read))
+      self._progress.log(small_sentence(small, read))
     # 3. Compute speeds, memory and goodput.
     steps, images = step - self._last, self._run.data.batch_size
     spent = self.clock.take()

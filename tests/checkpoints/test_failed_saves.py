@@ -55,7 +55,7 @@ def wait():
 def limit(size):
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))
 
-run = Checkpoints(workdir, keep=1, say=say)
+run = Checkpoints(workdir, keep=1, log=say)
 """
 
 
@@ -183,7 +183,7 @@ def fail(path, like):
   return read_tree(path, like)
 
 run.close()
-run = Checkpoints(workdir, keep=9, say=say)
+run = Checkpoints(workdir, keep=9, log=say)
 for step in (1, 2, 3):
   run.save(step, state(step), {})
   run.wait()

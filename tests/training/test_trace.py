@@ -34,7 +34,7 @@ def run(monkeypatch, steps, window, *, fails=""):
   """Runs steps; returns the profiler and what was logged."""
   profiler, said = Profiler(fails), []
   monkeypatch.setattr(jax, "profiler", profiler)
-  progress = types.SimpleNamespace(say=said.append)
+  progress = types.SimpleNamespace(log=said.append)
   job = types.SimpleNamespace(workdir="run", progress=progress)
   with Trace(job, window) as trace:
     for profiler.step in steps:
@@ -83,7 +83,7 @@ def test_an_error_ends_the_trace(monkeypatch):
   said = []
   profiler = Profiler()
   monkeypatch.setattr(jax, "profiler", profiler)
-  progress = types.SimpleNamespace(say=said.append)
+  progress = types.SimpleNamespace(log=said.append)
   job = types.SimpleNamespace(workdir="run", progress=progress)
   with pytest.raises(KeyError), Trace(job, (2, 9)) as trace:
     for profiler.step in (1, 2, 3):
