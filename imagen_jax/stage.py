@@ -147,8 +147,9 @@ class Stage:
       return
     if self.size % self.lowres_size or self.train_size % self.factor:
       raise ValueError(
-        f"size {self.size} and crop_size {self.crop_size} must be multiples "
-        f"of the upsampling factor from lowres_size {self.lowres_size}"
+        f"size is {self.size} and crop_size {self.crop_size}, expected "
+        f"multiples of the upsampling factor from lowres_size, "
+        f"{self.lowres_size}"
       )
 
   def check_sampling(self, sampling: Sampling) -> None:

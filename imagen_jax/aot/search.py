@@ -112,7 +112,7 @@ def ranked(
   if not fitting:
     least = min(each.bytes for each in found) / 2**30
     raise ValueError(
-      f"--search: every setting needs at least {least:.1f} of the "
+      f"--search finds no setting: each needs at least {least:.1f} of the "
       f"{hbm_bytes / 2**30:.2f} GiB of a device, expected a smaller "
       "data.batch_size, more chips or a larger mesh.fsdp"
     )

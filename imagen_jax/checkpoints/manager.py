@@ -123,7 +123,7 @@ class Checkpoints:
         if changes := config_changes(complete(saved), config):
           said = f"checkpoint {path} is of another config: {changes}"
           if not allow_config_change:
-            raise ValueError(f"{said} (--allow_config_change goes on with it)")
+            raise ValueError(f"{said} (--allow_config_change resumes with it)")
           self._log(said)
         state = load(path, like)
       except Failed as error:

@@ -41,7 +41,7 @@ def load(path: epath.Path, like: Any, prefix: str = "") -> Any:
   if sums is not None:
     for name, value in checksums(tree).items():
       if sums[name] != value:
-        raise Failed(f"{name} has not the checksum it was saved with")
+        raise Failed(f"{name} does not match its checksum")
   return tree
 
 
@@ -55,7 +55,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
   if not isinstance(config, dict):
     raise Failed("its config is no mapping")
   if notes.exists() and _read_json(notes)["config"] != crc(config):
-    raise Failed("its config has not the checksum it was saved with")
+    raise Failed("its config does not match its checksum")
   return config
 
 
@@ -111,7 +111,7 @@ def _read_notes(
   if (path / "checksums").exists():
     notes = _read_json(path / "checksums")["arrays"]
     if stored != {name: kind for name, (kind, _) in notes.items()}:
-      raise Failed("its arrays are not listed as when it was saved")
+      raise Failed("its arrays are not those of its list of checksums")
     notes = {name: value for name, (_, value) in notes.items()}
   return stored, notes
 

@@ -159,7 +159,10 @@ def as_exit_codes() -> Iterator[None]:
     if code in OWN_ERRORS:
       fail(f"JAX cannot compile or run this: {said}", 1)
     if code and jax.distributed.is_initialized():
-      fail(f"computing failed, perhaps because a process ended: {said}", LOST)
+      fail(
+        f"a computation failed, perhaps because another process ended: {said}",
+        LOST,
+      )
     if not isinstance(error, ValueError):
       raise
     fail(str(error), 1)

@@ -96,14 +96,14 @@ class Feed(Generic[T]):
       waited = time.monotonic() - begun
       if waited >= self._patience:
         raise ValueError(
-          f"no data came for {waited:.0f} s, expected some within patience,"
-          f" {self._patience:g} s"
+          f"no record was read for {waited:.0f} s, expected one within"
+          f" patience, {self._patience:g} s"
         )
       if waited >= warn_at:
         warn_at += self._warn_every
         self._log(
-          f"waiting for data for {waited:.0f} s: none was read, and after"
-          f" {self._patience:g} s the run ends"
+          f"waiting for data for {waited:.0f} s; the run ends after"
+          f" {self._patience:g} s"
         )
     raise Stopped
 

@@ -221,8 +221,8 @@ def _from_array(image: np.ndarray) -> np.ndarray:
     or channels not in ((), (1,), (3,), (4,))
   ):
     raise ValueError(
-      "image must be uint8 [H, W] or [H, W, 1, 3 or 4],"
-      f" got {image.dtype} {image.shape}"
+      f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W] or"
+      " [H, W, 1, 3 or 4]"
     )
   if channels == (3,):
     return image

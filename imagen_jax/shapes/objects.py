@@ -79,7 +79,7 @@ def _canvas(image) -> np.ndarray:
   image = np.asarray(image)
   if image.ndim != 3 or image.shape[-1] != 3:
     raise ValueError(
-      f"An image must have shape [height, width, 3], not {image.shape}."
+      f"image has shape {image.shape}, expected [height, width, 3]"
     )
   pixels = image.astype(np.float32)
   if image.dtype != np.uint8:

@@ -128,7 +128,10 @@ def train(
 def end_sentence(step: int, workdir: str, interrupted: bool) -> str:
   """Says how a run ended."""
   if interrupted:
-    return f"asked to end: saved step {step}, to go on from: {workdir}"
+    return (
+      f"asked to end: saved step {step}; run the same command again to resume "
+      f"{workdir}"
+    )
   return f"trained to step {step}: {workdir}"
 
 

@@ -165,7 +165,7 @@ def _sound_lines(
     name = _move_aside(path)
     log(
       f"{path} has {strange} line(s) that are no metrics; it is renamed "
-      f"{name}, and {kept.count(10)} sound one(s) are kept"
+      f"{name}, and its {kept.count(10)} valid line(s) are kept"
     )
   if files.is_remote(path):
     if kept != content:

@@ -100,7 +100,7 @@ class Metrics:
       if self._lost_at is None:
         self._log(
           f"metrics cannot be written from step {step} on, {path}: "
-          f"{reason(error)}; training goes on without"
+          f"{reason(error)}; training continues without"
         )
       self._lost_at = max(step, self._lost_at or 0)
 

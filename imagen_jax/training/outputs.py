@@ -93,10 +93,12 @@ class Trace:
       self._stop()
     elif self._steps is not None and not self._begun:
       first, last = self._steps
-      had = f"steps {self._run[0]} to {self._run[-1]}" if self._run else "none"
+      had = (
+        f"steps {self._run[0]} to {self._run[-1]}" if self._run else "no step"
+      )
       self._job.progress.log(
-        f"no trace is written: profile_steps is {first}:{last}, and of the "
-        f"steps this run had {had}"
+        f"no trace is written: profile_steps is {first}:{last}, but this run "
+        f"had {had}"
       )
 
   def _stop(self) -> None:
@@ -178,7 +180,7 @@ class Outputs:
       try:
         write_png(path, grid)
       except ValueError as error:
-        job.progress.log(f"{error}; training goes on without")
+        job.progress.log(f"{error}; training continues without it")
     self.log.metrics.write_image(step, "samples", grid)
 
   def _sample(self, params: Any, steps: int | None = None) -> np.ndarray:

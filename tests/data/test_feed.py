@@ -94,12 +94,10 @@ def test_a_stall_is_told_of_and_ended(stalled, clock):
   with pytest.raises(ValueError) as caught:
     next(ahead)
   assert str(caught.value) == (
-    "no data came for 1 s, expected some within patience, 0.9 s"
+    "no record was read for 1 s, expected one within patience, 0.9 s"
   )
   assert len(said) == 2
-  assert said[0] == (
-    "waiting for data for 0 s: none was read, and after 0.9 s the run ends"
-  )
+  assert said[0] == ("waiting for data for 0 s; the run ends after 0.9 s")
   ahead.close()
 
 

@@ -118,7 +118,7 @@ def test_a_damaged_file_is_kept_aside_and_its_sound_lines(
   assert aside.read_bytes() == b"".join(lines)
   assert said == [
     f"{tmp_path / FILE} has 1 line(s) that are no metrics; it is renamed "
-    f"{aside.name}, and 2 sound one(s) are kept"
+    f"{aside.name}, and its 2 valid line(s) are kept"
   ]
 
 
@@ -230,7 +230,7 @@ class Disk:
   def check(self, why: str):
     assert self.said == [
       f"metrics cannot be written from step 3 on, {self.workdir}/{FILE}: "
-      f"{why}; training goes on without",
+      f"{why}; training continues without",
       "metrics are written again, from step 6 on",
     ]
     folder = pathlib.Path(self.workdir)

@@ -68,7 +68,7 @@ def test_an_object_store_gets_the_file_whole(tmp_path, monkeypatch):
   assert [row["step"] for row in rows(workdir)] == [1, 2, 3, 6]
   assert said == [
     f"metrics cannot be written from step 4 on, gs://bucket/run/{FILE}: "
-    "No route to host; training goes on without",
+    "No route to host; training continues without",
     "metrics are written again, from step 6 on",
   ]
 

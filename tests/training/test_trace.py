@@ -67,15 +67,14 @@ def test_the_steps_that_run_are_traced(monkeypatch, steps, window, traced):
     (range(8, 11), "steps 8 to 10"),  # resumed after them
     (range(1, 5), "steps 1 to 4"),  # they are not reached
     (range(4, 5), "steps 4 to 4"),
-    (range(0), "none"),  # trained to the end before
+    (range(0), "no step"),  # trained to the end before
   ],
 )
 def test_it_is_logged_that_there_is_no_trace(monkeypatch, steps, had):
   profiler, said = run(monkeypatch, steps, (5, 7))
   assert profiler.traced == []
   assert said == [
-    "no trace is written: profile_steps is 5:7, and of the steps this run had "
-    + had
+    f"no trace is written: profile_steps is 5:7, but this run had {had}"
   ]
 
 

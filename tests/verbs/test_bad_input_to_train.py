@@ -83,7 +83,7 @@ def checkpoints_amiss(config: str, tmp_path) -> list[tuple[list[str], str]]:
     (
       [config, f"--workdir={tmp_path}/other", "--config.data.seed=7"],
       f"checkpoint {tmp_path}/other/checkpoints/5 is of another config: "
-      "data.seed was 0, is 7 (--allow_config_change goes on with it)",
+      "data.seed was 0, is 7 (--allow_config_change resumes with it)",
     ),
   ]
 
