@@ -171,10 +171,16 @@ CONFIG = "--config=configs/shapes16.py"
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--time_input"], "--time_input measures and does not train, expected"),
-    (["--topology=v5e-8"], "--topology is of --time_input, expected --dry_run"),
-    (["--dry_run", "--topology=v5e-8"], "--topology is of --time_input"),
-    (["--dry_run", "--time_input", "--num_slices=2"], "--num_slices is of a"),
+    (["--time_input"], "--time_input needs --dry_run: it measures and does"),
+    (["--topology=v5e-8"], "--topology needs --dry_run --time_input, whose"),
+    (
+      ["--dry_run", "--topology=v5e-8"],
+      "--topology needs --dry_run --time_input",
+    ),
+    (
+      ["--dry_run", "--time_input", "--num_slices=2"],
+      "--num_slices needs --topology",
+    ),
     (["--dry_run", "--time_input", "--topology=v9"], "'v9' is no TPU slice"),
     (
       ["--dry_run", "--time_input", "--topology=v5e-8", "--num_slices=0"],
