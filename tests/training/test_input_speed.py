@@ -155,7 +155,7 @@ def test_the_devices_at_hand_of_an_unknown_kind(config):
   assert chips.peak_flops is None and chips.host == 0
   input_speed.time_input(build.run(config), chips, lines.append)
   assert lines[0].startswith("needed: not known, like the peak speed of ")
-  assert lines[-1].startswith("1")  # small ones, and no verdict
+  assert "smaller than least_side" in lines[-1]  # and no verdict
 
 
 def test_fewer_examples_than_hosts(config):
