@@ -12,7 +12,7 @@ case ${1-} in
     ;;
 esac
 
-"$root/launch/environment.sh"
+"$root/launch/environment.sh" --core
 # Paths among the flags are the caller's, so this stays in the caller's folder.
 # One image at a time is the fastest way to the first one.
 "$root/.venv/bin/python" -m imagen_jax.sample \

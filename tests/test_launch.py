@@ -104,6 +104,47 @@ def test_environment_cut_short_is_made_anew(project):
   assert not (project.root / ".venv" / "leftover").exists()
 
 
+def test_the_core_is_a_part_of_all(project):
+  """All others are added to it; it is not installed where all are there."""
+  assert project.run("environment.sh", "--core").returncode == 0
+  *_, core = project.calls()
+  assert core.endswith("-c requirements-lock.txt --no-build-isolation -e .")
+  assert project.run("environment.sh", "--core").stdout == ""
+  (project.root / ".venv" / "kept").touch()
+  assert project.run("environment.sh").returncode == 0
+  assert "-r requirements-lock.txt" in project.calls()[0]
+  assert project.run("environment.sh", "--core").stdout == ""
+  assert project.run("environment.sh").stdout == ""
+  assert project.calls() == []
+  assert (project.root / ".venv" / "kept").exists()
+
+
+def test_a_python_without_ensurepip_gives_its_pip(project, tmp_path):
+  """As Colab's and Debian's."""
+  text = PRETENDED.replace("{calls}", str(tmp_path / "calls"))
+  text = text.replace(
+    '"-m venv"*)', '*"import ensurepip"*) exit 1 ;;\n  "-m venv"*)'
+  )
+  text = text.replace(
+    'mkdir -p "$3/bin" && cp "$0" "$3/bin/python"',
+    (
+      'for to; do :; done; mkdir -p "$to/bin" && cp "$0" "$to/bin/python" && '
+      'echo "$*" >> \'' + str(tmp_path / "calls") + "'"
+    ),
+  )
+  project.set_python(text)
+  assert project.run("environment.sh", "--core").returncode == 0
+  made, pip, *_ = project.calls()
+  assert made == "-m venv --without-pip .venv"
+  assert "--python .venv/bin/python install -qq pip" in pip
+
+
+def test_environment_takes_no_other_argument(project):
+  run = project.run("environment.sh", "--cuda")
+  assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+  assert not (project.root / ".venv").exists()
+
+
 def test_environment_of_somebody_else_is_not_removed(project):
   (project.root / ".venv").mkdir()
   (project.root / ".venv" / "theirs").touch()
