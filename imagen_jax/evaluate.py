@@ -1,6 +1,6 @@
-"""Measures how well a cascade's images match captions of captioned_shapes.
+r"""Measures how well a cascade's images match captions of captioned_shapes.
 
-  python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \\
+  python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \
     --num_images=200 --outdir=DIR
 
 One image is sampled per caption. The judge of shapes/ counts which claims of

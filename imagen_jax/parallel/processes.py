@@ -107,6 +107,15 @@ class Meeting:
     self._failed = False
 
   def __call__(self, *, key: str, timeout_ms: int) -> None:
+    """Waits until all processes have come to this barrier.
+
+    Args:
+      key: the name that Orbax gives the barrier, the same on all processes.
+      timeout_ms: the longest wait, in milliseconds.
+
+    Raises:
+      Failed: another process has failed, and came to a different barrier.
+    """
     if jax.process_count() == 1:
       return
     if not self._failed:
