@@ -116,7 +116,7 @@ def reason(error: BaseException) -> str:
 def quote(text: object, limit: int = 80) -> str:
   """Quotes a text so that it is short and safe to log.
 
-  A text of a data set or a file may hold line ends, terminal escape sequences,
+  A text of a dataset or a file may hold line ends, terminal escape sequences,
   or megabytes.
 
   Args:

@@ -99,7 +99,7 @@ class Stage:
     max_aug_level: the largest augmentation level drawn in training; 1 in the
       paper (Sec. 2.4, Fig. A.32).
     aug_schedule: the noise schedule of the augmentation level.
-    enlarge: called as enlarge(lowres, (height, width)), upsamples the
+    enlarge: called as `enlarge(lowres, (height, width))`, upsamples the
       low-resolution image before its augmentation. None leaves upsampling to
       the net, after the augmentation (Fig. A.32).
   """

@@ -27,7 +27,7 @@ PARTS = (1, 2, 4, 8)
 # candidate is left out only if even this share does not fit.
 CERTAIN = 0.6
 # The examples that are traced: a prime that divides no width of a net, so that
-# arrays of the batch are told from weights by their size.
+# arrays of the batch differ from weights by their size.
 ROWS = 13
 
 

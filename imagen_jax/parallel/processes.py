@@ -19,7 +19,7 @@ MOST_BYTES = 500  # of the words that processes exchange
 
 
 class Failed(Exception):
-  """Says what failed on one process, which counts as failed on all."""
+  """States what failed on one process, which counts as failed on all."""
 
 
 def together(act: Callable[[], Any]) -> Any:

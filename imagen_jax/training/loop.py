@@ -126,7 +126,7 @@ def train(
 
 
 def end_sentence(step: int, workdir: str, interrupted: bool) -> str:
-  """Says how a run ended."""
+  """States how a run ended."""
   if interrupted:
     return f"asked to end: saved step {step}, to go on from: {workdir}"
   return f"trained to step {step}: {workdir}"
