@@ -146,7 +146,7 @@ def test_a_record_that_cannot_be_read_is_named_in_one_line(kind):
 
 
 def test_a_reason_is_printable_and_short():
-  """It may quote a data set's text: escape sequences, or megabytes of it."""
+  """It may quote a dataset's text: escape sequences, or megabytes of it."""
 
   class Source(list):
     def __getitem__(self, index):

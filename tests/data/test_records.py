@@ -1,4 +1,4 @@
-"""Records of anyone's data set: damaged ones, and many files of them."""
+"""Records of anyone's dataset: damaged ones, and many files of them."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""From a data set to a picture: train, kill, resume, export, sample.
+"""From a dataset to a picture: train, kill, resume, export, sample.
 
 Every verb runs in a process of its own, as a person would call it.
 """
