@@ -27,7 +27,7 @@ def tokenize(captions):
 
 
 def make_source(n, bad=()):
-  """n records whose picture is their number, with some captions lost."""
+  """n records whose image is their number, with some captions lost."""
   return [
     {
       "image": np.full((8, 8, 3), i % 256, np.uint8),
@@ -197,7 +197,7 @@ def test_good_records_stay_in_their_places():
   lost = np.isin(whole, list(LOST))
   np.testing.assert_array_equal(mended[~lost], whole[~lost])
   assert not np.isin(mended, list(LOST)).any()
-  # The same one always stands for a lost one, with its own picture.
+  # The same one always stands for a lost one, with its own image.
   pairs = set(zip(whole[lost], mended[lost], strict=True))
   assert len(pairs) == len(LOST)
   for batch in itertools.islice(

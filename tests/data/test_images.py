@@ -17,7 +17,7 @@ def encode(picture, kind="png", **options):
 
 
 def quarters(height=32, width=48):
-  """A picture with a colour in each quarter, uint8 [H, W, 3]."""
+  """An image with a colour in each quarter, uint8 [H, W, 3]."""
   image = np.full((height, width, 3), (250, 20, 30), np.uint8)
   image[: height // 2, width // 2 :] = (20, 240, 30)
   image[height // 2 :, width // 2 :] = (30, 20, 250)

@@ -32,7 +32,7 @@ def test_a_line_holds_captions_of_one_picture(tmp_path):
     said = line.split("\t")
     assert len(said) == 4 and len(set(said)) > 1
     objects = [set(scenes.COLORS) & set(c.split()) for c in said]
-    assert all(objects[0] & other for other in objects)  # of one picture
+    assert all(objects[0] & other for other in objects)  # of one image
 
 
 def test_a_line_may_begin_with_the_description():
