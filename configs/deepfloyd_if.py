@@ -88,7 +88,7 @@ def get_config(sizes: str = "xl,l") -> ConfigDict:
     second,
     size=256,
     lowres_size=64,
-    enlarge="bilinear_aligned",
+    upsample="bilinear_aligned",
     aug_schedule=dict(kind="discrete_cosine"),
   ) | dict(sampling=sampling("smart50", 4.0, 1.0, aug_level=0.25))
   if "sr1024" in given:

@@ -73,7 +73,7 @@ class Batches:
     request, text = self.request, self.request.text
     if request.prompts is None:
       # Unconditional images have the null text, which no prompt changes.
-      text = encode(["-"]).nothing()
+      text = encode(["-"]).null_text()
     if text is not None:
       take = lambda batch: jax.tree.map(lambda a: self.take(batch, a), text)
       texts = list(map(take, batches))
@@ -82,7 +82,7 @@ class Batches:
       count = len({row.prompt for batch in batches for row in batch})
       with Stopwatch() as watch:
         texts = self._encode(batches, request.prompts, encode)
-        Progress("text", 1, quiet=quiet).say(
+        Progress("text", 1, quiet=quiet).log(
           f"  text: {count} prompt(s) in {watch.lap()}"
         )
     if request.negative is not None:

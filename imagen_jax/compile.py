@@ -34,7 +34,7 @@ from imagen_jax.aot.report import keep, line, report, rows_of, tried
 from imagen_jax.aot.roofline import ASSUMPTIONS, growth
 from imagen_jax.cli import command_line, program
 from imagen_jax.parallel import mesh
-from imagen_jax.progress import say
+from imagen_jax.progress import print_line
 
 NOT_FITTING = 3
 BEST = 3  # the candidates of a search that are compiled in any case
@@ -103,9 +103,9 @@ def main(args: flags.FlagValues) -> None:
   def compiled(tried: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for it in programs.of(config, mode, devices):
-      say(f"compiling {it.name} for {tpus.name} ... {tried or ''}")
+      print_line(f"compiling {it.name} for {tpus.name} ... {tried or ''}")
       row = report(it, devices, tpus) | tried
-      say(line(row, args.price))
+      print_line(line(row, args.price))
       found.append(row)
       rows.append({"command": command, **row})
       if args.json:  # each row may take hours
@@ -119,8 +119,8 @@ def main(args: flags.FlagValues) -> None:
   for row in kept:
     if "steps" in row and "seconds" in row:
       for text in growth(row, tpus.speed, tpus.pod, args.price):
-        say(text)
-  say(ASSUMPTIONS)
+        print_line(text)
+  print_line(ASSUMPTIONS)
   if not all(row["fits"] for row in kept):
     sys.exit(NOT_FITTING)
 
@@ -154,7 +154,7 @@ def searched(
   speed = lambda row: row.get("predicted_seconds", math.inf)
   if fitting:
     row = min(fitting, key=speed)
-    say(f"the fastest that fits:{tried(row)}")
+    print_line(f"the fastest that fits:{tried(row)}")
   return [row]
 
 

@@ -31,7 +31,7 @@ from imagen_jax.interop import published, weights
 from imagen_jax.parallel import compile_cache
 from imagen_jax.parallel.mesh import to_host
 from imagen_jax.parallel.processes import shared_errors
-from imagen_jax.progress import Progress, say
+from imagen_jax.progress import Progress, print_line
 from imagen_jax.request import Row
 from imagen_jax.shapes.judge import judge, share, tally
 from imagen_jax.shapes.scenes import Scene, from_json
@@ -96,11 +96,11 @@ def draw(
   return [] if quiet else [jobs.read_image(path) for path in job.paths]
 
 
-def shares(pictures: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
+def shares(images: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
   """Computes the share of claims that hold, by kind and over all kinds."""
   counts = collections.Counter()
-  for picture, scene in zip(pictures, scenes, strict=True):
-    counts += tally(judge(picture, scene))
+  for image, scene in zip(images, scenes, strict=True):
+    counts += tally(judge(image, scene))
   return {kind: round(value, 4) for kind, value in share(counts).items()}
 
 
@@ -158,7 +158,7 @@ def text_use(
 
 def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
   """Reads each stage's training steps from the metadata of its weights file."""
-  paths = {name: published.packaged(config[name].weights) for name in names}
+  paths = {name: published.resolve(config[name].weights) for name in names}
   return {
     name: weights.read_metadata(path).get("step", "unknown")
     for name, path in paths.items()
@@ -196,7 +196,7 @@ def main(args: flags.FlagValues) -> None:
   scenes = read_scenes(records)
   others = scenes[1:] + scenes[:1]
   real = [image_data.decode(record["image"]) for record in records]
-  pictures = draw(
+  images = draw(
     cascade,
     captions,
     outdir / "images",
@@ -218,8 +218,8 @@ def main(args: flags.FlagValues) -> None:
     "config": json.loads(config.to_json_best_effort()),
     "trained_steps": trained_steps(config, cascade.names),
     "claims_that_hold": {
-      "generated": shares(pictures, scenes),
-      "generated, other caption": shares(pictures, others),
+      "generated": shares(images, scenes),
+      "generated, other caption": shares(images, others),
       "real": shares(real, scenes),
     },
     "loss": loss,
@@ -228,9 +228,9 @@ def main(args: flags.FlagValues) -> None:
   files.write(outdir / f"{args.split}.json", text + "\n", parents=True)
   shown = min(count, 32)
   note = {"captions": json.dumps(captions[:shown])}
-  sheet = grid([picture[::2, ::2] for picture in pictures[:shown]], columns=8)
+  sheet = grid([image[::2, ::2] for image in images[:shown]], columns=8)
   write_png(outdir / f"{args.split}.png", sheet, note)
-  say(text)
+  print_line(text)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from imagen_jax import build
 from imagen_jax.checkpoints import manager
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop import diffusers, published, t5, weights
-from imagen_jax.progress import say
+from imagen_jax.progress import print_line
 from imagen_jax.text.settings import Text
 from imagen_jax.training.setup import net_shapes
 
@@ -124,9 +124,9 @@ def main(args: flags.FlagValues) -> None:
   if layout == "t5x":
     t5.check_new(output)
   if layout:
-    say(export_text(build.required_text(config), layout, output))
+    print_line(export_text(build.required_text(config), layout, output))
   else:
-    say(export_net(config, workdir, output, as_diffusers=args.diffusers))
+    print_line(export_net(config, workdir, output, as_diffusers=args.diffusers))
 
 
 if __name__ == "__main__":

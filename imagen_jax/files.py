@@ -192,7 +192,7 @@ def read_json(path: str | os.PathLike, name: str) -> Any:
     ) from error
   if len(data) > _MOST_JSON:
     raise ValueError(
-      f"{name} {path} is no such file: it has over {_MOST_JSON >> 20} MiB"
+      f"{name} {path} has over {_MOST_JSON >> 20} MiB, expected less"
     )
   return parse_json(data, f"{name} {path}")
 

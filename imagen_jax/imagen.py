@@ -532,7 +532,7 @@ class Imagen:
         first = last
       if not progress.live:
         size = f"{stage.size}x{stage.size}"
-        progress.say(f"  {name}: {size} in {watch.lap()}")
+        progress.log(f"  {name}: {size} in {watch.lap()}")
     images = meshes.local_rows(by_rows(carry.z, rows=rows))
     with shared_errors():
       if not np.isfinite(images).all():

@@ -125,7 +125,7 @@ def main(args: flags.FlagValues) -> None:
     "seed": str(args.seed),
   } | t5.vocabulary_note(tokenizer.fingerprint)
   size = save_weights(output, params["encoder"], metadata=note)
-  progress.say(f"{output}: {size / 1e6:.2f} MB")
+  progress.log(f"{output}: {size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

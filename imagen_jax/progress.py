@@ -27,7 +27,7 @@ def clock(seconds: float) -> str:
   return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-def say(line: str, out: TextIO | None = None) -> bool:
+def print_line(line: str, out: TextIO | None = None) -> bool:
   """Prints a line, by default on sys.stdout, and ignores failures.
 
   Characters outside the stream's encoding are escaped. On a full disk the line
@@ -130,16 +130,16 @@ class Progress:
     if note:
       parts.append(note)
     if not self.live:
-      self.say("  ".join([f"{self._name} {step}/{self._total}", *parts]))
+      self.log("  ".join([f"{self._name} {step}/{self._total}", *parts]))
     elif not self._quiet:
       self._draw(step, "  ".join(parts))
 
-  def say(self, line: str) -> None:
+  def log(self, line: str) -> None:
     """Prints a line, above the bar if there is one."""
     if self._quiet:
       return
     if (bar := self._bar) is None:  # read once: another thread may end the bar
-      self._quiet = not say(line, self._out)
+      self._quiet = not print_line(line, self._out)
     else:
       with self._drawing():
         bar.write(_encodable(line, self._out), file=self._out)

@@ -137,9 +137,9 @@ def main(args: flags.FlagValues) -> None:
   )
   total = len(job.missing)
   progress = Progress("sample", total, unit="image", quiet=not first_host)
-  progress.say(f"started in {time.monotonic() - STARTED:.1f} s")
+  progress.log(f"started in {time.monotonic() - STARTED:.1f} s")
   if total < len(rows):
-    progress.say(f"{len(rows) - total} of {len(rows)} image(s) are finished")
+    progress.log(f"{len(rows) - total} of {len(rows)} image(s) are finished")
 
   count, begun = 0, time.monotonic()
   for more, paths in job.run():
@@ -147,13 +147,13 @@ def main(args: flags.FlagValues) -> None:
     if more:
       progress.show(count, pace(count, time.monotonic() - begun))
     for path in paths:
-      progress.say(str(path))
+      progress.log(str(path))
   speed = pace(total, time.monotonic() - begun)
   if len(rows) > 1:
     for path in job.write_sheets():
-      progress.say(str(path))
+      progress.log(str(path))
   seconds = time.monotonic() - STARTED
-  progress.say(f"in all {seconds:.1f} s, {total} image(s) at {speed}")
+  progress.log(f"in all {seconds:.1f} s, {total} image(s) at {speed}")
 
 
 def pace(count: int, seconds: float) -> str:

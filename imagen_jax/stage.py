@@ -47,16 +47,16 @@ class Draws:
     dropped: bool [B], True where the example loses its text.
     aug_level: float [B] in [0, 1], the augmentation level of the low-resolution
       image.
-    aug: PRNG keys [B], of the augmentation's noise.
+    aug_keys: PRNG keys [B], of the augmentation's noise.
     time: float [B] in [0, 1], the diffusion time t.
-    eps: PRNG keys [B], of the noise eps in z_t.
+    eps_keys: PRNG keys [B], of the noise eps in z_t.
   """
 
   dropped: jax.Array
   aug_level: jax.Array
-  aug: jax.Array
+  aug_keys: jax.Array
   time: jax.Array
-  eps: jax.Array
+  eps_keys: jax.Array
 
 
 class SamplingInputs(NamedTuple):
@@ -99,7 +99,7 @@ class Stage:
     max_aug_level: the largest augmentation level drawn in training; 1 in the
       paper (Sec. 2.4, Fig. A.32).
     aug_schedule: the noise schedule of the augmentation level.
-    enlarge: called as `enlarge(lowres, (height, width))`, upsamples the
+    upsample: called as `upsample(lowres, (height, width))`, upsamples the
       low-resolution image before its augmentation. None leaves upsampling to
       the net, after the augmentation (Fig. A.32).
   """
@@ -116,7 +116,7 @@ class Stage:
   text_drop: float = 0.1
   max_aug_level: float = 1.0
   aug_schedule: Schedule = CosineSchedule()
-  enlarge: Callable | None = None
+  upsample: Callable | None = None
 
   def __post_init__(self):
     for name in ("size", "crop_size", "lowres_size"):
@@ -147,8 +147,9 @@ class Stage:
       return
     if self.size % self.lowres_size or self.train_size % self.factor:
       raise ValueError(
-        f"size {self.size} and crop_size {self.crop_size} must be multiples "
-        f"of the enlargement from lowres_size {self.lowres_size}"
+        f"size is {self.size} and crop_size {self.crop_size}, expected "
+        f"multiples of the upsampling factor from lowres_size, "
+        f"{self.lowres_size}"
       )
 
   def check_sampling(self, sampling: Sampling) -> None:
@@ -229,10 +230,10 @@ class Stage:
     if self.lowres_size is None:
       return Conditioning(text)
     assert lowres is not None, "a super-resolution stage needs lowres"
-    if self.enlarge is not None:
+    if self.upsample is not None:
       _, height, width, _ = lowres.shape
       shape = (height * self.factor, width * self.factor)
-      lowres = self.enlarge(lowres, shape)
+      lowres = self.upsample(lowres, shape)
     noised = augment(keys, lowres, aug_level, self.aug_schedule)
     return Conditioning(text, noised, aug_level)
 
@@ -247,9 +248,9 @@ class Stage:
           keys["aug_level"], (batch,), maxval=self.max_aug_level
         )
       ),
-      aug=jax.random.split(keys["aug"], batch),
+      aug_keys=jax.random.split(keys["aug"], batch),
       time=self.schedule.from_uniform(self.times(keys["time"], batch)),
-      eps=jax.random.split(keys["eps"], batch),
+      eps_keys=jax.random.split(keys["eps"], batch),
     )
 
   def loss(
@@ -272,15 +273,15 @@ class Stage:
     # 1. Replace the dropped prompts by the null text (Sec. 4.1).
     text = None if text is None else text.drop(draws.dropped)
     # 2. Augment the low-resolution image (Sec. 2.4, Fig. A.32).
-    cond = self.condition(draws.aug, text, lowres, draws.aug_level)
+    cond = self.condition(draws.aug_keys, text, lowres, draws.aug_level)
     # 3. Add noise to the image: z_t = alpha_t x + sigma_t eps (Eq. 3).
     logsnr = self.schedule(draws.time)
-    eps = noise(draws.eps, x.shape[1:])
+    eps = noise(draws.eps_keys, x.shape[1:])
     z_t = q_sample(x, eps, logsnr)
     # 4. Predict eps, x or v from z_t.
     time = self.time(logsnr)
     out = self.net.apply({"params": params}, z_t, time, cond)
-    out, v = self.parts(out)
+    out, v = self.split_variance(out)
     # 5. Weigh the squared error (Eq. 4).
     space = self.loss_space
     loss = squared_error(self.prediction, out, x, eps, logsnr, space)
@@ -305,7 +306,7 @@ class Stage:
     guided = sampling.guidance is not None
     assert not (guided and cond.text is None), "guidance needs a text"
     if guided:  # one doubled batch: prompts first, then the null text
-      null = cond.replace(text=cond.text.nothing())
+      null = cond.replace(text=cond.text.null_text())
       cond = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
     variables = {"params": params, **self.read_text(params, cond)}
 
@@ -314,7 +315,7 @@ class Stage:
       if guided:
         z, logsnr = jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
       out = self.net.apply(variables, z, self.time(logsnr), cond)
-      out, v = self.parts(out)
+      out, v = self.split_variance(out)
       x_hat = self.prediction.to_x(out, z, logsnr)
       if guided:
         x_hat = guide(*jnp.split(x_hat, 2), sampling.guidance)
@@ -323,7 +324,9 @@ class Stage:
 
     return denoise
 
-  def parts(self, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+  def split_variance(
+    self, out: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Splits the net's output into prediction and v, both [B, H, W, 3].
 
     v is None for a net that does not learn its variance.

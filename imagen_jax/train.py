@@ -86,22 +86,22 @@ def time_input(args: flags.FlagValues) -> None:
   else:
     command_line.join_others(args)
     chips = input_speed.own_chips()
-  say = Progress("train", 0, quiet=chips.host > 0).say
-  input_speed.time_input(run, chips, say)
+  log = Progress("train", 0, quiet=chips.host > 0).log
+  input_speed.time_input(run, chips, log)
 
 
 def check_time_input(args: flags.FlagValues) -> None:
   """Raises ValueError for flags that only --dry_run --time_input takes."""
   if args.time_input and not args.dry_run:
     raise ValueError(
-      "--time_input measures and does not train, expected --dry_run with it"
+      "--time_input needs --dry_run: it measures and does not train"
     )
   if args.topology and not args.time_input:
     raise ValueError(
-      "--topology is of --time_input, expected --dry_run --time_input with it"
+      "--topology needs --dry_run --time_input, whose chips it names"
     )
   if args["num_slices"].present and not args.topology:
-    raise ValueError("--num_slices is of a --topology, expected that with it")
+    raise ValueError("--num_slices needs --topology")
 
 
 @program.verb(define_flags)

@@ -39,7 +39,7 @@ class TextEmbedding:
       mask=jnp.where(dropped[:, None], mask, self.mask),
     )
 
-  def nothing(self) -> "TextEmbedding":
+  def null_text(self) -> "TextEmbedding":
     """Returns the null text for every example, shaped like this batch."""
     return self.drop(jnp.ones(self.mask.shape[0], bool))
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a prompt to a picture with the weights in the repository, on the CPU:
+# From a prompt to an image with the weights in the repository, on the CPU:
 #   launch/quickstart.sh "two red circles above a blue square" [--seed=1 ...]
 # What follows the prompt goes to `python -m imagen_jax.sample`.
 set -euo pipefail

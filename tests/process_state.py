@@ -131,7 +131,7 @@ def call(folder: pathlib.Path) -> None:
   state = {"ema": {f"x{i}": jnp.arange(9.0) + i for i in range(5)}}
   with contextlib.suppress(ValueError):
     restore_ema(str(folder), state["ema"])
-  with Checkpoints(str(folder), keep=1, say=lambda line: None) as run:
+  with Checkpoints(str(folder), keep=1, log=lambda line: None) as run:
     for step in (1, 2):
       run.save(step, state, {})
       run.wait()
@@ -154,7 +154,7 @@ def call(folder: pathlib.Path) -> None:
     with progress.Progress("work", 3, out=out) as work:
       for step in (1, 2):
         work.show(step)
-        work.say("a line")
+        work.log("a line")
 
 
 def download() -> None:

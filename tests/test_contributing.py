@@ -222,7 +222,7 @@ def test_a_metric():
   state = names["init_state"](params, optimizer)
   _, metrics = jax.jit(one)(state, {}, {"image": jnp.zeros((2, 4, 4, 3))})
   assert float(metrics["update_ratio"]) == pytest.approx(1.0)
-  window = metrics_window.Window(3)
+  window = metrics_window.MetricsWindow(3)
   window.add(1, metrics)
   assert window.take()[0]["update_ratio"] == pytest.approx(1.0)
 

@@ -107,7 +107,7 @@ def test_before_the_first_step_there_is_no_speed(time):
 def test_a_file_gets_whole_lines(time):
   out = io.StringIO()
   progress = Progress("train", 2, out=out)
-  progress.say("compiling")
+  progress.log("compiling")
   progress.start(0)
   for step in (1, 2):
     time.wait(1)
@@ -125,10 +125,10 @@ def test_a_line_waits_until_a_full_disk_has_room(tmp_path):
   with path.open("w") as out, open("/dev/full", "w") as full:
     work, there = Progress("work", 3, out=out), os.dup(out.fileno())
     os.dup2(full.fileno(), out.fileno())
-    work.say("one")
+    work.log("one")
     os.dup2(there, out.fileno())
     os.close(there)
-    work.say("two")
+    work.log("two")
   assert path.read_text() == "one\ntwo\n"
 
 
@@ -165,9 +165,9 @@ def test_work_goes_on_where_nobody_reads(time, kind):
   out = without_a_reader(kind)
   with Progress("work", 3, out=out) as work:
     for step in (1, 2, 3):
-      work.say("a line")
+      work.log("a line")
       work.show(step)
-  assert not progress_lib.say("a line", out)
+  assert not progress_lib.print_line("a line", out)
   with contextlib.suppress(OSError):  # what it still holds
     out.close()
 
@@ -183,7 +183,7 @@ def test_a_terminal_that_closes_ends_the_bar_alone(time):
     assert b"work:  33%" in os.read(there, 9999)
     os.close(there)
     work.show(2)
-    work.say("a line")
+    work.log("a line")
     work.show(3)
   with contextlib.suppress(OSError):
     out.close()
@@ -193,9 +193,9 @@ def test_without_any_stream(monkeypatch):
   """As Python has it that was started with its output closed."""
   monkeypatch.setattr(sys, "stdout", None)
   with Progress("work", 1) as work:
-    work.say("a line")
+    work.log("a line")
     work.show(1)
-  assert not progress_lib.say("a line")
+  assert not progress_lib.print_line("a line")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -205,7 +205,7 @@ def test_letters_that_an_encoding_lacks_are_escaped(time, terminal):
   out.isatty = lambda: terminal
   with Progress("work", 2, out=out) as work:
     work.show(1)
-    work.say("saved: /tmp/star-\u2605-\udcff")
+    work.log("saved: /tmp/star-\u2605-\udcff")
   assert b"saved: /tmp/star-\\u2605-\\udcff\n" in data.getvalue()
 
 
@@ -218,13 +218,13 @@ def shown(out: io.StringIO) -> list[str]:
 def test_a_terminal_gets_a_bar(time):
   out = Terminal()
   progress = Progress("train", 3, out=out)
-  progress.say("compiling")
+  progress.log("compiling")
   time.wait(30)
   progress.start(0)
   for step in (1, 2, 3):
     time.wait(1)
     progress.show(step, f"loss {step}")
-  progress.say("done")
+  progress.log("done")
   first, bar, last, end = shown(out)
   assert (first, last, end) == ("compiling", "done", "")
   assert re.fullmatch(
@@ -239,10 +239,10 @@ def test_messages_are_above_the_bar(time):
   out = Terminal()
   with Progress("train", 3, out=out) as progress:
     progress.show(1)
-    progress.say("a note")
+    progress.log("a note")
     assert shown(out)[0] == "a note" and "| 1/3" in shown(out)[1]
     progress.show(2)
-  progress.say("asked to end")  # by itself, when the bar is closed
+  progress.log("asked to end")  # by itself, when the bar is closed
   first, bar, last, end = shown(out)
   assert (first, last, end) == ("a note", "asked to end", "")
   assert "| 2/3" in bar
@@ -252,7 +252,7 @@ def test_the_quiet_show_nothing(time):
   for out in (io.StringIO(), Terminal()):
     with Progress("train", 3, out=out, quiet=True) as progress:
       progress.show(1)
-      progress.say("a note")
+      progress.log("a note")
     assert out.getvalue() == ""
 
 

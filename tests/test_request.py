@@ -61,7 +61,7 @@ def test_rows_that_cannot_be(options, message):
   [
     ({"prompts": []}, "there are no prompts"),
     ({"prompts": ["a star", " "]}, "prompt 1 is empty"),
-    ({"prompts": ["a star", 3]}, "prompt 1 is int, expected text"),
+    ({"prompts": ["a star", 3]}, "prompt 1 is int, expected a string"),
     ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
     ({"callback_every": 0}, "callback_every is 0, expected at least 1"),
     ({"guidance": "5"}, "guidance is '5', expected a number"),
@@ -125,7 +125,10 @@ def test_transparency_lies_on_white():
     (__file__, "image .*test_request.py: image bytes cannot be decoded"),
     (np.full((4, 4, 3), 2.0), "image is float64 .*, expected .* in \\[-1, 1"),
     (np.zeros((4, 4)), "image is float64 .*, expected \\[H, W, 3\\]"),
-    (np.zeros((4, 4, 2), np.uint8), "image must be uint8"),
+    (
+      np.zeros((4, 4, 2), np.uint8),
+      "image is uint8 .*, expected uint8 \\[H, W\\]",
+    ),
   ],
 )
 def test_images_that_cannot_be_upsampled(image, message):

@@ -272,7 +272,7 @@ def test_the_bound_on_the_variance_teaches_the_variance_alone():
 
   whole, squared = loss(*outs), plain.loss({}, draws, x, make_text(8))[0]
   logsnr = plain.schedule(draws.time)
-  z_t = q_sample(x, noise(draws.eps, x.shape[1:]), logsnr)
+  z_t = q_sample(x, noise(draws.eps_keys, x.shape[1:]), logsnr)
   bound = variational_bound(
     x, z_t, x_from_eps(z_t + outs[0], z_t, logsnr), (outs[1] + 1) / 2,
     time=plain.time(logsnr), schedule=plain.schedule,
@@ -281,7 +281,7 @@ def test_the_bound_on_the_variance_teaches_the_variance_alone():
   assert (bound > 1e-4).all()
 
   of_out, of_v = jax.grad(lambda *o: loss(*o).sum(), (0, 1))(*outs)
-  eps = noise(draws.eps, x.shape[1:])
+  eps = noise(draws.eps_keys, x.shape[1:])
   expected = 2 * (z_t + outs[0] - eps) / x[0].size
   np.testing.assert_allclose(of_out, expected, atol=1e-6)
   assert (np.abs(of_v).max((1, 2, 3)) > 0).all()

@@ -105,7 +105,7 @@ def test_the_low_res_is_enlarged_and_then_augmented(level):
     64,
     lowres_size=16,
     aug_schedule=DiscreteCosineSchedule(),
-    enlarge=bilinear_aligned,
+    upsample=bilinear_aligned,
   )
   lowres = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1)
   cond = stage.condition(make_keys(2), make_text(2), lowres, jnp.full(2, level))
@@ -121,7 +121,7 @@ def test_the_low_res_is_enlarged_and_then_augmented(level):
 
 def test_a_crop_is_enlarged_as_much():
   stage = Stage(
-    Fake(zero), 64, lowres_size=16, crop_size=32, enlarge=bilinear_aligned
+    Fake(zero), 64, lowres_size=16, crop_size=32, upsample=bilinear_aligned
   )
   cond = stage.condition(
     make_keys(2), make_text(2), jnp.zeros((2, 8, 8, 3)), jnp.zeros(2)
@@ -144,7 +144,7 @@ def test_a_real_net_with_all_of_it():
   )  # fmt: skip
   table = DiscreteCosineSchedule()
   stage = Stage(
-    net, 16, table, lowres_size=4, aug_schedule=table, enlarge=bilinear_aligned
+    net, 16, table, lowres_size=4, aug_schedule=table, upsample=bilinear_aligned
   )
   sampling = Sampling(
     step=LearnedAncestral(), timesteps=TIMESTEPS["super27"], aug_level=0.25

@@ -94,7 +94,7 @@ def test_the_second_half_of_a_guided_batch_has_the_null_text():
   assert time[0] != time[1]
   np.testing.assert_array_equal(cond.lowres, twice(lowres))
   np.testing.assert_array_equal(cond.aug_level, [0.25] * 4)
-  for half, expected in ((slice(2), text), (slice(2, 4), text.nothing())):
+  for half, expected in ((slice(2), text), (slice(2, 4), text.null_text())):
     np.testing.assert_array_equal(cond.text.tokens[half], expected.tokens)
     np.testing.assert_array_equal(cond.text.mask[half], expected.mask)
 
@@ -215,9 +215,9 @@ def test_the_denoiser_is_the_guided_net(real):
     )
   )
   x_hat = lambda text: V.to_x(apply(text), z, logsnr)
-  expected = guide(x_hat(text), x_hat(text.nothing()), 3.0)
+  expected = guide(x_hat(text), x_hat(text.null_text()), 3.0)
   np.testing.assert_allclose(out.x_hat, expected, atol=1e-4)
-  assert np.abs(x_hat(text) - x_hat(text.nothing())).max() > 1e-2
+  assert np.abs(x_hat(text) - x_hat(text.null_text())).max() > 1e-2
 
 
 def equations(jaxpr):

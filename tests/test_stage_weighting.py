@@ -76,7 +76,7 @@ def test_times_are_drawn_as_told():
   gaps = np.diff(np.sort(draws.time))
   np.testing.assert_allclose(gaps, 1 / 64, atol=1e-6)
   others = usual.draw(KEY, 64)
-  assert (draws.eps == others.eps).all()
+  assert (draws.eps_keys == others.eps_keys).all()
   assert (draws.aug_level == others.aug_level).all()
   gaps = np.diff(np.sort(others.time))
   assert np.abs(gaps - 1 / 64).max() > 0.01

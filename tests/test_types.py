@@ -26,7 +26,7 @@ def test_drop_replaces_the_dropped_alone():
 
 
 def test_null_is_one_prompt_whatever_it_replaces():
-  null, other = make_text(0).nothing(), make_text(1).nothing()
+  null, other = make_text(0).null_text(), make_text(1).null_text()
   np.testing.assert_array_equal(null.tokens, np.zeros((3, 4, 5)))
   np.testing.assert_array_equal(null.tokens, other.tokens)
   np.testing.assert_array_equal(null.mask, [[True, False, False, False]] * 3)
@@ -34,14 +34,14 @@ def test_null_is_one_prompt_whatever_it_replaces():
 
 def test_null_keeps_the_types():
   text = make_text()
-  null = text.replace(tokens=text.tokens.astype(jnp.bfloat16)).nothing()
+  null = text.replace(tokens=text.tokens.astype(jnp.bfloat16)).null_text()
   assert null.tokens.dtype == jnp.bfloat16
   assert null.mask.dtype == bool
 
 
 def test_null_prompt_hides_what_is_not_finite():
   text = make_text()
-  null = text.replace(tokens=jnp.full_like(text.tokens, jnp.nan)).nothing()
+  null = text.replace(tokens=jnp.full_like(text.tokens, jnp.nan)).null_text()
   assert jnp.isfinite(null.tokens).all()
 
 

@@ -118,7 +118,7 @@ def embed_program(
   rows = mesh.whole_rows(devices, text.batch_size)
   ids = shape(rows, text.length, dtype=jnp.int32)
   mask = shape(rows, text.length, dtype=jnp.bool_)
-  inputs = placed((ids, mask), mesh.rows_sharding(devices, rows))
+  inputs = placed((ids, mask), mesh.batch_sharding(devices, rows))
   encode = text.embedder.__call__
   return Program("embed", rows, encode, (weights, *inputs), params=weights)
 
@@ -193,7 +193,7 @@ def sample_programs(
     net = build.sampling_shapes(stage, text)
     height = name in build.height_stages(config, devices)
     net = placed(net, build.net_placement(devices, height).params(net))
-    place = mesh.rows_sharding(devices, rows)
+    place = mesh.batch_sharding(devices, rows)
     places = carry_places(place, height)
     yield stage_program(name, stage, sampling, net, words, rows, place, places)
 

@@ -261,8 +261,8 @@ def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:
     _ = [row["command"] for row in rows]
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(
-      f"json {path} holds something else than rows of this program, expected "
-      "another file"
+      f"json {path} has no rows of imagen_jax.compile, expected a new file or "
+      "one that it wrote"
     ) from error
   return rows
 

@@ -27,7 +27,7 @@ PARTS = (1, 2, 4, 8)
 # candidate is left out only if even this share does not fit.
 CERTAIN = 0.6
 # The examples that are traced: a prime that divides no width of a net, so that
-# arrays of the batch differ from weights by their size.
+# arrays of the batch are distinguished from weights by their size.
 ROWS = 13
 
 
@@ -112,7 +112,7 @@ def ranked(
   if not fitting:
     least = min(each.bytes for each in found) / 2**30
     raise ValueError(
-      f"--search: every setting needs at least {least:.1f} of the "
+      f"--search finds no setting: each needs at least {least:.1f} of the "
       f"{hbm_bytes / 2**30:.2f} GiB of a device, expected a smaller "
       "data.batch_size, more chips or a larger mesh.fsdp"
     )

@@ -80,10 +80,10 @@ class Chip:
 CHIPS = {
   # Without megacore, libtpu makes two devices of a v4 chip.
   "v4": Chip(SHAPES_3D, 30.75, "TPU v4", 4096, count=2, config="megacore"),
-  "v5p": Chip(SHAPES_3D, 95.73, "TPU v5", 6144, count=2),
+  "v5p": Chip(SHAPES_3D, 95.74, "TPU v5", 6144, count=2),
   "v5e": Chip(SHAPES_2D, 15.75, "TPU v5 lite", 256),
-  "v6e": Chip(SHAPES_2D, 31.24, "TPU v6 lite", 256),
-  "tpu7x": Chip(SHAPES_3D, 94.74, "TPU7x", 9216, count=2, devices=2),
+  "v6e": Chip(SHAPES_2D, 31.25, "TPU v6 lite", 256),
+  "tpu7x": Chip(SHAPES_3D, 94.75, "TPU7x", 9216, count=2, devices=2),
 }
 ALIASES = {"v5litepod": "v5e"}
 
@@ -133,8 +133,8 @@ def tpu_slice(name: str, num_slices: int = 1) -> Slice:
   options: dict[str, Any] = {"num_slices": num_slices}
   if chip.config is not None:
     options["chip_config_name"] = chip.config
-  if shape == (2, 4):
-    options["chips_per_host_bounds"] = (2, 4, 1)
+  if shape in ((1, 1), (2, 4)):  # one host, unlike 2x2 chips for a host
+    options["chips_per_host_bounds"] = (*shape, 1)
   topology = f"{generation}:{'x'.join(map(str, shape))}"
   devices = _devices(topology, options)
   return Slice(

@@ -181,7 +181,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> None:
         said = f"config {key} is {value!r}, expected {kind}"
         raise ValueError(said) from error
       except (AttributeError, LookupError, ValueError) as error:
-        raise ValueError(f"the config has no place for {key!r}") from error
+        raise ValueError(f"the config has no key {key!r}") from error
 
 
 def resolve(config: Any, changes: Mapping[str, Any] | None) -> ConfigDict:

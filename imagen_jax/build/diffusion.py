@@ -23,7 +23,7 @@ SCHEDULES = {
   "discrete_cosine": schedules.DiscreteCosineSchedule,
 }
 PREDICTIONS = {"eps": gaussian.EPS, "x": gaussian.X, "v": gaussian.V}
-ENLARGE = {"bilinear_aligned": bilinear_aligned}
+UPSAMPLE = {"bilinear_aligned": bilinear_aligned}
 WEIGHTINGS = {
   "uniform": weighting.Uniform,
   "min_snr": weighting.MinSNR,
@@ -49,9 +49,12 @@ GRIDS = {"time": UniformTime, "logsnr": UniformLogSNR}
 STAGE_NAMES = {
   "prediction": PREDICTIONS,
   "loss_space": PREDICTIONS,
-  "enlarge": ENLARGE,
+  "upsample": UPSAMPLE,
   "times": TIMES,
 }
+# Keys of older configs, by which a resumed run's changes are compared too
+# (checkpoints/config_changes.py).
+OLD_STAGE_KEYS = {"enlarge": "upsample"}
 STAGE_KINDS = {
   "schedule": SCHEDULES,
   "aug_schedule": SCHEDULES,
@@ -62,12 +65,16 @@ SAMPLING_KINDS = {"step": SAMPLERS, "threshold": THRESHOLDS, "grid": GRIDS}
 
 def stage(config: Mapping[str, Any], where: str = "stage") -> Stage:
   """Returns the stage that config.stage describes."""
-  resolved = {"net": net(section(config, where).get("net"), f"{where}.net")}
+  config = {
+    OLD_STAGE_KEYS.get(key, key): value
+    for key, value in section(config, where).items()
+  }
+  resolved = {"net": net(config.get("net"), f"{where}.net")}
   for key, options in STAGE_KINDS.items():
     if key in config:
       resolved[key] = settings(config[key], f"{where}.{key}", options)
   for key, options in STAGE_NAMES.items():
-    if key in config and (key != "enlarge" or config[key] is not None):
+    if key in config and (key != "upsample" or config[key] is not None):
       resolved[key] = pick(config[key], f"config {where}.{key}", options)
   return fill(Stage, config, where, fields(Stage), **resolved)
 

@@ -135,7 +135,7 @@ def check_files(
     ValueError: a file cannot be used.
   """
   for name in built.names:
-    published.packaged(config[name]["weights"])
+    published.resolve(config[name]["weights"])
   for name in {*built.names} & {*given}:
     check_net(config, built, name)
   published.check_text(text(config["text"]))

@@ -42,7 +42,9 @@ FREE = (
 FILES = ("text.vocabulary", "text.weights")
 # The rules for keys of older configs. A new key needs no rule: a config that
 # lacks it is compared at its default (build/defaults.py).
-RENAMED: Mapping[str, str] = {}  # old name of a key or section: new name
+RENAMED: Mapping[str, str] = {  # old name of a key or section: new name
+  "stage.enlarge": "stage.upsample"
+}
 REMOVED: Mapping[str, Any] = {}  # name: the value that computes the same
 SHOWN = 5
 

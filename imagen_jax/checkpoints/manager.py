@@ -22,7 +22,12 @@ from imagen_jax.checkpoints.verify import (
   read_config,
 )
 from imagen_jax.files import expand
-from imagen_jax.parallel.processes import Failed, Meeting, reason, together
+from imagen_jax.parallel.processes import (
+  Failed,
+  Meeting,
+  raise_together,
+  reason,
+)
 
 # The first process lists the checkpoints for all.
 NAMES = ocp.path.step.standard_name_format(single_host_load_and_broadcast=True)
@@ -53,16 +58,16 @@ class Checkpoints:
     *,
     keep: int,
     keep_every: int | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
   ):
-    self._directory, self._say = directory(workdir), say
+    self._directory, self._log = directory(workdir), log
     self._saving: int | None = None  # the step in progress
     self._lost = ""  # why the newest state is not saved
     self._meeting = Meeting()
     make = lambda: self._directory.mkdir(parents=True, exist_ok=True)
     try:
-      together(make)
-      together(self._try_folder)
+      raise_together(make)
+      raise_together(self._try_folder)
     except Failed as error:
       raise ValueError(
         f"workdir {workdir} cannot be written: {error}"
@@ -114,12 +119,12 @@ class Checkpoints:
     for step in sorted(self._manager.all_steps(), reverse=True):
       path = self._directory / str(step)
       try:
-        saved = together(lambda path=path: read_config(path))
+        saved = raise_together(lambda path=path: read_config(path))
         if changes := config_changes(complete(saved), config):
           said = f"checkpoint {path} is of another config: {changes}"
           if not allow_config_change:
-            raise ValueError(f"{said} (--allow_config_change goes on with it)")
-          self._say(said)
+            raise ValueError(f"{said} (--allow_config_change resumes with it)")
+          self._log(said)
         state = load(path, like)
       except Failed as error:
         check_allowed(path)
@@ -152,8 +157,8 @@ class Checkpoints:
     self._saving = step
     begin = lambda: self._manager.save(step, args=args, force=True)
     try:
-      together(self._try_folder)
-      together(begin)
+      raise_together(self._try_folder)
+      raise_together(begin)
     except Failed as error:
       self._fail(error)
 
@@ -177,7 +182,7 @@ class Checkpoints:
         try:
           end()
         except Exception as error:
-          self._say(self._failed(error))
+          self._log(self._failed(error))
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -188,7 +193,7 @@ class Checkpoints:
   def _settle(self) -> None:
     """Waits for the save in progress, and logs if it failed."""
     try:
-      together(self._manager.wait_until_finished)
+      raise_together(self._manager.wait_until_finished)
     except Failed as error:
       self._fail(error)
     self._saving = None
@@ -196,17 +201,17 @@ class Checkpoints:
   def _fail(self, error: Exception) -> None:
     """Logs a failed save, and makes room for the next."""
     try:  # Orbax may report a missing file where no folder could be made
-      together(self._try_folder)
+      raise_together(self._try_folder)
     except Failed as cause:
       error = cause
     self._lost = self._failed(error)
-    self._say(self._lost)
+    self._log(self._lost)
     self._saving = None
     with contextlib.suppress(Exception):  # the failures of other arrays
       self._manager.wait_until_finished()
     self._meeting.reset()
     with contextlib.suppress(Exception):  # a store that is out of reach
-      together(self._clean)
+      raise_together(self._clean)
       self._manager.reload()
 
   def _failed(self, error: Exception) -> str:
@@ -242,7 +247,7 @@ class Checkpoints:
     for step, error in damaged.items():
       path = self._directory / str(step)
       name = _rename(path)
-      self._say(
+      self._log(
         f"checkpoint {path} is damaged ({error}); it is renamed {name}, and "
         f"step {used} taken"
       )
@@ -336,7 +341,7 @@ def _read_ema(
     like, shardings,
   )  # fmt: skip
   with quiet_orbax():
-    config = together(lambda: read_config(path))
+    config = raise_together(lambda: read_config(path))
     return load(path, {"ema": like}, "ema/")["ema"], config
 
 
@@ -378,8 +383,8 @@ def _rename(path: epath.Path) -> str:
     return path.with_name(name)
 
   try:
-    aside = together(free)  # before the first process takes the name
-    together(lambda: jax.process_index() or path.rename(aside))
+    aside = raise_together(free)  # before the first process takes the name
+    raise_together(lambda: jax.process_index() or path.rename(aside))
   except Failed as error:
     raise ValueError(
       f"checkpoint {path} is damaged and cannot be renamed: {error}"

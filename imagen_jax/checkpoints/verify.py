@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from imagen_jax import files
-from imagen_jax.parallel.processes import Failed, together
+from imagen_jax.parallel.processes import Failed, raise_together
 
 NO_MESH = jax.sharding.Mesh(np.empty((), object), ())
 
@@ -35,13 +35,13 @@ def load(path: epath.Path, like: Any, prefix: str = "") -> Any:
     Failed: the arrays are not those that were saved.
     ValueError: the checkpoint has other arrays than `like`.
   """
-  stored, sums = together(lambda: _read_notes(path))
+  stored, sums = raise_together(lambda: _read_notes(path))
   _check_arrays(path, stored, like, prefix)
-  tree = together(lambda: _read_tree(path, like))
+  tree = raise_together(lambda: _read_tree(path, like))
   if sums is not None:
     for name, value in checksums(tree).items():
       if sums[name] != value:
-        raise Failed(f"{name} has not the checksum it was saved with")
+        raise Failed(f"{name} does not match its checksum")
   return tree
 
 
@@ -55,7 +55,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
   if not isinstance(config, dict):
     raise Failed("its config is no mapping")
   if notes.exists() and _read_json(notes)["config"] != crc(config):
-    raise Failed("its config has not the checksum it was saved with")
+    raise Failed("its config does not match its checksum")
   return config
 
 
@@ -69,7 +69,7 @@ def check_allowed(path: epath.Path) -> None:
     ValueError: the permission is missing on one of the processes.
   """
   try:
-    together(lambda: _try_files(path))
+    raise_together(lambda: _try_files(path))
   except Failed as error:
     raise ValueError(
       f"checkpoint {path} may not be read, expected permission to read it: "
@@ -111,7 +111,7 @@ def _read_notes(
   if (path / "checksums").exists():
     notes = _read_json(path / "checksums")["arrays"]
     if stored != {name: kind for name, (kind, _) in notes.items()}:
-      raise Failed("its arrays are not listed as when it was saved")
+      raise Failed("its arrays are not those of its list of checksums")
     notes = {name: value for name, (_, value) in notes.items()}
   return stored, notes
 

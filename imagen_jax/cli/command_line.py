@@ -136,7 +136,7 @@ def parse(
     values, whose attributes are the flags' values.
 
   Raises:
-    BadFlags: a flag is unknown or does not parse, the config has no place for a
+    BadFlags: a flag is unknown or does not parse, the config has no key for a
       --config.KEY, or an argument is no flag.
     ValueError: --config is missing, or its config cannot be read.
   """
@@ -176,7 +176,7 @@ def _no_place(error: Exception, words: Sequence[str]) -> str:
   part = str([*error.args, ""][0]).split("\n")[0].strip("'")
   overrides = [word for word in words if "-config." in word]
   overrides = [word for word in overrides if f".{part}." in word] or overrides
-  return f"the config has no place for {' or '.join(overrides)}"
+  return f"the config has no key for {' or '.join(overrides)}"
 
 
 def check_at_least(args: flags.FlagValues, name: str, lowest: int) -> None:

@@ -22,7 +22,7 @@ from etils import epath
 from imagen_jax.cli import command_line
 from imagen_jax.files import reason
 from imagen_jax.parallel import compile_cache, memory
-from imagen_jax.progress import say
+from imagen_jax.progress import print_line
 
 # The extra that installs each package that the core does not need.
 EXTRAS = {
@@ -159,7 +159,10 @@ def as_exit_codes() -> Iterator[None]:
     if code in OWN_ERRORS:
       fail(f"JAX cannot compile or run this: {said}", 1)
     if code and jax.distributed.is_initialized():
-      fail(f"computing failed, perhaps because a process ended: {said}", LOST)
+      fail(
+        f"a computation failed, perhaps because another process ended: {said}",
+        LOST,
+      )
     if not isinstance(error, ValueError):
       raise
     fail(str(error), 1)
@@ -363,7 +366,7 @@ def _is_of_a_store(error: BaseException) -> bool:
 def fail(message: str, code: int) -> None:
   """Prints an error in one line on standard error, and exits."""
   if sys.stderr is not None:
-    say("error: " + " ".join(message.split()), sys.stderr)
+    print_line("error: " + " ".join(message.split()), sys.stderr)
   sys.exit(code)
 
 

@@ -15,7 +15,7 @@ _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 def eight_bits(
-  picture: Image.Image,
+  image: Image.Image,
   low: Image.Image | None,
   still: encoded.Still,
   top: int,
@@ -24,8 +24,8 @@ def eight_bits(
   """Converts rows of an image to 8 bits, and its transparent colour to alpha.
 
   Args:
-    picture: the image as PIL decoded it.
-    low: the lower 8 bits of 16-bit colours; `picture` holds the higher 8.
+    image: the image as PIL decoded it.
+    low: the lower 8 bits of 16-bit colours; `image` holds the higher 8.
       None for all other images.
     still: the sample format that the file declares.
     top: the first row.
@@ -34,23 +34,21 @@ def eight_bits(
   Raises:
     ValueError: the range of the samples is unknown.
   """
-  if picture.mode == "F":
+  if image.mode == "F":
     raise ValueError("pixels are floats of unknown range")
-  box = (0, top, picture.width, bottom)
-  picture = picture if box[3] - top == picture.height else picture.crop(box)
+  box = (0, top, image.width, bottom)
+  image = image if box[3] - top == image.height else image.crop(box)
   if still.wide == "LA":
-    values = _wide(
-      np.asarray(picture)[..., ::2], np.asarray(picture)[..., 1::2]
-    )
+    values = _wide(np.asarray(image)[..., ::2], np.asarray(image)[..., 1::2])
   elif low is not None:
-    values = _wide(np.asarray(picture), np.asarray(low.crop(box)))
-  elif picture.mode.startswith("I"):  # PIL itself would clip it to 8 bits
-    values = _grey(picture, still)
+    values = _wide(np.asarray(image), np.asarray(low.crop(box)))
+  elif image.mode.startswith("I"):  # PIL itself would clip it to 8 bits
+    values = _grey(image, still)
   elif still.key is None:
-    return picture
+    return image
   else:
-    one_bit = picture.mode == "1"
-    values = np.asarray(picture.convert("L") if one_bit else picture)
+    one_bit = image.mode == "1"
+    values = np.asarray(image.convert("L") if one_bit else image)
   eight = values if values.dtype == np.uint8 else _rounded(values)
   if still.key is not None:
     values = values.reshape(*values.shape[:2], -1)
@@ -67,9 +65,9 @@ def _wide(high: np.ndarray, low: np.ndarray) -> np.ndarray:
   return high.astype(np.uint16) << 8 | low
 
 
-def _grey(picture: Image.Image, still: encoded.Still) -> np.ndarray:
+def _grey(image: Image.Image, still: encoded.Still) -> np.ndarray:
   """Returns grey values as uint16, scaled to its full range."""
-  wide = np.asarray(picture)
+  wide = np.asarray(image)
   if wide.min() < 0 or wide.max() >= 2**16:
     raise ValueError("grey of more than 16 bits")
   wide = wide.astype(np.uint16)
@@ -83,34 +81,34 @@ def _rounded(values: np.ndarray) -> np.ndarray:
   return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def to_rgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+def to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
   """Converts an 8-bit image to RGB, with transparency blended onto white.
 
   Args:
-    picture: an image in any PIL mode of 8 bits or less.
+    image: an image in any PIL mode of 8 bits or less.
     profile: its ICC profile. A profile that is malformed, or made for another
       colour space, is ignored.
   """
-  if not picture.has_transparency_data:
-    return _to_srgb(picture, profile)
-  grey = picture.mode == "LA"
-  whole = picture.convert("RGBA")
-  opaque = picture.convert("L") if grey else whole.convert("RGB")
+  if not image.has_transparency_data:
+    return _to_srgb(image, profile)
+  grey = image.mode == "LA"
+  whole = image.convert("RGBA")
+  opaque = image.convert("L") if grey else whole.convert("RGB")
   colours = _to_srgb(opaque, profile)
   colours.putalpha(whole.getchannel("A"))
   # Colours under full transparency are arbitrary, often black.
-  white = Image.new("RGBA", picture.size, "white")
+  white = Image.new("RGBA", image.size, "white")
   return Image.alpha_composite(white, colours).convert("RGB")
 
 
-def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
   """Converts an opaque image to sRGB by its ICC profile."""
-  if picture.mode in ("1", "P", "YCbCr"):
-    picture = picture.convert("L" if picture.mode == "1" else "RGB")
-  transform = profile and _transform(profile, picture.mode)
+  if image.mode in ("1", "P", "YCbCr"):
+    image = image.convert("L" if image.mode == "1" else "RGB")
+  transform = profile and _transform(profile, image.mode)
   if not transform:
-    return picture.convert("RGB")
-  return ImageCms.applyTransform(picture, transform)
+    return image.convert("RGB")
+  return ImageCms.applyTransform(image, transform)
 
 
 @functools.lru_cache(maxsize=16)

@@ -30,9 +30,9 @@ class Feed(Generic[T]):
   Args:
     source: the iterator to read.
     patience: the longest wait for one item, in seconds.
-    say: is called with a sentence to log while `next` waits.
+    log: is called with a sentence to log while `next` waits.
     stop: is called while `next` waits; true ends the wait.
-    warn_every: seconds between calls of `say`.
+    warn_every: seconds between calls of `log`.
     ahead: the most items to keep ready.
 
   Attributes:
@@ -44,7 +44,7 @@ class Feed(Generic[T]):
     source: Iterator[T],
     *,
     patience: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     stop: Callable[[], bool] = lambda: False,
     warn_every: float = 30,
     ahead: int = 2,
@@ -52,7 +52,7 @@ class Feed(Generic[T]):
     self.waited = 0.0
     self._source = source
     self._patience = patience
-    self._say = say
+    self._log = log
     self._stop = stop
     self._warn_every = warn_every
     # Pairs (item, None), and last (None, the error that ended the source).
@@ -96,14 +96,14 @@ class Feed(Generic[T]):
       waited = time.monotonic() - begun
       if waited >= self._patience:
         raise ValueError(
-          f"no data came for {waited:.0f} s, expected some within patience,"
-          f" {self._patience:g} s"
+          f"no record was read for {waited:.0f} s, expected one within"
+          f" patience, {self._patience:g} s"
         )
       if waited >= warn_at:
         warn_at += self._warn_every
-        self._say(
-          f"waiting for data for {waited:.0f} s: none was read, and after"
-          f" {self._patience:g} s the run ends"
+        self._log(
+          f"waiting for data for {waited:.0f} s; the run ends after"
+          f" {self._patience:g} s"
         )
     raise Stopped
 

@@ -115,18 +115,18 @@ def _from_bytes(
     # Opening reads the header only.
     sides = Image.open(io.BytesIO(still.data), formats=_FORMATS).size
     _check_least(*(still.canvas[0] if still.canvas else sides), least_side)
-  picture = _load(still, size, check_size)
+  image = _load(still, size, check_size)
   low = None
   if still.wide in ("RGB", "RGBA"):
     low = _load(still, size, check_size, f"{still.wide};16L")
   orientation = still.orientation
   if orientation is None:
     # Read after loading, when PIL has already turned a TIFF upright.
-    orientation = _orientation(picture)
+    orientation = _orientation(image)
   factor = 1
-  if size and picture.width * picture.height > _LARGE:
-    factor = max(1, min(picture.size) // (3 * size))
-  small = _to_rgb(picture, still, low, factor)
+  if size and image.width * image.height > _LARGE:
+    factor = max(1, min(image.size) // (3 * size))
+  small = _to_rgb(image, still, low, factor)
   upright = _UPRIGHT.get(orientation)
   return small if upright is None else small.transpose(upright)
 
@@ -158,33 +158,33 @@ def _load_file(
   canvas: encoded.Canvas | None = None,
 ) -> Image.Image:
   """Decodes a file, and pastes the image onto its canvas if it has one."""
-  picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-  if picture.format == "JPEG" and picture.info.get("progressive"):
-    check_size(*picture.size)  # the decoder keeps all coefficients
+  image = Image.open(io.BytesIO(data), formats=_FORMATS)
+  if image.format == "JPEG" and image.info.get("progressive"):
+    check_size(*image.size)  # the decoder keeps all coefficients
   if size:
     # Only the JPEG decoder downsamples: by 2, 4 or 8, and much faster for it.
-    picture.draft(None, (3 * size, 3 * size))
-  check_size(*picture.size)
+    image.draft(None, (3 * size, 3 * size))
+  check_size(*image.size)
   if raw:
-    picture.tile = [tile._replace(args=raw) for tile in picture.tile]
-  picture.load()
-  if canvas and (picture.size, (0, 0)) != canvas:
+    image.tile = [tile._replace(args=raw) for tile in image.tile]
+  image.load()
+  if canvas and (image.size, (0, 0)) != canvas:
     whole = Image.new("RGBA", canvas[0])
-    whole.paste(picture.convert("RGBA"), canvas[1])
+    whole.paste(image.convert("RGBA"), canvas[1])
     return whole
-  return picture
+  return image
 
 
-def _orientation(picture: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int | None:
   """Returns an image's orientation by EXIF; None if EXIF cannot be read."""
   try:
-    return encoded.read_orientation(picture.getexif())
+    return encoded.read_orientation(image.getexif())
   except Exception:  # damage makes PIL raise errors of any type
     return None
 
 
 def _to_rgb(
-  picture: Image.Image,
+  image: Image.Image,
   still: encoded.Still,
   low: Image.Image | None = None,
   factor: int = 1,
@@ -194,11 +194,11 @@ def _to_rgb(
   A large image is converted some rows at a time, so that intermediate results
   take little memory.
   """
-  (width, height), profile = picture.size, still.profile
-  profile = profile or picture.info.get("icc_profile")
+  (width, height), profile = image.size, still.profile
+  profile = profile or image.info.get("icc_profile")
 
   def rows(top: int, bottom: int) -> Image.Image:
-    part = colours.eight_bits(picture, low, still, top, bottom)
+    part = colours.eight_bits(image, low, still, top, bottom)
     return colours.to_rgb(part, profile)
 
   if width * height <= _LARGE:
@@ -221,8 +221,8 @@ def _from_array(image: np.ndarray) -> np.ndarray:
     or channels not in ((), (1,), (3,), (4,))
   ):
     raise ValueError(
-      "image must be uint8 [H, W] or [H, W, 1, 3 or 4],"
-      f" got {image.dtype} {image.shape}"
+      f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W] or"
+      " [H, W, 1, 3 or 4]"
     )
   if channels == (3,):
     return image

@@ -214,14 +214,16 @@ def _to_train_on(example: Example, low_side: int | None) -> Example:
 def _check_sizes(size: int, lowres_size: int | None, crop: int | None) -> None:
   """Raises ValueError unless lowres_size and crop fit the size."""
   if crop is not None and not 0 < crop <= size:
-    raise ValueError(f"crop must be in 1..{size}, the size, got {crop}")
+    raise ValueError(f"crop is {crop}, expected 1 to {size}, the size")
   if lowres_size is None:
     return
   if lowres_size < 1 or size % lowres_size:
-    raise ValueError(f"lowres_size must divide {size}, got {lowres_size}")
+    raise ValueError(
+      f"lowres_size is {lowres_size}, expected a divisor of {size}"
+    )
   if crop is not None and crop % (size // lowres_size):
     factor = size // lowres_size
-    raise ValueError(f"crop must be a multiple of {factor}, got {crop}")
+    raise ValueError(f"crop is {crop}, expected a multiple of {factor}")
 
 
 def _check_rows(rows: Sequence[int], global_batch: int) -> None:

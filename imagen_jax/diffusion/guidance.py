@@ -110,6 +110,4 @@ def _check_threshold(p: float, cap: float | None) -> None:
       " as 99.5; shares such as 0.995 are 100 times smaller"
     )
   if isinstance(cap, int | float) and not cap >= 1:
-    raise ValueError(
-      f"The cap={cap} of the dynamic threshold must be at least 1."
-    )
+    raise ValueError(f"cap is {cap}, expected at least 1, or None")

@@ -178,9 +178,7 @@ class Ancestral:
     # An array is not checked: it comes from a jitted function, whose caller
     # checked the number.
     if isinstance(self.gamma, int | float) and not 0 <= self.gamma <= 1:
-      raise ValueError(
-        f"gamma={self.gamma} of the ancestral sampler must be in 0..1."
-      )
+      raise ValueError(f"gamma is {self.gamma}, expected 0 to 1")
 
   def __call__(
     self, keys: jax.Array, z_t: jax.Array, x_hat: jax.Array, step: Step

@@ -60,8 +60,8 @@ class CosineSchedule(Continuous):
   def __post_init__(self):
     if not self.logsnr_min < self.logsnr_max:
       raise ValueError(
-        f"logsnr_min={self.logsnr_min} of the cosine schedule must be less "
-        f"than logsnr_max={self.logsnr_max}."
+        f"logsnr_min is {self.logsnr_min}, expected less than logsnr_max, "
+        f"{self.logsnr_max}"
       )
     for name in ("logsnr_min", "logsnr_max"):
       value = getattr(self, name)
@@ -107,17 +107,17 @@ class LinearSchedule(Continuous):
   def __post_init__(self):
     if not 0 < self.beta_min <= self.beta_max:
       raise ValueError(
-        f"beta_min={self.beta_min} of the linear schedule must be positive "
-        f"and at most beta_max={self.beta_max}."
+        f"beta_min is {self.beta_min}, expected more than 0 and at most "
+        f"beta_max, {self.beta_max}"
       )
     if self.beta_min + self.beta_max > 160:
       raise ValueError(
         f"beta_min + beta_max is {self.beta_min + self.beta_max}, expected at "
-        "most 160: float32 has no smaller alpha than they leave at t = 1."
+        "most 160: float32 has no smaller alpha than they leave at t = 1"
       )
     if not 0 < self.t_min < 1:
       raise ValueError(
-        f"t_min={self.t_min} of the linear schedule must lie between 0 and 1."
+        f"t_min is {self.t_min}, expected more than 0 and less than 1"
       )
     # At t_min, logsnr = -log B(t_min), with B nearly beta_min t_min.
     if -math.log(self.beta_min) - math.log(self.t_min) > MOST_LOGSNR:

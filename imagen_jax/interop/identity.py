@@ -31,7 +31,7 @@ def identity(path: str) -> str:
   Raises:
     ValueError: there are no weights at the path, or a file cannot be read.
   """
-  where = published.packaged(path)
+  where = published.resolve(path)
   if not where.exists():
     raise ValueError(f"{path} is not there, expected weights or a vocabulary")
   try:

@@ -22,7 +22,7 @@ SCHEME = "package://"
 _OLD_FOLDER = "weights/"
 
 
-def packaged(path: str) -> epath.Path:
+def resolve(path: str) -> epath.Path:
   """Resolves a config's path, and fetches it if it is on the Hub.
 
   Args:
@@ -86,7 +86,7 @@ class UNetFolder:
 
   def unet(self) -> UNet:
     """Builds the net; raises ValueError if config.json cannot be used."""
-    config = diffusers.read_config(packaged(self.folder))
+    config = diffusers.read_config(resolve(self.folder))
     net = diffusers.unet(config, dtype=self.dtype)
     outputs = self.out_channels or net.out_channels
     return net.clone(
@@ -109,7 +109,7 @@ def check_net(path: str, like: Any) -> None:
     ValueError: there are no weights, or their names, shapes or dtypes differ
       from the net's.
   """
-  where = packaged(path)
+  where = resolve(path)
   if (where / diffusers.CONFIG).exists():
     diffusers.tensors(where, like)
   else:
@@ -125,7 +125,7 @@ def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
     like: the tree, shapes and dtypes of the parameters.
     placement: how to shard them; None leaves them as they are loaded.
   """
-  where = packaged(path)
+  where = resolve(path)
   if (where / diffusers.CONFIG).exists():
     return diffusers.load(where, like, placement)
   return weights.load(where, like, placement)
@@ -143,7 +143,7 @@ def check_text(text: Text | NoText) -> Tokenizer | None:
   """
   if isinstance(text, NoText):
     return None
-  found, where = tokenizer(text), packaged(text.weights)
+  found, where = tokenizer(text), resolve(text.weights)
   t5.check_weights(where, text.encoder, _shapes(text))
   t5.check_vocabulary(where, text, found)
   return found
@@ -160,7 +160,7 @@ def vocabulary_of(text: Text) -> str | None:
     ValueError: the weights cannot be read, or were trained with another
       vocabulary.
   """
-  where = packaged(text.weights)
+  where = resolve(text.weights)
   t5.check_weights(where, text.encoder, _shapes(text))
   recorded = t5.recorded_vocabulary(where)
   try:
@@ -175,7 +175,7 @@ def tokenizer(text: Text | NoText) -> Tokenizer | None:
   """Builds the tokenizer of config.text.vocabulary; None without text."""
   if isinstance(text, NoText):
     return None
-  path = packaged(text.vocabulary)
+  path = resolve(text.vocabulary)
   return Tokenizer(path, text.length, lowercase=text.lowercase)
 
 
@@ -183,7 +183,7 @@ def load_text(text: Text | NoText, placement: Placement | None = None) -> Any:
   """Loads the weights of config.text's encoder, exported here or published."""
   if isinstance(text, NoText):
     return {}
-  return t5.load(packaged(text.weights), _shapes(text), placement)
+  return t5.load(resolve(text.weights), _shapes(text), placement)
 
 
 def text_encoder(text: Text | NoText, params: Any) -> TextEncoder | None:
@@ -210,7 +210,7 @@ def encoder_sizes(path: str) -> dict[str, int]:
     from imagen_jax.interop import download
 
     path = str(download.fetch(download.beside(path, t5.CONFIG)).parent)
-  return t5.read_sizes(packaged(path)) or {}
+  return t5.read_sizes(resolve(path)) or {}
 
 
 @functools.lru_cache(maxsize=8)

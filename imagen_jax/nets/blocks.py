@@ -40,7 +40,7 @@ REMAT = {
 }
 
 
-def in_turn(
+def run_blocks(
   step: Callable[[Unit, Any, Any], tuple[Any, Any]],
   units: Sequence[Unit],
   carry: Any,

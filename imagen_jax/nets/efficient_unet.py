@@ -27,7 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.nets.blocks import in_turn
+from imagen_jax.nets.blocks import run_blocks
 from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
@@ -122,7 +122,7 @@ class Body(nn.Module):
       ValueError: if the number of heads does not divide 2 channels.
     """
     spec = self.spec
-    in_turn_as = partial(in_turn, remat=spec.remat, scan=self.scan)
+    in_turn_as = partial(run_blocks, remat=spec.remat, scan=self.scan)
     blocks = [
       ResNetBlock(
         spec.channels,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.nets.blocks import in_turn
+from imagen_jax.nets.blocks import run_blocks
 from imagen_jax.nets.int8 import Int8Dense
 from imagen_jax.nets.layers import at_own_precision, pin_batch
 
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
       for i in range(self.num_layers)
     ]
     step = lambda unit, x, _: (pin_batch(unit[0](x, bias, mask)), None)
-    x, _ = in_turn(step, [(layer,) for layer in layers], x, scan=self.scan)
+    x, _ = run_blocks(step, [(layer,) for layer in layers], x, scan=self.scan)
     return RMSNorm(name="encoder_norm")(x)
 
 

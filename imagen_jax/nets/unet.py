@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.nets.blocks import Unit, in_turn
+from imagen_jax.nets.blocks import Unit, run_blocks
 from imagen_jax.nets.conditioning import CombineEmbs, ProjectText, with_lowres
 from imagen_jax.nets.layers import (
   Attention,
@@ -207,7 +207,7 @@ class UNet(nn.Module):
       return h, h
 
     remat = self.remat[level] if self.remat else "none"
-    return in_turn(block, units, h, skips, remat=remat, scan=self.scan)
+    return run_blocks(block, units, h, skips, remat=remat, scan=self.scan)
 
   @nn.compact
   @at_own_precision

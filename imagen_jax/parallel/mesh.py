@@ -117,12 +117,6 @@ def batch_sharding(
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def rows_sharding(mesh: Mesh, rows: int) -> NamedSharding:
-  """Returns the sharding of rows, replicated if they do not divide."""
-  ways = row_ways(mesh)
-  return replicated(mesh) if rows % ways else batch_sharding(mesh, rows)
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that replicates an array on every device."""
   return NamedSharding(mesh, PartitionSpec())

@@ -22,7 +22,7 @@ class Failed(Exception):
   """States what failed on one process, which counts as failed on all."""
 
 
-def together(act: Callable[[], Any]) -> Any:
+def raise_together(act: Callable[[], Any]) -> Any:
   """Calls act() on all processes and returns its result.
 
   If act waits for other processes, its failure on one must end the wait of all.
@@ -48,7 +48,9 @@ def from_first(values: np.ndarray) -> np.ndarray:
   return np.asarray(multihost_utils.broadcast_one_to_all(values))
 
 
-def of_all(numbers: Sequence[int], words: str) -> tuple[np.ndarray, list[str]]:
+def gather_host_stats(
+  numbers: Sequence[int], words: str
+) -> tuple[np.ndarray, list[str]]:
   """Gathers k numbers and a few words of each of n processes; all call it."""
   if jax.process_count() == 1:
     return np.array([numbers]), [words]
@@ -75,7 +77,7 @@ def shared_errors() -> Iterator[None]:
     yield
   except ValueError as error:
     failure = error
-  numbers, words = of_all([failure is not None], str(failure))
+  numbers, words = gather_host_stats([failure is not None], str(failure))
   failed = np.flatnonzero(numbers[:, 0])
   if failed.size:
     raise failure or ValueError(words[failed[0]])

@@ -56,9 +56,9 @@ class Claim:
   holds: bool  # whether the image shows it
 
 
-def judge(picture, scene: Scene) -> list[Claim]:
+def judge(image, scene: Scene) -> list[Claim]:
   """Checks a scene's claims on [H, W, 3], uint8 or float in [-1, 1]."""
-  background, found = find_objects(picture)
+  background, found = find_objects(image)
   return check(background, found, scene)
 
 

@@ -55,13 +55,13 @@ class Found:
   extent: float  # longer edge of its box
 
 
-def find_objects(picture) -> tuple[str, list[Found]]:
+def find_objects(image) -> tuple[str, list[Found]]:
   """Finds the background's colour and the objects, largest first.
 
   Args:
-    picture: an image [H, W, 3], uint8 or float in [-1, 1].
+    image: an image [H, W, 3], uint8 or float in [-1, 1].
   """
-  pixels = _canvas(picture)
+  pixels = _canvas(image)
   background, value = _background(pixels)
   away = np.linalg.norm(pixels - value, axis=-1)
   found = []
@@ -74,17 +74,17 @@ def find_objects(picture) -> tuple[str, list[Found]]:
   return background, sorted(found, key=lambda f: -f.extent)
 
 
-def _canvas(picture) -> np.ndarray:
+def _canvas(image) -> np.ndarray:
   """Resizes an image to the canvas: float32 [256, 256, 3] in 0..255."""
-  picture = np.asarray(picture)
-  if picture.ndim != 3 or picture.shape[-1] != 3:
+  image = np.asarray(image)
+  if image.ndim != 3 or image.shape[-1] != 3:
     raise ValueError(
-      f"A picture must have shape [height, width, 3], not {picture.shape}."
+      f"image has shape {image.shape}, expected [height, width, 3]"
     )
-  pixels = picture.astype(np.float32)
-  if picture.dtype != np.uint8:
+  pixels = image.astype(np.float32)
+  if image.dtype != np.uint8:
     pixels = (np.nan_to_num(pixels) + 1) * 127.5
-  zoom = (CANVAS / picture.shape[0], CANVAS / picture.shape[1], 1)
+  zoom = (CANVAS / image.shape[0], CANVAS / image.shape[1], 1)
   if zoom != (1, 1, 1):
     pixels = ndimage.zoom(pixels, zoom, order=1, mode="nearest", grid_mode=True)
   return np.clip(pixels, 0, 255)

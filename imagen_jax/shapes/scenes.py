@@ -89,7 +89,7 @@ def sample_scene(
     ValueError: the split is unknown.
   """
   if split not in SPLITS:
-    raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    raise ValueError(f"split is {split!r}, expected one of {SPLITS}")
   while True:
     scene = _content(rng, split == "test_unseen")
     placed = scene and _place(rng, scene)

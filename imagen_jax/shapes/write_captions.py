@@ -1,7 +1,7 @@
 r"""Writes captions of captioned_shapes as text, one line per image.
 
   python -m imagen_jax.shapes.write_captions \
-    --split=train --pictures=20000 --each=8 --output=captions.txt
+    --split=train --images=20000 --each=8 --output=captions.txt
 
 A line holds --each captions of the image, in random wording, separated by tabs.
 With --describe the image's description precedes the captions.
@@ -21,10 +21,10 @@ def define_flags(values: flags.FlagValues) -> None:
   on = dict(flag_values=values)
   flags.DEFINE_enum("split", "train", scenes.SPLITS, "Whose scenes.", **on)
   flags.DEFINE_integer(
-    "pictures", 20_000, "How many, from the first.", lower_bound=1, **on
+    "images", 20_000, "How many, from the first.", lower_bound=1, **on
   )
   flags.DEFINE_integer(
-    "each", 1, "Captions of each picture.", lower_bound=1, **on
+    "each", 1, "Captions of each image.", lower_bound=1, **on
   )
   flags.DEFINE_float(
     "leave_out",
@@ -39,18 +39,18 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def lines(
-  split: str, pictures: int, each: int, leave_out: float, describe: bool = False
+  split: str, images: int, each: int, leave_out: float, describe: bool = False
 ):
   """Yields a line of tab-separated captions for each scene 0, 1, ...
 
   Args:
     split: one of SPLITS.
-    pictures: the number of scenes.
+    images: the number of scenes.
     each: the captions per scene.
     leave_out: as in captions.caption.
     describe: puts the scene's description before the captions.
   """
-  for i in range(pictures):
+  for i in range(images):
     rng = np.random.default_rng((scenes.SPLITS.index(split), i))
     scene, _ = scenes.sample_scene(rng, split)
     texts = [captions.description(scene)] if describe else []
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"{argv[1]!r} is not a flag")
   text = lines(
-    args.split, args.pictures, args.each, args.leave_out, args.describe
+    args.split, args.images, args.each, args.leave_out, args.describe
   )
   try:
     files.write(args.output, "".join(line + "\n" for line in text))

@@ -22,11 +22,11 @@ _PARTS = 5  # parts of a prompt that one warning names
 def check_prompts(prompts: Sequence[str]) -> None:
   """Raises ValueError, naming the offender, unless all prompts have words."""
   if isinstance(prompts, (str, bytes)):
-    raise ValueError("prompts is one text, expected a list of texts")
+    raise ValueError("prompts is one string, expected a list of strings")
   for i, prompt in enumerate(prompts):
     if not isinstance(prompt, str):
       kind = type(prompt).__name__
-      raise ValueError(f"prompt {i} is {kind}, expected text")
+      raise ValueError(f"prompt {i} is {kind}, expected a string")
     if not prompt.strip():
       raise ValueError(f"prompt {i} is empty")
     try:

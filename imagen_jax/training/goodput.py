@@ -45,7 +45,7 @@ class Goodput:
     return self._clock.part(name)
 
   def resume(
-    self, workdir: str, step: int, say: Callable[[str], None] = print
+    self, workdir: str, step: int, log: Callable[[str], None] = print
   ) -> None:
     """Ends the setup, and adds the sums of earlier runs; resumes at a step.
 
@@ -64,7 +64,7 @@ class Goodput:
       )
       seconds = {name: _seconds(found["seconds"], name) for name in PARTS}
     except Exception as error:  # stores raise many kinds
-      say(f"{path} is not used, goodput begins anew: {files.reason(error)}")
+      log(f"{path} is not used, goodput begins anew: {files.reason(error)}")
       return
     self.runs, self.steps, self.lost_steps = runs + 1, steps, lost_steps
     for name in PARTS:

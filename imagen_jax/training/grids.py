@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from imagen_jax.data.images import to_uint8
-from imagen_jax.data.png import captioned, enlarge, grid
+from imagen_jax.data.png import captioned, grid, upsample
 from imagen_jax.parallel import mesh
 from imagen_jax.stage import Sampling, SamplingInputs, Stage, run_stage
 from imagen_jax.types import TextEmbedding
@@ -97,7 +97,7 @@ def batch_grid(batch: dict[str, np.ndarray], captions: list[str]) -> np.ndarray:
 def _cells(columns: list[np.ndarray], side: int) -> list[np.ndarray]:
   """Converts float columns [B, h, w, 3] to uint8 images, example by example."""
   return [
-    enlarge(to_uint8(column[i]), side)
+    upsample(to_uint8(column[i]), side)
     for i in range(len(columns[0]))
     for column in columns
   ]

@@ -102,7 +102,7 @@ class Watched(Sequence):
     return record
 
 
-def time_input(run: Run, chips: Chips, say: Callable[[str], None]) -> None:
+def time_input(run: Run, chips: Chips, log: Callable[[str], None]) -> None:
   """Measures how fast this process reads a run's batches, and logs it.
 
   It prepares the dataset if that is not there, and writes nothing else. It
@@ -111,7 +111,7 @@ def time_input(run: Run, chips: Chips, say: Callable[[str], None]) -> None:
   Args:
     run: the run's settings.
     chips: what is to be fed.
-    say: logs a line.
+    log: logs a line.
 
   Raises:
     ValueError: the data or the vocabulary cannot be used, no record comes for
@@ -126,26 +126,26 @@ def time_input(run: Run, chips: Chips, say: Callable[[str], None]) -> None:
   tokenizer = published.tokenizer(run.text)
   check_splits(data, data.split, captions=tokenizer is not None)
   if chips.peak_flops is None:
-    say(
+    log(
       f"needed: not known, like the peak speed of {chips.name}; name the chips"
       " to feed, such as --topology=v5e-256"
     )
     need = None
   else:
     flops = step_flops(run)
-    say(need_sentence(flops, data.batch_size, chips))
+    log(need_sentence(flops, data.batch_size, chips))
     need = needed_rate(flops, data.batch_size, chips)
-  say(f"measuring for {SECONDS:g} s ...")
+  log(f"measuring for {SECONDS:g} s ...")
   bad = BadRecords(data.max_bad_share)
-  speed = measure(run, tokenizer, chips, bad, say)
+  speed = measure(run, tokenizer, chips, bad, log)
   for line in speed_lines(speed, run):
-    say(line)
+    log(line)
   if bad.count:
-    say(bad_sentence(bad.count, bad.read, bad.reasons))
+    log(bad_sentence(bad.count, bad.read, bad.reasons))
   if bad.small:
-    say(small_sentence(bad.small, bad.read))
+    log(small_sentence(bad.small, bad.read))
   if need:
-    say(verdict(speed, need, cores(run)))
+    log(verdict(speed, need, cores(run)))
 
 
 def own_chips() -> Chips:
@@ -171,7 +171,7 @@ def measure(
   tokenizer: Any,
   chips: Chips,
   bad: BadRecords,
-  say: Callable[[str], None],
+  log: Callable[[str], None],
 ) -> Measured:
   """Reads the batches of this host for SECONDS, after a warm-up."""
   data, watched = run.data, []
@@ -183,7 +183,7 @@ def measure(
     rows=range(first, first + count), bad=bad,
     watch=lambda source: watched.append(Watched(source)) or watched[0],
   )  # fmt: skip
-  feed = Feed(batches, patience=data.patience, say=say)
+  feed = Feed(batches, patience=data.patience, log=log)
   with contextlib.closing(feed):
     for _ in range(WARM_UP):
       next(feed)

@@ -59,8 +59,8 @@ class Job:
     return Feed(
       batches,
       patience=self.run.data.patience,
-      say=self.progress.say,
-      stop=self.preemption.told,
+      log=self.progress.log,
+      stop=self.preemption.asked,
     )
 
   def first_batch(

@@ -20,7 +20,7 @@ import fsspec
 import jax
 
 from imagen_jax.files import reason
-from imagen_jax.parallel.processes import of_all
+from imagen_jax.parallel.processes import gather_host_stats
 
 FILE = "writer.lock"
 RENEW = 20.0  # seconds between two renewals of a lock on gs://
@@ -63,9 +63,9 @@ class Writer:
   """The right to write to a workdir, which all processes of a run share."""
 
   def __init__(
-    self, workdir: str, lock: _Lock | None, say: Callable[[str], None]
+    self, workdir: str, lock: _Lock | None, log: Callable[[str], None]
   ):
-    self._workdir, self._lock, self._say = workdir, lock, say
+    self._workdir, self._lock, self._log = workdir, lock, log
 
   def check(self, step: int) -> None:
     """Checks that no other run writes to the workdir, before a step is saved.
@@ -79,7 +79,7 @@ class Writer:
     if self._lock is not None and jax.process_index() == 0:
       try:
         if self._lock.check():
-          self._say(
+          self._log(
             f"workdir {self._workdir} was deleted while the run wrote there; "
             f"it is made again, without what it held before step {step}"
           )
@@ -90,13 +90,13 @@ class Writer:
         )
       except Exception:  # stores raise many kinds; the save will report it
         pass
-    _, words = of_all((0,), refusal)
+    _, words = gather_host_stats((0,), refusal)
     if words[0]:
       raise ValueError(words[0])
 
 
 @contextlib.contextmanager
-def one_writer(workdir: str, say: Callable[[str], None]) -> Iterator[Writer]:
+def one_writer(workdir: str, log: Callable[[str], None]) -> Iterator[Writer]:
   """Holds a workdir for a run, so that no other run writes there meanwhile.
 
   Process 0 holds the lock for all processes, and all raise alike if it cannot.
@@ -106,7 +106,7 @@ def one_writer(workdir: str, say: Callable[[str], None]) -> Iterator[Writer]:
 
   Args:
     workdir: a folder, which is made, or a URL such as gs://bucket/folder.
-    say: logs a line.
+    log: logs a line.
 
   Yields:
     The right to write to the workdir.
@@ -117,18 +117,18 @@ def one_writer(workdir: str, say: Callable[[str], None]) -> Iterator[Writer]:
   lock, waiting = _lock(workdir), False
   while True:
     code, words = _attempt(workdir, lock)
-    counts, said = of_all((code,), words)
+    counts, said = gather_host_stats((code,), words)
     code, words = int(counts[0][0]), said[0]
     if code == _REFUSED:
       raise ValueError(words)
     if words and not waiting:
-      say(words)
+      log(words)
     if code != _WAITS:
       break
     waiting = True
     time.sleep(_POLL)
   try:
-    yield Writer(workdir, None if code == _WITHOUT else lock, say)
+    yield Writer(workdir, None if code == _WITHOUT else lock, log)
   finally:
     if jax.process_index() == 0 and lock is not None:
       lock.release()

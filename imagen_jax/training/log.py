@@ -10,12 +10,16 @@ from imagen_jax.data.examples import (
   bad_sentence,
   small_sentence,
 )
-from imagen_jax.parallel.processes import of_all
+from imagen_jax.parallel.processes import gather_host_stats
 from imagen_jax.progress import Clock, Progress
 from imagen_jax.training import goodput
 from imagen_jax.training.goodput import Goodput
 from imagen_jax.training.metrics import Metrics, memory
-from imagen_jax.training.metrics_window import Window, pace, skipped_sentence
+from imagen_jax.training.metrics_window import (
+  MetricsWindow,
+  pace,
+  skipped_sentence,
+)
 from imagen_jax.training.setup import Run
 
 Callback = Callable[[int, dict[str, float]], None]
@@ -48,7 +52,7 @@ class Log:
     self.goodput = goodput
     self.bad = BadRecords(run.data.max_bad_share)
     self._run, self._progress, self._callback = run, progress, callback
-    self._window = Window(run.training.max_skipped)
+    self._window = MetricsWindow(run.training.max_skipped)
     # At the last write.
     self._last, self._last_bad, self._small = first, 0, 0
 
@@ -60,26 +64,26 @@ class Log:
     """Writes the metrics of all steps up to this one, and waits for them.
 
     Raises:
-      ValueError: too many steps in a row were not finite, as in Window.take.
+      ValueError: too many steps in a row were not finite (MetricsWindow.take).
     """
     # 1. Wait for the devices, and hear of the other processes.
     own = {"seconds/data": self.clock.seconds("data"), **memory()}
     with self.clock.part("compute"):  # waits for dispatched steps
       numbers, skipped = self._window.take()
       own = {name: round(MICRO * value) for name, value in own.items()}
-      found, reasons = of_all(
+      found, reasons = gather_host_stats(
         (self.bad.count, self.bad.small, self.bad.read, *own.values()),
         "; ".join(self.bad.reasons),
       )
     self._progress.show(step, f"loss {numbers['loss']:.4f}")
     if skipped:
-      self._progress.say(skipped_sentence(skipped))
+      self._progress.log(skipped_sentence(skipped))
     # 2. Report bad records, and once that there are small images.
     bad, small, read = found[:, :3].sum(axis=0).tolist()
     if bad > self._last_bad:
-      self._progress.say(bad_sentence(bad, read, reasons))
+      self._progress.log(bad_sentence(bad, read, reasons))
     if small and not self._small:
-      self._progress.say(small_sentence(small, read))
+      self._progress.log(small_sentence(small, read))
     # 3. Compute speeds, memory and goodput.
     steps, images = step - self._last, self._run.data.batch_size
     spent = self.clock.take()

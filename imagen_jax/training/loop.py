@@ -115,27 +115,30 @@ def train(
             job, state, step_fn, batch, feed, outputs
           )
           step = int(state.step)
+          job.progress.log(goodput.sentence())
 
         saved.wait()  # until the newest checkpoint is saved
-        job.progress.say(goodput.sentence())
     except Stopped:
-      job.progress.say(STOPPED)
+      job.progress.log(STOPPED)
       return Trained(step, workdir, interrupted=True)
-    job.progress.say(end_sentence(step, workdir, interrupted))
+    job.progress.log(end_sentence(step, workdir, interrupted))
     return Trained(step, workdir, interrupted)
 
 
 def end_sentence(step: int, workdir: str, interrupted: bool) -> str:
   """States how a run ended."""
   if interrupted:
-    return f"asked to end: saved step {step}, to go on from: {workdir}"
+    return (
+      f"asked to end: saved step {step}; run the same command again to resume "
+      f"{workdir}"
+    )
   return f"trained to step {step}: {workdir}"
 
 
 def hold_workdir(workdir: str) -> contextlib.AbstractContextManager[Writer]:
   """Keeps other runs out of the workdir, before anything is read or made."""
   progress = Progress("train", 0, quiet=jax.process_index() > 0)
-  return one_writer(workdir, progress.say)
+  return one_writer(workdir, progress.log)
 
 
 def open_checkpoints(job: Job) -> Checkpoints:
@@ -145,7 +148,7 @@ def open_checkpoints(job: Job) -> Checkpoints:
     job.workdir,
     keep=training.keep_checkpoints,
     keep_every=training.keep_every,
-    say=job.progress.say,
+    log=job.progress.log,
   )
 
 
@@ -168,10 +171,10 @@ def open_log(
   """Opens the files of metrics, which the exit stack closes."""
   quiet = jax.process_index() > 0
   if not quiet:
-    goodput.resume(job.workdir, first, job.progress.say)
+    goodput.resume(job.workdir, first, job.progress.log)
   if first:
-    job.progress.say(f"resumed from step {first}")
-  metrics = Metrics(job.workdir, first, say=job.progress.say, quiet=quiet)
+    job.progress.log(f"resumed from step {first}")
+  metrics = Metrics(job.workdir, first, log=job.progress.log, quiet=quiet)
   stack.enter_context(contextlib.closing(metrics))
   callback = None if quiet else callback
   return Log(job.run, metrics, first, job.progress, callback, goodput=goodput)
@@ -205,13 +208,13 @@ def compile_step(
   """Compiles the step; returns it and the first batch, for which it waits."""
   count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   devices = job.setup.devices.size
-  job.progress.say(f"{count:,} parameters on {devices} device(s); compiling")
+  job.progress.log(f"{count:,} parameters on {devices} device(s); compiling")
   begun, batch = time.monotonic(), next(feed)
   stage, embedder = job.run.stage, job.run.text.embedder
   log.flops = model_flops(stage, embedder, state.params, job.text_params, batch)
   with log.goodput.part("compile"):
     step_fn = job.setup.compile(state, job.text_params, batch)
-  job.progress.say(f"compiled in {time.monotonic() - begun:.1f} s")
+  job.progress.log(f"compiled in {time.monotonic() - begun:.1f} s")
   return step_fn, batch
 
 

@@ -84,7 +84,7 @@ class PartedFile:
     path: the first file.
   """
 
-  def __init__(self, path: epath.Path, last: int, say: Callable[[str], None]):
+  def __init__(self, path: epath.Path, last: int, log: Callable[[str], None]):
     """Opens the files, without the lines after step `last`; see open_lines."""
     self.path = path
     newest = path
@@ -93,7 +93,7 @@ class PartedFile:
         part.unlink()
       else:
         newest = part
-    content = _sound_lines(newest, last, say)
+    content = _sound_lines(newest, last, log)
     self._file, self._lines = AppendFile(newest, content), content.count(b"\n")
 
   def append(self, record: bytes) -> None:
@@ -123,7 +123,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def open_lines(
-  path: epath.Path, last: int, *, say: Callable[[str], None] = print
+  path: epath.Path, last: int, *, log: Callable[[str], None] = print
 ) -> AppendFile | PartedFile:
   """Opens JSON lines, without the lines after step `last` and a torn last line.
 
@@ -134,21 +134,21 @@ def open_lines(
   Args:
     path: the file, which need not exist.
     last: the step from which a run resumes.
-    say: logs a line.
+    log: logs a line.
 
   Raises:
     ValueError: the path is a link or no file, or it cannot be read or written.
   """
   try:
     if files.is_remote(path):
-      return PartedFile(path, last, say)
-    return AppendFile(path, _sound_lines(path, last, say))
+      return PartedFile(path, last, log)
+    return AppendFile(path, _sound_lines(path, last, log))
   except OSError as error:
     raise ValueError(f"{path} cannot be used: {reason(error)}") from error
 
 
 def _sound_lines(
-  path: epath.Path, last: int, say: Callable[[str], None]
+  path: epath.Path, last: int, log: Callable[[str], None]
 ) -> bytes:
   """Returns the lines that open_lines keeps, after it has removed others."""
   content = _read(path)
@@ -163,9 +163,9 @@ def _sound_lines(
   strange = steps.count(None) + (torn[: len(ours)] != ours[: len(torn)])
   if strange:
     name = _move_aside(path)
-    say(
+    log(
       f"{path} has {strange} line(s) that are no metrics; it is renamed "
-      f"{name}, and {kept.count(10)} sound one(s) are kept"
+      f"{name}, and its {kept.count(10)} valid line(s) are kept"
     )
   if files.is_remote(path):
     if kept != content:

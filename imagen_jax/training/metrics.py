@@ -34,10 +34,10 @@ class Metrics:
     workdir: str,
     first: int,
     *,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     quiet: bool = False,
   ):
-    self._workdir, self._say, self._quiet = workdir, say, quiet
+    self._workdir, self._log, self._quiet = workdir, log, quiet
     self._lost_at: int | None = None  # the newest step that was not written
     self._lock = threading.Lock()
     # True if the newest line was lost. TensorBoard then gets no image either,
@@ -48,7 +48,7 @@ class Metrics:
     self._events = EventFiles(workdir)
     self._pool = ThreadPoolExecutor(1, "metrics")
     path = epath.Path(workdir) / FILE
-    self._lines = None if quiet else open_lines(path, first, say=say)
+    self._lines = None if quiet else open_lines(path, first, log=log)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes the numbers of a step; numbers that are not finite become null."""
@@ -66,10 +66,10 @@ class Metrics:
     scalars = dict(scalars)
     self._submit(step, lambda: self._events.write_scalars(step, scalars))
 
-  def write_image(self, step: int, name: str, picture: np.ndarray) -> None:
+  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
     """Writes a uint8 image [H, W, 3] of a step for TensorBoard."""
     if not self._quiet and not self._full:
-      write = lambda: self._events.write_image(step, name, picture)
+      write = lambda: self._events.write_image(step, name, image)
       self._submit(step, write)
 
   def write_file(self, step: int, name: str, text: str) -> None:
@@ -98,9 +98,9 @@ class Metrics:
     """Logs the first of the steps that could not be written."""
     with self._lock:
       if self._lost_at is None:
-        self._say(
+        self._log(
           f"metrics cannot be written from step {step} on, {path}: "
-          f"{reason(error)}; training goes on without"
+          f"{reason(error)}; training continues without"
         )
       self._lost_at = max(step, self._lost_at or 0)
 
@@ -109,7 +109,7 @@ class Metrics:
     with self._lock:
       # An older step that was still queued does not count as a recovery.
       if self._lost_at is not None and step > self._lost_at:
-        self._say(f"metrics are written again, from step {step} on")
+        self._log(f"metrics are written again, from step {step} on")
         self._lost_at = None
 
 

@@ -17,7 +17,7 @@ from imagen_jax.training.step import LOGSNR_EDGES
 _AHEAD = 2
 
 
-class Window:
+class MetricsWindow:
   """Holds metrics of steps, left on the devices until they are needed."""
 
   def __init__(self, max_skipped: int):

@@ -77,7 +77,7 @@ class Trace:
         jax.profiler.start_trace(f"{self._job.workdir}/trace")
       except Exception as error:  # a notebook may have a trace open
         self._ended = True
-        self._job.progress.say(f"no trace is written: {reason(error)}")
+        self._job.progress.log(f"no trace is written: {reason(error)}")
 
   def end(self, step: int, state: TrainState) -> None:
     """Writes the trace after the last step of the range."""
@@ -93,10 +93,12 @@ class Trace:
       self._stop()
     elif self._steps is not None and not self._begun:
       first, last = self._steps
-      had = f"steps {self._run[0]} to {self._run[-1]}" if self._run else "none"
-      self._job.progress.say(
-        f"no trace is written: profile_steps is {first}:{last}, and of the "
-        f"steps this run had {had}"
+      had = (
+        f"steps {self._run[0]} to {self._run[-1]}" if self._run else "no step"
+      )
+      self._job.progress.log(
+        f"no trace is written: profile_steps is {first}:{last}, but this run "
+        f"had {had}"
       )
 
   def _stop(self) -> None:
@@ -106,11 +108,11 @@ class Trace:
     try:
       jax.profiler.stop_trace()
     except Exception as error:  # disks and stores raise many kinds
-      self._job.progress.say(
+      self._job.progress.log(
         f"{traced} are not traced: {where}: {reason(error)}"
       )
     else:
-      self._job.progress.say(f"{traced} are traced: {where}")
+      self._job.progress.log(f"{traced} are traced: {where}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +180,7 @@ class Outputs:
       try:
         write_png(path, grid)
       except ValueError as error:
-        job.progress.say(f"{error}; training goes on without")
+        job.progress.log(f"{error}; training continues without it")
     self.log.metrics.write_image(step, "samples", grid)
 
   def _sample(self, params: Any, steps: int | None = None) -> np.ndarray:

@@ -30,7 +30,7 @@ class Preemption:
   """
 
   def __init__(self):
-    self._told = False
+    self._asked = False
     # JAX then has its own SIGTERM handler, which informs other processes.
     self._shared = jax.distributed.is_initialized()
     self._before: dict[int, Any] = {}
@@ -50,15 +50,15 @@ class Preemption:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def told(self) -> bool:
+  def asked(self) -> bool:
     """Returns True if this process, without others, was asked to end."""
-    return self._told
+    return self._asked
 
   def reached(self, step: int) -> bool:
     """Returns True to save and end now; all processes call it at every step."""
     if self._shared:
       return multihost_utils.reached_preemption_sync_point(step)
-    return self._told
+    return self._asked
 
   def _handle(self, number: int, handler: Callable) -> None:
     """Sets a signal's handler and keeps the old one."""
@@ -69,7 +69,7 @@ class Preemption:
 
   def _terminate(self, *_: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    self._told = True
+    self._asked = True
 
   def _interrupt(self, *_: Any) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,5 +78,5 @@ class Preemption:
   def _hang_up(self, *_: Any) -> None:
     # A closing terminal may send it twice: the kernel and the shell do.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if not self._told:
+    if not self._asked:
       os.kill(os.getpid(), signal.SIGTERM)

@@ -40,7 +40,7 @@ def dry_run(run: Run, workdir: str) -> bool:
         job.first_batch(training.sample_split, training.num_samples)
       batch = job.first_batch(data.split, data.batch_size, rows=rows)
     except Stopped:
-      job.progress.say(STOPPED)
+      job.progress.log(STOPPED)
       return False
     captions = [""] * len(rows)
     if job.tokenizer:
@@ -48,12 +48,12 @@ def dry_run(run: Run, workdir: str) -> bool:
     path = epath.Path(workdir) / "dry_run.png"
     if jax.process_index() == 0:
       write_png(path, batch_grid(batch, captions))
-    job.progress.say(parameter_table(setup.state.params) + "\n")
-    job.progress.say(memory_table(setup.state, job.text_params) + "\n")
-    job.progress.say(
+    job.progress.log(parameter_table(setup.state.params) + "\n")
+    job.progress.log(memory_table(setup.state, job.text_params) + "\n")
+    job.progress.log(
       batch_sentence(setup.devices, data.batch_size, training.accumulate)
     )
-    job.progress.say(f"the first of it: {path}")
+    job.progress.log(f"the first of it: {path}")
     return True
 
 

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from imagen_jax.progress import say
+from imagen_jax.progress import print_line
 
 STEPS = 20  # median steps without an end that count as a hang
 RECENT = 101  # steps of which the median is taken
@@ -92,7 +92,7 @@ class Watchdog:
         continue
       self._idle += elapsed
       if self._idle > (limit := self.limit()):
-        say(
+        print_line(
           f"error: no step ended for {limit:.0f} s: a device, a store or"
           " another process hangs; the stacks of all threads follow\n"
           + stacks(),

@@ -11,7 +11,8 @@ flags=--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000
 # Gathers while products run: asynchronous gathers, which fusions carry on. In
 # two residual blocks with attention, compiled for 16 chips by libtpu 0.0.42, 12
 # of 17 gathers run inside fusions that compute meanwhile, and none did before.
-# Memory stays within 7 %. A v5e does so by itself.
+# Memory stays within 7 %. With 512 channels the compiler estimates 3 % fewer
+# cycles. A v5e does so by itself.
 flags="$flags --xla_enable_async_all_gather=true"
 # The second half of the same.
 flags="$flags --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true"

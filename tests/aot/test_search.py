@@ -107,7 +107,9 @@ def test_what_cannot_fit_is_left_out(ranked):
   fitting = {each for each, size in kept.items() if size <= limit}
   assert {(it.accumulate, it.remat) for it in found} == fitting
   assert (found[0].accumulate, found[0].remat) == (1, FULL)
-  with pytest.raises(ValueError, match=r"^--search: every setting needs at "):
+  with pytest.raises(
+    ValueError, match=r"^--search finds no setting: each needs at "
+  ):
     ranked(SLOW, 1000)
 
 

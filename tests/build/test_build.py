@@ -108,15 +108,15 @@ def test_paths(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   name = "weights/shapes.model"
   shipped = published.PACKAGE / name
-  assert published.packaged(f"package://{name}") == shipped
-  assert published.packaged(name) == shipped  # as older configs have it
-  assert str(published.packaged("weights/a.model")) == "weights/a.model"
-  assert str(published.packaged("/weights/a.model")) == "/weights/a.model"
-  assert "~" not in str(published.packaged("~/a.model"))
+  assert published.resolve(f"package://{name}") == shipped
+  assert published.resolve(name) == shipped  # as older configs have it
+  assert str(published.resolve("weights/a.model")) == "weights/a.model"
+  assert str(published.resolve("/weights/a.model")) == "/weights/a.model"
+  assert "~" not in str(published.resolve("~/a.model"))
   (tmp_path / "weights").mkdir()
   (tmp_path / name).touch()
-  assert str(published.packaged(name)) == name
-  assert published.packaged(f"package://{name}") == shipped
+  assert str(published.resolve(name)) == name
+  assert published.resolve(f"package://{name}") == shipped
 
 
 NOT_SHIPPED = (
@@ -128,7 +128,7 @@ NOT_SHIPPED = (
 @pytest.mark.parametrize("path", NOT_SHIPPED)
 def test_what_the_package_has_not(path):
   with pytest.raises(ValueError, match="is no file of the package") as caught:
-    published.packaged(f"package://{path}")
+    published.resolve(f"package://{path}")
   assert "shapes.model" in str(caught.value)
 
 

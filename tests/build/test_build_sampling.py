@@ -83,22 +83,24 @@ def test_a_stage_as_deepfloyds():
       "net": {"kind": "UNet"},
       "schedule": table,
       "aug_schedule": table,
-      "enlarge": "bilinear_aligned",
+      "upsample": "bilinear_aligned",
     }
   )
   table = schedules.DiscreteCosineSchedule()
   assert made == Stage(
-    UNet(), 64, table, aug_schedule=table, enlarge=bilinear_aligned
+    UNet(), 64, table, aug_schedule=table, upsample=bilinear_aligned
   )
 
 
-def test_who_enlarges_is_named_or_nobody():
+def test_who_upsamples_is_named_or_nobody():
   config = {"size": 64, "net": {"kind": "UNet"}}
-  assert build.stage(config | {"enlarge": None}).enlarge is None
+  named = build.stage(config | {"upsample": "bilinear_aligned"})
+  assert build.stage(config | {"enlarge": "bilinear_aligned"}) == named
+  assert build.stage(config | {"upsample": None}).upsample is None
   with pytest.raises(
-    ValueError, match="stage.enlarge is 'cubic', expected one of 'bilinear_al"
+    ValueError, match="stage.upsample is 'cubic', expected one of 'bilinear_al"
   ):
-    build.stage(config | {"enlarge": "cubic"})
+    build.stage(config | {"upsample": "cubic"})
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def save(workdir, *steps: int) -> None:
 def restore(workdir):
   """(state, what was logged)."""
   said = []
-  with Checkpoints(str(workdir), keep=3, say=said.append) as run:
+  with Checkpoints(str(workdir), keep=3, log=said.append) as run:
     return run.restore(make_state(0), CONFIG), said
 
 
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, damage):
     manager.restore_ema(str(run), make_state(0)["ema"])
   assert sorted(run.rglob("*")) == before
   said = []
-  with Checkpoints(str(run), keep=3, say=said.append) as again:
+  with Checkpoints(str(run), keep=3, log=said.append) as again:
     assert_same(again.restore(make_state(0), CONFIG), make_state(4))
     (line,) = said
     assert line.startswith(f"checkpoint {path} is damaged (")

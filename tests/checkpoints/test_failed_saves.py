@@ -55,7 +55,7 @@ def wait():
 def limit(size):
   resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))
 
-run = Checkpoints(workdir, keep=1, say=say)
+run = Checkpoints(workdir, keep=1, log=say)
 """
 
 
@@ -183,7 +183,7 @@ def fail(path, like):
   return read_tree(path, like)
 
 run.close()
-run = Checkpoints(workdir, keep=9, say=say)
+run = Checkpoints(workdir, keep=9, log=say)
 for step in (1, 2, 3):
   run.save(step, state(step), {})
   run.wait()
@@ -205,9 +205,9 @@ wait()
 say(same(run.restore(state(0), {}), state(5)) and "restored 5")
 run.close()
 say(names())
-counts, words = processes.of_all((me, 2**40 + me), "é" * (me + 1))
+counts, words = processes.gather_host_stats((me, 2**40 + me), "é" * (me + 1))
 say(f"{counts.tolist()} {words}")
-_, (_, long) = processes.of_all((), 300 * "é" * me)
+_, (_, long) = processes.gather_host_stats((), 300 * "é" * me)
 say(f"cut to {len(long.encode())} bytes")
 """
 

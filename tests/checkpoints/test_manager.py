@@ -51,7 +51,7 @@ def save(workdir, *steps: int, **options) -> None:
 def restore(workdir, like=None, config=CONFIG, **options):
   """(state, what was logged)."""
   said = []
-  with Checkpoints(str(workdir), keep=3, say=said.append) as run:
+  with Checkpoints(str(workdir), keep=3, log=said.append) as run:
     return run.restore(like or make_state(0), config, **options), said
 
 

@@ -164,7 +164,7 @@ def test_what_is_parsed():
     (
       ["--config=shapes", "--config.a.b=1"],
       command_line.BadFlags,
-      "the config has no place for --config.a.b=1",
+      "the config has no key for --config.a.b=1",
     ),
     (
       ["--config.a=1", "--config=shapes"],

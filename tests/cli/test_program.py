@@ -32,7 +32,9 @@ def test_who_lost_another_is_told_apart(monkeypatch, capsys, many, error, code):
   assert end.value.code == code
   said = capsys.readouterr().err
   assert said.startswith("error: ")
-  assert ("perhaps because a process ended" in said) == (code == program.LOST)
+  assert ("perhaps because another process ended" in said) == (
+    code == program.LOST
+  )
 
 
 @pytest.mark.parametrize("many", [True, False])

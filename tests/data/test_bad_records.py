@@ -65,7 +65,10 @@ BAD = [
   ({"image": png(7)}, "image is 7 pixels narrow, expected at least 8"),
   ({"image": np.zeros((0, 0, 3), np.uint8)}, "image is 0 pixels narrow"),
   ({"image": np.zeros((0, 9), np.uint8)}, "image "),
-  ({"image": np.zeros((9, 9), np.int64)}, "image must be uint8"),
+  (
+    {"image": np.zeros((9, 9), np.int64)},
+    "image is int64 [9, 9], expected uint8 [H, W] or",
+  ),
   ({"image": None}, "image is NoneType, expected bytes or an array"),
   ({"caption": ""}, "caption is empty"),
   ({"caption": b" \n\t"}, "caption is empty"),

@@ -10,12 +10,12 @@ from imagen_jax.data import feed as feeds
 from imagen_jax.data.feed import Feed, Stopped
 
 
-def say_nothing(sentence):
+def log_nothing(sentence):
   raise AssertionError(sentence)
 
 
-def feed(source, patience=60.0, say=say_nothing, **options):
-  return Feed(iter(source), patience=patience, say=say, **options)
+def feed(source, patience=60.0, log=log_nothing, **options):
+  return Feed(iter(source), patience=patience, log=log, **options)
 
 
 @pytest.fixture
@@ -88,18 +88,16 @@ def test_errors_arrive_unchanged_after_what_came_before():
 
 def test_a_stall_is_told_of_and_ended(stalled, clock):
   said = []
-  ahead = feed(stalled, patience=0.9, say=said.append, warn_every=0.3)
+  ahead = feed(stalled, patience=0.9, log=said.append, warn_every=0.3)
   until(ahead._ready.full)
   assert [next(ahead), next(ahead)] == [0, 1] and not said
   with pytest.raises(ValueError) as caught:
     next(ahead)
   assert str(caught.value) == (
-    "no data came for 1 s, expected some within patience, 0.9 s"
+    "no record was read for 1 s, expected one within patience, 0.9 s"
   )
   assert len(said) == 2
-  assert said[0] == (
-    "waiting for data for 0 s: none was read, and after 0.9 s the run ends"
-  )
+  assert said[0] == ("waiting for data for 0 s; the run ends after 0.9 s")
   ahead.close()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data.png import captioned, enlarge, grid, write_png
+from imagen_jax.data.png import captioned, grid, upsample, write_png
 
 
 def picture(height: int = 6, width: int = 5, seed: int = 0) -> np.ndarray:
@@ -74,11 +74,11 @@ def test_a_failure_leaves_the_older_picture(tmp_path):
 
 
 def test_enlarged_pixels_are_squares():
-  big = enlarge(picture(4, 4), 12)
+  big = upsample(picture(4, 4), 12)
   assert big.dtype == np.uint8
   expected = picture(4, 4).repeat(3, axis=0).repeat(3, axis=1)
   np.testing.assert_array_equal(big, expected)
-  np.testing.assert_array_equal(enlarge(picture(4, 4), 4), picture(4, 4))
+  np.testing.assert_array_equal(upsample(picture(4, 4), 4), picture(4, 4))
 
 
 def test_a_grid_is_row_by_row_with_gaps():

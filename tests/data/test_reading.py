@@ -141,7 +141,7 @@ def test_closing_ends_all_threads(monkeypatch):
   source = Watched(1000, release=release)
   feed = Feed(
     (batch for batch in batches(source, reads=4, threads=2)),
-    patience=60, say=pytest.fail,
+    patience=60, log=pytest.fail,
   )  # fmt: skip
   until(lambda: len(source.read) == 4)
   assert pool() - before

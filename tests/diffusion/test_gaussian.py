@@ -102,7 +102,7 @@ def test_levels_are_per_example_where_batch_equals_channels():
     "logsnr_s": jnp.array([3.0, 1, 0]),
     "logsnr_t": jnp.array([1.0, -2, -5]),
   }
-  together = [
+  raise_together = [
     gaussian.q_sample(x, eps, levels["logsnr_t"]),
     gaussian.posterior(eps, x, **levels)[0],
     gaussian.transition(x, **levels)[0],
@@ -114,7 +114,7 @@ def test_levels_are_per_example_where_batch_equals_channels():
       gaussian.posterior(eps[i], x[i], **own)[0],
       gaussian.transition(x[i], **own)[0],
     ]
-    for a, b in zip(together, alone, strict=True):
+    for a, b in zip(raise_together, alone, strict=True):
       np.testing.assert_allclose(a[i], b, rtol=1e-6, atol=1e-7)
 
 

@@ -116,9 +116,9 @@ def test_a_cap_bounds_what_the_percentile_asks_for():
 
 @pytest.mark.parametrize("cap", [0.5, -1.0, float("nan")])
 def test_cap_below_one(cap):
-  with pytest.raises(ValueError, match=r"The cap=.* must be at least 1"):
+  with pytest.raises(ValueError, match=r"cap is .*, expected at least 1"):
     guidance.DynamicThreshold(cap=cap)
-  with pytest.raises(ValueError, match=r"The cap=.* must be at least 1"):
+  with pytest.raises(ValueError, match=r"cap is .*, expected at least 1"):
     guidance.dynamic_threshold(jnp.ones((1, 2)), cap=cap)
 
 

@@ -25,7 +25,7 @@ def bad(request, tmp_path):
   if request.param == "damaged":
     path.write_bytes(b"version https://example.org/spec/v1")
   if request.param == "of another net":
-    path = published.packaged("package://weights/shapes256.safetensors")
+    path = published.resolve("package://weights/shapes256.safetensors")
   return str(path)
 
 
@@ -71,6 +71,6 @@ def test_a_training_run(tmp_path, bad, key):
 def other_vocabulary(folder):
   """The demo's with a field more, which its parser skips."""
   path = folder / "other.model"
-  shipped = published.packaged("package://weights/shapes.model").read_bytes()
+  shipped = published.resolve("package://weights/shapes.model").read_bytes()
   path.write_bytes(shipped + bytes([0xC0, 0x3E, 0x01]))  # field 1000 is 1
   return path

@@ -29,7 +29,7 @@ def stage(name: str, size: int, lowres_size: int | None) -> Stage:
     diffusers.unet(NETS["CONFIGS"][name]),
     size=size,
     lowres_size=lowres_size,
-    enlarge=bilinear_aligned,
+    upsample=bilinear_aligned,
     schedule=DiscreteCosineSchedule(),
     aug_schedule=DiscreteCosineSchedule(),
   )

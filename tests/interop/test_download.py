@@ -68,7 +68,7 @@ def point_at(url, tmp_path, monkeypatch):
 def refused(url):
   """The one sentence of its error."""
   with pytest.raises(ValueError) as caught:
-    published.packaged(url)
+    published.resolve(url)
   assert "\n" not in str(caught.value)
   return str(caught.value)
 
@@ -77,18 +77,18 @@ def refused(url):
 
 
 def test_a_folder_is_its_safetensors_and_json_without_variants(server):
-  path = published.packaged(f"hf://{IF}/unet")
+  path = published.resolve(f"hf://{IF}/unet")
   names = sorted(item.name for item in path.iterdir())
   assert names == sorted(UNET)
   assert sorted(server.requests) == [f"{IF}/unet/{name}" for name in UNET]
   assert (path / UNET[1]).read_text() == UNET[1]
-  assert published.packaged(f"hf://{IF}@main/unet/") == path
+  assert published.resolve(f"hf://{IF}@main/unet/") == path
   assert len(server.requests) == len(UNET)
 
 
 @pytest.mark.parametrize("name", ["unet/" + LEFT[1], "tokenizer/spiece.model"])
 def test_a_file_is_itself_alone(server, name):
-  path = published.packaged(f"hf://{IF}/{name}")
+  path = published.resolve(f"hf://{IF}/{name}")
   assert path.read_text() == name.rpartition("/")[2]
   assert server.requests == [f"{IF}/{name}"]
 
@@ -96,7 +96,7 @@ def test_a_file_is_itself_alone(server, name):
 @pytest.mark.parametrize("at", ["refs/pr/1", "feature%2Fone", "v1"])
 def test_a_revision_may_have_slashes(server, at):
   server.revisions = {at.replace("%2F", "/")}
-  path = published.packaged(f"hf://{IF}@{at}/unet")
+  path = published.resolve(f"hf://{IF}@{at}/unet")
   assert (path / UNET[0]).read_text() == UNET[0]
   moved = download.moved(f"hf://{IF}@{at}/unet", "else")
   assert moved == f"hf://else/IF-I-XL-v1.0@{at}/unet"
@@ -157,23 +157,23 @@ def test_an_index_cannot_ask_for_more(server, name):
 
 
 def test_what_was_fetched_needs_no_connection(server, tmp_path, monkeypatch):
-  path = published.packaged(f"hf://{IF}/unet")
+  path = published.resolve(f"hf://{IF}/unet")
   point_at("http://localhost:9", tmp_path, monkeypatch)
-  assert published.packaged(f"hf://{IF}/unet") == path
+  assert published.resolve(f"hf://{IF}/unet") == path
 
 
 def test_the_licence_is_told_of_once(server, monkeypatch):
   told = []
   monkeypatch.setattr(logging, "warning", told.append)
-  published.packaged("hf://someone/small/net.safetensors")
+  published.resolve("hf://someone/small/net.safetensors")
   assert not told
   for part in ("unet", "tokenizer"):
-    published.packaged(f"hf://{IF}/{part}")
+    published.resolve(f"hf://{IF}/{part}")
   (line,) = told
   assert "research only" in line and "accepted" in line and "deriv" in line
   download._tell.cache_clear()
   write(server.root / "someone/IF-II-L-v1.0/unet", UNET)
-  published.packaged("hf://someone/IF-II-L-v1.0/unet")
+  published.resolve("hf://someone/IF-II-L-v1.0/unet")
   assert len(told) == 2
 
 
@@ -257,7 +257,7 @@ def test_a_gated_repository(server, monkeypatch):
   )
   assert not server.requests
   monkeypatch.setenv("HF_TOKEN", "right")
-  assert (published.packaged(path) / "config.json").exists()
+  assert (published.resolve(path) / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def files_read() -> int:
 def test_gs_paths_are_kept_whole():
   """What can be seen of them without a network."""
   url = "gs://t5-data/pretrained_models/t5x/t5_1_1_xxl/checkpoint_1000000"
-  path = published.packaged(url)
+  path = published.resolve(url)
   assert str(path) == url
   kvstore = t5x._kvstore(path, "target.encoder.encoder_norm.scale")
   folder = url.removeprefix("gs://t5-data/") + "/target.encoder.encoder_norm."

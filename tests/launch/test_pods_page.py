@@ -121,6 +121,6 @@ def test_exit_codes_are_those_of_the_programs(launchers):
   from imagen_jax.training import preemption
 
   assert launchers.watch.RESUME == (preemption.SAVED, program.LOST)
-  assert launchers.local.ASKED_TO_END == preemption.SAVED
+  assert launchers.local.FINAL == (1, 2, preemption.SAVED)
   codes = re.findall(r"^\| (\d+) \|", PAGE, re.M)
   assert {int(code) for code in codes} == {0, 1, 2, *launchers.watch.RESUME}

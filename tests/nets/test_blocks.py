@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.nets.blocks import REMAT, in_turn
+from imagen_jax.nets.blocks import REMAT, run_blocks
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.layers import Attention
 from imagen_jax.nets.t5 import T5Encoder
@@ -50,7 +50,7 @@ class Row(nn.Module):
       return h, h.mean((1, 2, 3))
 
     units = [unit(i, width) for i, width in enumerate(self.widths)]
-    return in_turn(step, units, h, xs, remat=self.remat, scan=self.scan)
+    return run_blocks(step, units, h, xs, remat=self.remat, scan=self.scan)
 
 
 def make_unet(remat="none", mult=(1,), blocks=1, **fields):

@@ -120,9 +120,8 @@ def test_an_indivisible_batch_is_refused(devices):
     mesh.batch_sharding(devices, 16, parts=4)
 
 
-def test_rows_that_do_not_divide_are_on_every_device(devices):
-  assert mesh.rows_sharding(devices, 12).is_fully_replicated
-  assert mesh.rows_sharding(devices, 16) == mesh.batch_sharding(devices, 16)
+def test_rows_are_filled_up_to_all_devices(devices):
+  assert [mesh.whole_rows(devices, n) for n in (1, 8, 12)] == [8, 8, 16]
 
 
 def test_tensor_does_not_spread_rows():
@@ -205,7 +204,7 @@ def test_each_row_is_written_by_one_of_the_processes_that_hold_it(monkeypatch):
   """Two processes of two devices: by rows, by tensor, and whole."""
   made = mesh.make_mesh(mesh.MeshShape(tensor=2), jax.devices()[:4])
   by_rows = {0: slice(0, 2), 1: slice(0, 2), 2: slice(2, 4), 3: slice(2, 4)}
-  of_all = dict.fromkeys(range(4), slice(None))
+  gather_host_stats = dict.fromkeys(range(4), slice(None))
   shares = []
 
   class Sharding(types.SimpleNamespace):
@@ -216,7 +215,7 @@ def test_each_row_is_written_by_one_of_the_processes_that_hold_it(monkeypatch):
       return {device: (self.held[device.id],) for device in devices}
 
   for of in ((0, 0, 1, 1), (0, 1, 0, 1)):
-    for held in (by_rows, of_all):
+    for held in (by_rows, gather_host_stats):
       own = []
       for process in range(2):
         monkeypatch.setattr(jax, "process_index", lambda i=process: i)

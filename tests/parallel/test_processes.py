@@ -8,9 +8,9 @@ import pytest
 from imagen_jax.parallel import processes
 from imagen_jax.parallel.processes import (
   Failed,
+  raise_together,
   reason,
   shared_errors,
-  together,
 )
 
 
@@ -24,7 +24,7 @@ def test_this_processes_own_failure_comes_first():
     raise OSError(errno.ENOSPC, "No space left on device")
 
   with pytest.raises(Failed, match="^No space left on device$") as caught:
-    together(act)
+    raise_together(act)
   again = Failed("another process failed")
   again.__context__ = caught.value
   assert reason(again) == "No space left on device"
@@ -35,12 +35,12 @@ def test_an_error_of_one_process_is_raised_on_all(monkeypatch):
   said = ["", "", "a.png cannot be written: No space left on device"]
   given = []
 
-  def of_all(numbers, words):
+  def gather_host_stats(numbers, words):
     given.append((numbers, words))
     failed = [[bool(text)] for text in said] + [numbers]
     return np.array(failed), [*said, words]
 
-  monkeypatch.setattr(processes, "of_all", of_all)
+  monkeypatch.setattr(processes, "gather_host_stats", gather_host_stats)
   written = pytest.raises(ValueError, match="^a.png cannot be written: No spa")
   with written, shared_errors():
     pass

@@ -24,7 +24,7 @@ def write(*args: str) -> subprocess.CompletedProcess:
 
 def test_a_line_holds_captions_of_one_picture(tmp_path):
   path = tmp_path / "captions.txt"
-  done = write("--pictures=3", "--each=4", f"--output={path}")
+  done = write("--images=3", "--each=4", f"--output={path}")
   assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
   written = path.read_text("utf-8")
   assert written == "".join(x + "\n" for x in lines("train", 3, 4, 0.1))
@@ -55,7 +55,7 @@ def test_one_caption_is_the_datasets_own():
   ("args", "said"),
   [
     (["--each=0"], "flag --each=0"),
-    (["--pictures=-1"], "flag --pictures=-1"),
+    (["--images=-1"], "flag --pictures=-1"),
     (["--leave_out=7"], "flag --leave_out=7"),
     (
       ["--output=nowhere/captions.txt"],
@@ -65,7 +65,7 @@ def test_one_caption_is_the_datasets_own():
   ],
 )
 def test_bad_input(tmp_path, args, said):
-  done = write("--pictures=2", f"--output={tmp_path}/captions.txt", *args)
+  done = write("--images=2", f"--output={tmp_path}/captions.txt", *args)
   assert done.returncode != 0
   assert said in done.stderr and "Traceback" not in done.stderr
   assert list(tmp_path.iterdir()) == []

@@ -54,9 +54,9 @@ def test_prompts_come_back_in_order(made):
 
 def test_a_prompt_does_not_depend_on_the_others(made):
   encoder = made[0]
-  together = encoder(PROMPTS).tokens
+  raise_together = encoder(PROMPTS).tokens
   alone = jnp.concatenate([encoder([prompt]).tokens for prompt in PROMPTS])
-  np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+  np.testing.assert_allclose(raise_together, alone, rtol=0, atol=1e-6)
 
 
 def test_prompts_are_encoded_where_their_rows_are(made, monkeypatch):
@@ -119,7 +119,7 @@ def test_the_null_may_be_the_empty_prompt(made, attend_padding):
   mask[:] |= attend_padding
   np.testing.assert_array_equal(text.null.mask, mask.repeat(5, 0))
   assert text.null.null is None
-  np.testing.assert_array_equal(text.nothing().tokens, text.null.tokens)
+  np.testing.assert_array_equal(text.null_text().tokens, text.null.tokens)
   with pytest.raises(ValueError, match="prompt 0 is empty"):
     encoder([""])
 

@@ -182,14 +182,14 @@ def test_same_from_many_threads_and_after_pickling(tokenizer, captions):
 @pytest.mark.parametrize(
   "prompts,message",
   [
-    (["a", "b", 3], "prompt 2 is int, expected text"),
-    ([b"a"], "prompt 0 is bytes, expected text"),
-    ([None], "prompt 0 is NoneType, expected text"),
+    (["a", "b", 3], "prompt 2 is int, expected a string"),
+    ([b"a"], "prompt 0 is bytes, expected a string"),
+    ([None], "prompt 0 is NoneType, expected a string"),
     (["", "a"], "prompt 0 is empty"),
     (["a", " \t\n"], "prompt 1 is empty"),
     (["a", "\u200b"], "prompt 1 is empty"),
     (["a \udcff"], "prompt 0 is not valid Unicode text"),
-    ("a star", "prompts is one text, expected a list of texts"),
+    ("a star", "prompts is one string, expected a list of strings"),
   ],
 )
 def test_prompts_that_are_no_text_are_refused(tokenizer, prompts, message):

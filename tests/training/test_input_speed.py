@@ -155,7 +155,7 @@ def test_the_devices_at_hand_of_an_unknown_kind(config):
   assert chips.peak_flops is None and chips.host == 0
   input_speed.time_input(build.run(config), chips, lines.append)
   assert lines[0].startswith("needed: not known, like the peak speed of ")
-  assert lines[-1].startswith("1")  # small ones, and no verdict
+  assert "smaller than least_side" in lines[-1]  # and no verdict
 
 
 def test_fewer_examples_than_hosts(config):
@@ -171,10 +171,16 @@ CONFIG = "--config=configs/shapes16.py"
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--time_input"], "--time_input measures and does not train, expected"),
-    (["--topology=v5e-8"], "--topology is of --time_input, expected --dry_run"),
-    (["--dry_run", "--topology=v5e-8"], "--topology is of --time_input"),
-    (["--dry_run", "--time_input", "--num_slices=2"], "--num_slices is of a"),
+    (["--time_input"], "--time_input needs --dry_run: it measures and does"),
+    (["--topology=v5e-8"], "--topology needs --dry_run --time_input, whose"),
+    (
+      ["--dry_run", "--topology=v5e-8"],
+      "--topology needs --dry_run --time_input",
+    ),
+    (
+      ["--dry_run", "--time_input", "--num_slices=2"],
+      "--num_slices needs --topology",
+    ),
     (["--dry_run", "--time_input", "--topology=v9"], "'v9' is no TPU slice"),
     (
       ["--dry_run", "--time_input", "--topology=v5e-8", "--num_slices=0"],

@@ -177,11 +177,11 @@ def test_all_processes_learn_what_the_first_found(tmp_path, said, monkeypatch):
   """As the second of two, which never looks itself."""
   sentences = []
 
-  def of_all(numbers, words):
+  def gather_host_stats(numbers, words):
     sentences.append(words)
     return np.array([[lock._REFUSED], numbers]), ["held, says the first", words]
 
-  monkeypatch.setattr(lock, "of_all", of_all)
+  monkeypatch.setattr(lock, "gather_host_stats", gather_host_stats)
   monkeypatch.setattr(lock.jax, "process_index", lambda: 1)
   with (
     pytest.raises(ValueError, match="^held, says the first$"),

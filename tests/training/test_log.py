@@ -21,7 +21,7 @@ def open_log(**data):
       write_file=lambda *args: None,
     ),
     0,
-    types.SimpleNamespace(show=lambda *args: None, say=said.append),
+    types.SimpleNamespace(show=lambda *args: None, log=said.append),
     goodput=types.SimpleNamespace(add=lambda *args: 1.0, text=lambda: ""),
   )
   log._window = types.SimpleNamespace(

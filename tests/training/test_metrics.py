@@ -112,13 +112,13 @@ def test_a_damaged_file_is_kept_aside_and_its_sound_lines(
   lines.insert(place, garbage)
   (tmp_path / FILE).write_bytes(b"".join(lines))
   said = []
-  write(tmp_path, 2, 3, say=said.append)
+  write(tmp_path, 2, 3, log=said.append)
   assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
   aside = tmp_path / f"{FILE}.damaged"
   assert aside.read_bytes() == b"".join(lines)
   assert said == [
     f"{tmp_path / FILE} has 1 line(s) that are no metrics; it is renamed "
-    f"{aside.name}, and 2 sound one(s) are kept"
+    f"{aside.name}, and its 2 valid line(s) are kept"
   ]
 
 
@@ -130,7 +130,7 @@ def test_a_file_of_somebody_else_is_moved_aside(tmp_path, content):
   for place in (FILE, f"{FILE}.damaged"):
     (tmp_path / place).write_bytes(content)
   said = []
-  write(tmp_path, 0, 1, say=said.append)
+  write(tmp_path, 0, 1, log=said.append)
   assert [row["step"] for row in rows(tmp_path)] == [1]
   if content == b"{":  # as a run leaves it that is killed while it writes
     assert said == []
@@ -178,7 +178,7 @@ def test_no_link_is_followed_that_comes_later(tmp_path, kind):
   other.write_text("theirs")
   workdir = tmp_path / "run"
   workdir.mkdir()
-  metrics = Metrics(str(workdir), 0, say=said.append)
+  metrics = Metrics(str(workdir), 0, log=said.append)
   metrics.write(1, {"loss": 1.0})
   metrics._pool.submit(int).result()
   for path in list(workdir.iterdir()):
@@ -210,7 +210,7 @@ class Disk:
 
   def __init__(self, workdir: str, fill, free):
     self.workdir, self.said = workdir, []
-    self.metrics = Metrics(workdir, 0, say=self.said.append)
+    self.metrics = Metrics(workdir, 0, log=self.said.append)
     self.write(1, 2)
     fill()
     self.write(3, 4, 5)
@@ -230,7 +230,7 @@ class Disk:
   def check(self, why: str):
     assert self.said == [
       f"metrics cannot be written from step 3 on, {self.workdir}/{FILE}: "
-      f"{why}; training goes on without",
+      f"{why}; training continues without",
       "metrics are written again, from step 6 on",
     ]
     folder = pathlib.Path(self.workdir)

@@ -59,7 +59,7 @@ def test_an_object_store_gets_the_file_whole(tmp_path, monkeypatch):
   write("gs://bucket/run", 0, 1, 2, 3)
   assert [row["step"] for row in rows(workdir)] == [1, 2, 3]
   said = []
-  metrics = Metrics("gs://bucket/run", 2, say=said.append)
+  metrics = Metrics("gs://bucket/run", 2, log=said.append)
   assert [row["step"] for row in rows(workdir)] == [1, 2]
   for step in range(3, 7):
     store.full = step in (4, 5)
@@ -68,7 +68,7 @@ def test_an_object_store_gets_the_file_whole(tmp_path, monkeypatch):
   assert [row["step"] for row in rows(workdir)] == [1, 2, 3, 6]
   assert said == [
     f"metrics cannot be written from step 4 on, gs://bucket/run/{FILE}: "
-    "No route to host; training goes on without",
+    "No route to host; training continues without",
     "metrics are written again, from step 6 on",
   ]
 

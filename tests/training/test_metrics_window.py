@@ -8,7 +8,7 @@ import pytest
 from imagen_jax.aot.topologies import CHIPS
 from imagen_jax.parallel.peaks import PEAK_TFLOPS
 from imagen_jax.training.metrics_window import (
-  Window,
+  MetricsWindow,
   bucket_names,
   pace,
   skipped_sentence,
@@ -42,7 +42,7 @@ def test_a_nan_is_in_its_own_bucket_alone():
 
 
 def test_means_over_the_steps_since_the_last_time():
-  window = Window(max_skipped=3)
+  window = MetricsWindow(max_skipped=3)
   window.add(1, metrics(1.0, logsnr=(7.0, -7.0), losses=(4.0, 1.0)))
   window.add(2, metrics(3.0, logsnr=(7.0, 7.0), losses=(1.0, 1.0)))
   numbers, skipped = window.take()
@@ -55,7 +55,7 @@ def test_means_over_the_steps_since_the_last_time():
 
 
 def test_skipped_steps_are_named_and_not_averaged():
-  window = Window(max_skipped=3)
+  window = MetricsWindow(max_skipped=3)
   window.add(7, metrics(1.0))
   window.add(8, metrics(np.nan, row=1, total=1))
   window.add(9, metrics(np.inf, row=2, total=2))
@@ -74,7 +74,7 @@ def test_skipped_steps_are_named_and_not_averaged():
 
 def test_too_many_in_a_row_end_the_run():
   """Also if they were over before anybody looked."""
-  window = Window(max_skipped=2)
+  window = MetricsWindow(max_skipped=2)
   window.add(4, metrics(np.nan, row=1))
   window.add(5, metrics(np.nan, row=2))
   window.add(6, metrics(1.0))
@@ -92,7 +92,7 @@ class OnDevice:
 
 
 def test_the_host_is_two_steps_before_the_devices_and_no_more():
-  window = Window(max_skipped=2)
+  window = MetricsWindow(max_skipped=2)
   losses = [OnDevice() for _ in range(5)]
   for step, loss in enumerate(losses, 1):
     window.add(step, {"loss": loss})

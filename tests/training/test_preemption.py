@@ -30,18 +30,18 @@ def ours():
 @pytest.mark.parametrize("sent", NUMBERS)
 def test_it_hears_a_signal_and_puts_the_handlers_back(ours, sent):
   with Preemption() as preemption:
-    assert not preemption.told() and not preemption.reached(1)
+    assert not preemption.asked() and not preemption.reached(1)
     os.kill(os.getpid(), sent)
-    assert preemption.told() and preemption.reached(2)
+    assert preemption.asked() and preemption.reached(2)
   assert handlers() == ours
 
 
 def test_a_second_interruption_is_one(ours):
   with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
     os.kill(os.getpid(), signal.SIGINT)
-    assert preemption.told()
+    assert preemption.asked()
     os.kill(os.getpid(), signal.SIGINT)
-    assert preemption.told()  # not reached
+    assert preemption.asked()  # not reached
   assert handlers() == ours
 
 
@@ -51,7 +51,7 @@ def test_a_signal_that_is_ignored_stays_so(ours, sent):
   signal.signal(sent, signal.SIG_IGN)
   with Preemption() as preemption:
     os.kill(os.getpid(), sent)
-    assert not preemption.told()
+    assert not preemption.asked()
   assert signal.getsignal(sent) == signal.SIG_IGN
 
 
@@ -60,7 +60,7 @@ def test_a_terminal_that_closes_may_say_so_again(ours, first):
   with Preemption() as preemption:
     for sent in (first, signal.SIGHUP, signal.SIGHUP):
       os.kill(os.getpid(), sent)
-      assert preemption.told()
+      assert preemption.asked()
   assert handlers() == ours
 
 
@@ -69,7 +69,7 @@ def test_in_a_thread_it_hears_nothing_and_changes_nothing(ours):
 
   def work():
     with Preemption() as preemption:
-      seen.append((handlers(), preemption.told()))
+      seen.append((handlers(), preemption.asked()))
 
   thread = threading.Thread(target=work)
   thread.start()

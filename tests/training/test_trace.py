@@ -34,7 +34,7 @@ def run(monkeypatch, steps, window, *, fails=""):
   """Runs steps; returns the profiler and what was logged."""
   profiler, said = Profiler(fails), []
   monkeypatch.setattr(jax, "profiler", profiler)
-  progress = types.SimpleNamespace(say=said.append)
+  progress = types.SimpleNamespace(log=said.append)
   job = types.SimpleNamespace(workdir="run", progress=progress)
   with Trace(job, window) as trace:
     for profiler.step in steps:
@@ -67,15 +67,14 @@ def test_the_steps_that_run_are_traced(monkeypatch, steps, window, traced):
     (range(8, 11), "steps 8 to 10"),  # resumed after them
     (range(1, 5), "steps 1 to 4"),  # they are not reached
     (range(4, 5), "steps 4 to 4"),
-    (range(0), "none"),  # trained to the end before
+    (range(0), "no step"),  # trained to the end before
   ],
 )
 def test_it_is_logged_that_there_is_no_trace(monkeypatch, steps, had):
   profiler, said = run(monkeypatch, steps, (5, 7))
   assert profiler.traced == []
   assert said == [
-    "no trace is written: profile_steps is 5:7, and of the steps this run had "
-    + had
+    f"no trace is written: profile_steps is 5:7, but this run had {had}"
   ]
 
 
@@ -83,7 +82,7 @@ def test_an_error_ends_the_trace(monkeypatch):
   said = []
   profiler = Profiler()
   monkeypatch.setattr(jax, "profiler", profiler)
-  progress = types.SimpleNamespace(say=said.append)
+  progress = types.SimpleNamespace(log=said.append)
   job = types.SimpleNamespace(workdir="run", progress=progress)
   with pytest.raises(KeyError), Trace(job, (2, 9)) as trace:
     for profiler.step in (1, 2, 3):

@@ -127,7 +127,7 @@ def test_an_outdir_that_cannot_be(call, tmp_path, where):
     (["--prompt"], "Missing value for flag --prompt"),
     (
       ["--config.base.foo.bar=1", "--config.base.stage.size=8"],
-      "the config has no place for --config.base.foo.bar=1",
+      "the config has no key for --config.base.foo.bar=1",
     ),
     (
       ["--config.batch_size=many"],

@@ -21,7 +21,8 @@ def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
       [config, f"--workdir={new}", "--config.train.foo=1"],
       "unknown config key train.foo, expected steps, accumulate, seed, "
       "ema_decay, log_every, sample_every, checkpoint_every, "
-      "keep_checkpoints, keep_every, hang_after, max_skipped, num_samples, sample_split",
+      "keep_checkpoints, keep_every, hang_after, max_skipped, num_samples, "
+      "sample_split",
     ),
     (
       [config, f"--workdir={new}", "--config.mesh.fsdp=3"],
@@ -82,7 +83,7 @@ def checkpoints_amiss(config: str, tmp_path) -> list[tuple[list[str], str]]:
     (
       [config, f"--workdir={tmp_path}/other", "--config.data.seed=7"],
       f"checkpoint {tmp_path}/other/checkpoints/5 is of another config: "
-      "data.seed was 0, is 7 (--allow_config_change goes on with it)",
+      "data.seed was 0, is 7 (--allow_config_change resumes with it)",
     ),
   ]
 

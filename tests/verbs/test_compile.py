@@ -241,7 +241,7 @@ def test_a_small_step_compiles_for_a_tpu(run, tmp_path):
   assert row["fits"] and 0 < row["peak_bytes"] < 2 * GIB
   assert row["replicated_bytes"] == 0
   assert row["collectives"]["all-gather"]["bytes"] > 0
-  assert row["flops"] > 1e9 and row["hbm_bytes"] > row["peak_bytes"] / 2
+  assert row["flops"] > 1e9 and row["hbm_bytes"] > 10**6
   assert row["bound"] in row["seconds"] and 0 < row["mfu"] < 0.5
   assert (row["steps"], row["accumulate"]) == (12_000, 1)
   assert re.search(r"train on v4-8, batch 32: fits, \d", done.stdout)

@@ -79,7 +79,7 @@ def home(tmp_path_factory, small_if):
   vocabulary = home / "IF-I-M-v1.0" / "tokenizer" / "spiece.model"
   vocabulary.parent.mkdir()
   (home / "small.py").write_text(CASCADE)
-  shutil.copy(published.packaged("weights/shapes.model"), vocabulary)
+  shutil.copy(published.resolve("weights/shapes.model"), vocabulary)
   return home
 
 

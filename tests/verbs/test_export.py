@@ -64,7 +64,7 @@ def done(config, out, run_each):
 
 def fingerprint() -> str:
   """The SHA-256 of the vocabulary of all configs here."""
-  vocabulary = published.packaged("package://weights/shapes.model")
+  vocabulary = published.resolve("package://weights/shapes.model")
   return hashlib.sha256(vocabulary.read_bytes()).hexdigest()
 
 

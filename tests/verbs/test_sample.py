@@ -95,10 +95,10 @@ def test_a_picture_does_not_depend_on_its_neighbours(call):
     np.testing.assert_array_equal(one, other)
   # Alone it is made by the same program, whose batch is filled up.
   alone = call(f"--prompt={STAR}", outdir="alone")
-  alone, together = (
+  alone, raise_together = (
     read(file(folder, "a_red_star-s0-0")) for folder in (alone, first)
   )
-  np.testing.assert_array_equal(alone, together)
+  np.testing.assert_array_equal(alone, raise_together)
 
 
 def test_the_text_encoder_is_gone_before_the_nets_come(call, monkeypatch):

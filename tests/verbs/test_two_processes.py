@@ -74,15 +74,15 @@ def alone(here):
 
 
 @pytest.fixture(scope="module")
-def together(here, start_two):
+def raise_together(here, start_two):
   """(workdir, what was printed) of two processes, stopped half way."""
   workdir = here / "together"
   halves = [ended(start_two(training(here, workdir, n))) for n in (2, STEPS)]
   return workdir, [*halves[0], *halves[1]]
 
 
-def test_two_processes_are_one(alone, together, state_of):
-  workdir, _ = together
+def test_two_processes_are_one(alone, raise_together, state_of):
+  workdir, _ = raise_together
   one, two = state_of(alone, STEPS), state_of(workdir, STEPS)
   assert jax.tree.structure(one) == jax.tree.structure(two)
   assert int(two["step"]) == STEPS
@@ -91,8 +91,8 @@ def test_two_processes_are_one(alone, together, state_of):
   )
 
 
-def test_they_sample_the_same_pictures(alone, together):
-  workdir, _ = together
+def test_they_sample_the_same_pictures(alone, raise_together):
+  workdir, _ = raise_together
   names = check_same_pictures(alone / "samples", workdir / "samples")
   assert len(names) == STEPS // 2
 
@@ -111,8 +111,8 @@ def check_same_pictures(one, two) -> list[str]:
   return names
 
 
-def test_one_of_them_speaks(together):
-  _, said = together
+def test_one_of_them_speaks(raise_together):
+  _, said = raise_together
   first, second, *resumed = [out for out, _ in said]
   assert "parameters on 2 device(s)" in first
   assert "resumed from step 2" in resumed[0]

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from imagen_jax.training.loop import end_sentence
+
 SAVED = 75
 # After so many reads of a split, all others hang.
 STALLED = """
@@ -74,7 +76,9 @@ def test_a_source_that_hangs_ends_the_run(training, tmp_path, split, reads):
   if reads:
     run.until("train 2/")
   run.end(1)
-  said = r"error: no data came for \d s, expected some within patience, 3 s\n"
+  said = (
+    r"error: no record was read for \d s, expected one within patience, 3 s\n"
+  )
   assert re.fullmatch(said, run.err), run.err
 
 
@@ -91,7 +95,7 @@ def test_asked_to_end_while_the_source_hangs(training, undisturbed, tmp_path):
   last = run.end(SAVED).splitlines()[-1]
   assert run.err == ""
   (step,) = training.steps(tmp_path)
-  told = f"asked to end: saved step {step}, to go on from: {tmp_path}"
+  told = end_sentence(step, str(tmp_path), interrupted=True)
   assert last == told
   training.check_same(tmp_path, undisturbed, step)
 

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+from imagen_jax.training.loop import end_sentence
+
 SAVED, STEPS = 75, 16
 
 
@@ -25,7 +27,7 @@ WAITS = """
 write = loop.Outputs.write
 def waits(self, step, *args):
   write(self, step, *args)
-  while step == 3 and not self.job.preemption.told():
+  while step == 3 and not self.job.preemption.asked():
     time.sleep(0.01)
 loop.Outputs.write = waits
 """
@@ -49,7 +51,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(
   assert run.err == ""
   step = training.steps(tmp_path)[-1]
   assert out.splitlines()[-1] == (
-    f"asked to end: saved step {step}, to go on from: {tmp_path}"
+    end_sentence(step, str(tmp_path), interrupted=True)
   )
   assert step in (3, 4)
   training.check_same(tmp_path, undisturbed, step)
@@ -229,7 +231,7 @@ def test_a_full_disk(training, undisturbed, tmp_path):
   first, again = (x for x in out.splitlines() if x.startswith("metrics"))
   assert re.fullmatch(
     rf"metrics cannot be written from step [5-9] on, {workdir}(/metrics.jsonl)?"
-    ": No space left on device; training goes on without", first
+    ": No space left on device; training continues without", first
   ), first  # fmt: skip
   assert again == "metrics are written again, from step 10 on"
   for step in saved:

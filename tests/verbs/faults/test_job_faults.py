@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.training import lock
+from imagen_jax.training.loop import end_sentence
 
 SAVED, STEPS = 75, 6
 # Along fsdp, so that each of two devices has a half of the weights alone.
@@ -22,11 +23,11 @@ ARGS += (f"--config.train.steps={STEPS}",)
 # All of them with bad records, which each process reports to the others.
 ARGS += ("--config.data.max_bad_share=0.5",)
 COUNTED = """
-of_all = log.of_all
+gather_host_stats = log.gather_host_stats
 def told(numbers, words):
-  print("here", *numbers, flush=True)
-  return of_all(numbers, words)
-log.of_all = told
+  print("here", numbers[0], numbers[2], flush=True)
+  return gather_host_stats(numbers, words)
+log.gather_host_stats = told
 """
 
 
@@ -96,7 +97,7 @@ def test_one_is_told_and_both_save(training, whole, tmp_path, told):
   runs[told].send(signal.SIGTERM)
   out, _ = (run.end(SAVED) for run in runs)
   step = training.steps(tmp_path)[-1]
-  said = f"asked to end: saved step {step}, to go on from: {tmp_path}"
+  said = end_sentence(step, str(tmp_path), interrupted=True)
   assert out.splitlines()[-1] == said
   assert step < 16
   if step <= STEPS:
