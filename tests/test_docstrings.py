@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PROGRAMS = ("imagen_jax", "configs", "launch", "benchmarks")
+PROGRAMS = ("imagen_jax", "configs", "launch", "benchmarks", "docs")
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 DOCUMENTED = ast.Module | ast.ClassDef | FUNCTION
 NEVER = re.compile(
