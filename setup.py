@@ -62,6 +62,7 @@ setup(
       "google-cloud-storage-control>=1.0",
     ],
     "test": [
+      "codespell>=2.4",
       "ipykernel>=7.0",
       "nbclient>=0.11",
       "pytest>=8.0",

@@ -1,8 +1,8 @@
-"""DeepFloyd IF: text to 64x64 to 256x256, with its published weights.
+r"""DeepFloyd IF: text to 64x64 to 256x256, with its published weights.
 
-  python -m imagen_jax.sample --config=configs/deepfloyd_if.py:xl,l \\
+  python -m imagen_jax.sample --config=configs/deepfloyd_if.py:xl,l \
     --prompt="a corgi in a beret"
-  python -m imagen_jax.sample --config=configs/deepfloyd_if.py:m,m \\
+  python -m imagen_jax.sample --config=configs/deepfloyd_if.py:m,m \
     --weights=DIR --prompt="a corgi in a beret"
 
 The weights are gated, and for research only: accept their licence at

@@ -1,6 +1,6 @@
-"""Training with DeepFloyd IF's text encoder: tunes a net of IF, or adds one.
+r"""Training with DeepFloyd IF's text encoder: tunes a net of IF, or adds one.
 
-  python -m imagen_jax.train --config=configs/deepfloyd_if_train.py:if1,xl \\
+  python -m imagen_jax.train --config=configs/deepfloyd_if_train.py:if1,xl \
     --workdir=DIR --config.data.name=MINE
 
 The argument is if1 or if2 with a size, or sr1024. if1 and if2 start from the

@@ -1,6 +1,6 @@
-"""Measures how well a cascade's images match captions of captioned_shapes.
+r"""Measures how well a cascade's images match captions of captioned_shapes.
 
-  python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \\
+  python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \
     --num_images=200 --outdir=DIR
 
 One image is sampled per caption. The judge of shapes/ counts which claims of
@@ -169,7 +169,7 @@ def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
   """Evaluates a cascade by the parsed flags."""
-  # Imported here, as the core does not need the data set's packages.
+  # Imported here, as the core does not need the dataset's packages.
   from imagen_jax.data.source import load_source
 
   config = args.config
@@ -182,7 +182,7 @@ def main(args: flags.FlagValues) -> None:
     program.check_writable("outdir", outdir)
   cascade = imagen.load(config)
   build.required_text(config)
-  cascade.check(cascade.names)  # before the data set is prepared
+  cascade.check(cascade.names)  # before the dataset is prepared
   source = load_source(
     args.dataset,
     args.split,

@@ -1,16 +1,16 @@
-"""Writes a training run's averaged weights as one small file.
+r"""Writes a training run's averaged weights as one small file.
 
 The file's metadata holds the run's step and the config it was trained with. A
 text encoder's metadata holds the SHA-256 of its vocabulary.
 
-  python -m imagen_jax.export --config=configs/shapes16.py --workdir=DIR \\
+  python -m imagen_jax.export --config=configs/shapes16.py --workdir=DIR \
     --output=shapes16.safetensors
 
 --diffusers writes a folder of diffusers' UNet2DConditionModel instead, for a
 net of DeepFloyd IF's kind. --text writes the config's text encoder instead,
 config.text.weights, to a folder that transformers or t5x can read:
 
-  python -m imagen_jax.export --config=configs/t5_xxl.py --output=DIR \\
+  python -m imagen_jax.export --config=configs/t5_xxl.py --output=DIR \
     --text=hugging_face --config.text.weights=CHECKPOINT
 """
 

@@ -116,7 +116,7 @@ def reason(error: BaseException) -> str:
 def quote(text: object, limit: int = 80) -> str:
   """Quotes a text so that it is short and safe to log.
 
-  A text of a data set or a file may hold line ends, terminal escape sequences,
+  A text of a dataset or a file may hold line ends, terminal escape sequences,
   or megabytes.
 
   Args:
@@ -138,19 +138,19 @@ def quote(text: object, limit: int = 80) -> str:
 def read_lines(
   path: str | os.PathLike, name: str, *, blanks: str | None = None
 ) -> list[str]:
-  """Reads the lines of a UTF-8 text, numbered as in an editor.
+  r"""Reads the lines of a UTF-8 text, numbered as in an editor.
 
-  Only \\n ends a line: other Unicode separators are part of a caption.
+  Only \n ends a line: other Unicode separators are part of a caption.
 
   Args:
     path: a local path, which may begin with ~, or a path of a store such as
       gs://.
     name: the kind of file, such as "captions", for messages.
     blanks: the characters to strip from a line; None strips all whitespace,
-      such as \\r.
+      such as \r.
 
   Returns:
-    All lines, with blank ones, but without the empty end after the last \\n.
+    All lines, with blank ones, but without the empty end after the last \n.
 
   Raises:
     ValueError: the file cannot be read, or is not UTF-8 text.

@@ -1,6 +1,6 @@
-"""Trains a small T5 encoder on text alone: it turns captions into descriptions.
+r"""Trains a small T5 encoder on text alone: captions become descriptions.
 
-  python -m imagen_jax.pretrain --config=configs/shapes16.py \\
+  python -m imagen_jax.pretrain --config=configs/shapes16.py \
     --captions=captions.txt --output=text.safetensors
 
 Use it for images of your own world, on whose captions no published T5 was

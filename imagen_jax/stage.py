@@ -99,7 +99,7 @@ class Stage:
     max_aug_level: the largest augmentation level drawn in training; 1 in the
       paper (Sec. 2.4, Fig. A.32).
     aug_schedule: the noise schedule of the augmentation level.
-    upsample: called as upsample(lowres, (height, width)), upsamples the
+    upsample: called as `upsample(lowres, (height, width))`, upsamples the
       low-resolution image before its augmentation. None leaves upsampling to
       the net, after the augmentation (Fig. A.32).
   """
@@ -145,11 +145,15 @@ class Stage:
         raise ValueError(f"{name} is {value}, expected 0 to 1")
     if self.lowres_size is None:
       return
-    if self.size % self.lowres_size or self.train_size % self.factor:
+    if self.size % self.lowres_size:
       raise ValueError(
-        f"size is {self.size} and crop_size {self.crop_size}, expected "
-        f"multiples of the upsampling factor from lowres_size, "
+        f"size is {self.size}, expected a multiple of lowres_size, "
         f"{self.lowres_size}"
+      )
+    if self.train_size % self.factor:
+      raise ValueError(
+        f"crop_size is {self.crop_size}, expected a multiple of the "
+        f"upsampling factor, {self.factor}"
       )
 
   def check_sampling(self, sampling: Sampling) -> None:

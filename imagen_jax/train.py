@@ -139,7 +139,7 @@ def main(args: flags.FlagValues) -> None:
 
 
 class _Callable(types.ModuleType):
-  """This module, which is also callable: imagen_jax.train(config, workdir)."""
+  """Makes this module callable, as imagen_jax.train(config, workdir)."""
 
   __call__ = staticmethod(imagen.train)
 

@@ -1,4 +1,4 @@
-"""What the launchers share: their flags, checks of values, running commands.
+"""The parts that launchers share: flags, checks of values, running commands.
 
 The launchers need Python's standard library only. Every value that becomes part
 of a command, a path, a file or a selector has one pattern, here.
@@ -92,7 +92,7 @@ SECRET_VALUE = re.compile(
 
 
 class CommandError(Exception):
-  """A command failed, which has said why; `code` is its exit code."""
+  """A command failed and printed why; `code` is its exit code."""
 
   def __init__(self, code: int):
     super().__init__(f"exit code {code}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Starts processes on this machine that form one JAX job, to try a pod's work.
+r"""Starts processes on this machine that form one JAX job, to try a pod's work.
 
-  JAX_PLATFORMS=cpu launch/local.sh 2 -- \\
+  JAX_PLATFORMS=cpu launch/local.sh 2 -- \
     python -m imagen_jax.train --config=configs/shapes16.py --workdir=DIR
 
 Each process runs COMMAND in this folder, with .venv's python. It finds the

@@ -31,7 +31,7 @@ SOURCES = (
   *("LICENSE", "MANIFEST.in"),
 )
 SHIPPED = (".py", ".model", ".safetensors")  # of the package's folders
-MANIFEST = "packed.txt"  # lists what is packed, and marks a folder as ours
+MANIFEST = "packed.txt"  # lists what is packed, and marks a folder as made here
 LARGEST = 2**26  # bytes of a file; T5's files are of gigabytes
 # Keys, certificates, logs and variables, by their names.
 PRIVATE_NAME = re.compile(
@@ -194,7 +194,7 @@ def put(folder: pathlib.Path, output: pathlib.Path) -> None:
 
 
 def check_output(output: pathlib.Path) -> None:
-  """Raises ValueError if the output would replace what is not ours."""
+  """Raises ValueError if the output would replace what pack.py did not make."""
   ours = output.suffix == ".tgz" or (output / MANIFEST).is_file()
   if output.is_symlink() or (output.exists() and not ours):
     raise ValueError(

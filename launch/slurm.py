@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Submits a job on the GPUs of a SLURM cluster, one process per GPU.
+r"""Submits a job on the GPUs of a SLURM cluster, one process per GPU.
 
-  launch/slurm.sh --nodes=2 -- \\
+  launch/slurm.sh --nodes=2 -- \
     python -m imagen_jax.train --config=configs/x.py --workdir=/shared/runs/x
 
 COMMAND is what one types on a single machine. It runs in this checkout, which

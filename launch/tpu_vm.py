@@ -63,7 +63,7 @@ EVERYWHERE = (
 )
 WORKER = "imagen_jax/launch/worker.sh"  # below a worker's home
 SECRETS = ".imagen_jax.env"  # there too
-# Folders and wheels are made anew, so that what is gone here is gone there; the
+# Folders and wheels are replaced, so that what is gone here is gone there; the
 # older layout was a whole checkout.
 INSTALL = (
   "mkdir -p imagen_jax && cd imagen_jax && "
@@ -290,7 +290,7 @@ class Tpu:
     return "TERMINATED" if state == watch.ABSENT else state or "READY"
 
   def jobs(self) -> str:
-    """Returns what every worker says of its job, a line each."""
+    """Returns the state of the job on every worker, a line each."""
     return self.ask(
       *("tpu-vm", "ssh", self.args.name, "--worker=all"),
       f"--command={WORKER} status",

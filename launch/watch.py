@@ -1,7 +1,7 @@
 """Keeps a job on a TPU that can be taken away: `launch/tpu_vm.sh watch`.
 
 It looks at the queued resource again and again. A TPU that was preempted is
-deleted and asked for anew, set up and given the command, which resumes.
+deleted and requested again, set up and given the command, which resumes.
 """
 
 import re
@@ -47,19 +47,19 @@ def verdict(lines: str) -> str | int:
     return NOTHING
   mistakes = [c for c in codes if c and c < KILLED and c not in RESUME]
   again = [c for c in codes if c in RESUME]
-  # A worker that tells no code was rebooted: the job has lost it.
+  # A worker that prints no code was rebooted: the job has lost it.
   lost = [RESUME[1]] if "" in ends else []
   return (sorted(mistakes) or sorted(again) or lost or sorted(codes)[::-1])[0]
 
 
 class Watch:
-  """What a watch has done so far.
+  """Holds what a watch has done so far.
 
   Attributes:
     restarts: how often it has started the job again or asked for another TPU.
     in_a_row: how many of those since the job was last seen running.
     wait: seconds until the next look.
-    started: whether the job on this TPU is ours to judge.
+    started: whether the job on this TPU is this watch's to judge.
   """
 
   def __init__(self, tpu, every: int, max_restarts: int):
@@ -110,7 +110,7 @@ class Watch:
     try:
       found = verdict(self.tpu.jobs())
     except launcher.CommandError:
-      if self.started:  # its state says more at the next look
+      if self.started:  # its state shows more at the next look
         self.tell("the workers do not answer")
         return None
       found = NOTHING  # nothing is installed there yet
@@ -146,7 +146,7 @@ class Watch:
     """Looks once and acts; returns an exit code at the end."""
     try:
       state = self.tpu.state()
-    except launcher.CommandError:  # the job goes on without this machine
+    except launcher.CommandError:  # the job runs without this machine
       self.tell("gcloud does not answer")
       return None
     if state in LOST:

@@ -1,7 +1,7 @@
 """A Google Cloud Storage of this machine: as much of it as a run uses.
 
 gcsfs, which reads and writes gs:// for etils, and TensorStore, which has
-Orbax's arrays, are told its address.
+Orbax's arrays, get its address.
 """
 
 import contextlib
@@ -118,7 +118,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   do_GET = do_POST = do_PUT = do_DELETE = answer
 
   def body(self) -> bytes:
-    """In chunks, or of a length that is told."""
+    """In chunks, or of a length in the header."""
     if self.headers.get("Transfer-Encoding") != "chunked":
       return self.rfile.read(int(self.headers.get("Content-Length", 0)))
     body = b""
@@ -187,7 +187,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     to_name: str | None,
     query: dict[str, str],
   ):
-    """Deletes it, copies it, sends what it holds, or tells about it."""
+    """Deletes it, copies it, sends what it holds, or describes it."""
     found = self.found(bucket, name, query)
     if self.command == "DELETE":
       del self.bucket(bucket)[name]

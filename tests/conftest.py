@@ -75,7 +75,7 @@ def random_params():
 
 @pytest.fixture(scope="session")
 def small_if():
-  """config.json of a small net like IF-I, for 8x8 pictures and text of 16."""
+  """config.json of a small net like IF-I, for 8x8 images and text of 16."""
   return {
     "_class_name": "UNet2DConditionModel",
     "act_fn": "gelu",

@@ -84,7 +84,7 @@ def changed(before: dict[str, Any]) -> list[str]:
 
 
 def import_what_it_imports() -> None:
-  """Imports the modules of others: what they change is not for us to say."""
+  """Imports the modules of others: what they change is not our concern."""
   for path in PACKAGE.rglob("*.py"):
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
       names = []

@@ -85,7 +85,7 @@ def test_the_header_tells_the_command(name):
   header = text.split('"""')[1]
   assert f"--config=configs/{file}.py" in header
   config = read_config(name)
-  # As it is written into checkpoints and pictures.
+  # As it is written into checkpoints and images.
   assert json.loads(config.to_json_best_effort())
   assert math.prod(build.mesh(config).sizes(256)) == 256
 
@@ -153,7 +153,7 @@ def test_a_stage_trains_and_samples(name):
   assert after == state
   assert metrics["loss"].shape == ()
 
-  # Pictures come out at the stage's own size.
+  # Images come out at the stage's own size.
   n = 2
   words = TextEmbedding(
     shape_of(n, text.length, text.encoder.emb_dim),

@@ -62,7 +62,7 @@ def test_the_cascade_is_as_published(home, first, second):
     assert sampling.threshold.cap == (1.5, 1.0)[i]
     assert sampling.num_steps == (100, 50)[i]
   assert cascade.samplings[1].aug_level == 0.25
-  assert cascade.stages[1].enlarge is not None
+  assert cascade.stages[1].upsample is not None
   assert (text.length, text.null, text.attend_padding) == (77, "empty", True)
   assert text.lowercase
 

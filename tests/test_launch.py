@@ -1,4 +1,4 @@
-"""launch/ with a pretended Python: what it makes, reuses, passes on, says."""
+"""launch/ with a pretended Python: what it makes, reuses, passes on, prints."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHONS = ("python3", "python3.11", "python3.12", "python3.13")
-# Makes environments, logs every other call, and fails at pip if a file says so.
+# Makes environments, logs other calls, and fails at pip if a file asks for it.
 PRETENDED = """#!/bin/sh
 case "$*" in
   "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;

@@ -15,7 +15,7 @@ import imagen_jax
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "imagen_jax"
 ROWS = (
-  ("__init__",),  # of the package itself: imports nothing of ours
+  ("__init__",),  # of the package itself: imports nothing of it
   ("types", "files", "progress", "configs"),
   ("diffusion", "nets", "shapes", "parallel"),  # never import each other
   ("data", "stage", "text", "checkpoints"),
@@ -100,7 +100,7 @@ def layer_violations(package: pathlib.Path) -> list[str]:
 
 
 def outside_imports(folder: pathlib.Path, package: pathlib.Path) -> set[str]:
-  """Top-level names that a folder imports beside ours and Python's own."""
+  """Top-level names that a folder imports, without the package and Python's."""
   names = set().union(
     *(imported_names(path, package) for path in folder.rglob("*.py"))
   )

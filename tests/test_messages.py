@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TABLE = pathlib.Path(__file__).with_name("messages.txt")
 LOGS = {"log", "_log", "print_line", "fail"}  # functions that print a sentence
 # Not the words of these sentences: those of another glossary, and a second way
-# to say "X is Y, expected Z".
+# to write "X is Y, expected Z".
 OLD = re.compile(
   r"\b(pictures?|enlarge\w*|told|tells?|goes on|go on|sound|must|got)\b"
 )

@@ -39,7 +39,7 @@ def shipped_files(root: pathlib.Path) -> set[str]:
 
 @pytest.fixture
 def described(monkeypatch):
-  """What setup.py says of the distribution."""
+  """What setup.py states of the distribution."""
   found = {}
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(setuptools, "setup", found.update)

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Time:
-  """time.monotonic, but it passes when told to."""
+  """time.monotonic, but it passes on demand."""
 
   now = 1000.0
 

@@ -1,4 +1,4 @@
-"""No file that Python may find first hides a module of somebody else.
+"""No file that Python may find first hides a module of another package.
 
 Python looks for imports where its program or its user stands: in the root, or
 in one of these folders.

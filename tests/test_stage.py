@@ -49,7 +49,7 @@ def zero(z, time, cond):
 
 
 def text_level(z, time, cond):
-  """The mean of an example's tokens, everywhere in its picture."""
+  """The mean of an example's tokens, everywhere in its image."""
   return jnp.zeros_like(z) + cond.text.tokens.mean((1, 2))[:, None, None, None]
 
 
@@ -77,9 +77,12 @@ def make_text(batch, value=1.0):
     ),
     ({"size": 16, "max_aug_level": 1.1}, "max_aug_level is 1.1, expected 0 to"),
     ({"size": 16, "max_aug_level": -0.1}, "max_aug_level is -0.1, expected"),
-    ({"size": 16, "lowres_size": 5}, "multiples .* lowres_size 5"),
-    ({"size": 16, "lowres_size": 32}, "multiples .* lowres_size 32"),
-    ({"size": 48, "lowres_size": 4, "crop_size": 16}, "crop_size 16 must be"),
+    ({"size": 16, "lowres_size": 5}, "size is 16, .* lowres_size, 5"),
+    ({"size": 16, "lowres_size": 32}, "size is 16, .* lowres_size, 32"),
+    (
+      {"size": 48, "lowres_size": 4, "crop_size": 16},
+      "crop_size is 16, .* factor, 12",
+    ),
   ],
 )
 def test_sizes_that_do_not_fit(fields, message):
@@ -120,7 +123,7 @@ def test_sampling_out_of_range(fields, message):
 
 @pytest.fixture(scope="module")
 def zero_loss():
-  """(loss, logsnr) of a net that says 0 of pictures of 0, and what it saw."""
+  """(loss, logsnr) of a net that predicts 0 for zeros, and what it saw."""
   seen = []
   stage = Stage(Fake(zero, seen.append), size=16, lowres_size=8)
   x, lowres = (jnp.zeros((BATCH, side, side, 3)) for side in (16, 8))
@@ -214,7 +217,7 @@ def test_the_steps_of_the_table_are_whole_to_the_bit(compiled):
 
 @pytest.fixture(scope="module")
 def equivalent_losses():
-  """Of one guess of eps, told as eps, x or v, by (prediction, loss_space)."""
+  """Of one guess of eps, given as eps, x or v, by (prediction, loss_space)."""
   schedule = CosineSchedule(-6.0, 6.0)
   guess = lambda z, time: jnp.sin(3 * z) + time[:, None, None, None] / 1000
   known = lambda time: schedule(time / 1000)

@@ -1,4 +1,4 @@
-"""What a stage has of DeepFloyd IF: learned variance, timesteps, enlarging."""
+"""What a stage has of DeepFloyd IF: learned variance, timesteps, upsampling."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,7 @@ def make_keys(batch):
 
 
 def test_the_learned_variance_is_that_with_the_text_and_unguided():
-  """cond says x_hat 3 and v 0.5, null says -2 and -1."""
+  """cond predicts x_hat 3 and v 0.5, null -2 and -1."""
 
   def fn(z, time, cond):
     null = (cond.text.tokens == 0).all((1, 2))[:, None, None, None]
@@ -136,7 +136,7 @@ def test_a_net_leaves_a_picture_of_its_size_as_it_is():
 
 
 def test_a_real_net_with_all_of_it():
-  """By shapes alone: its parameters, its loss and its pictures."""
+  """By shapes alone: its parameters, its loss and its images."""
   net = UNet(
     embed_dim=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
     attn_resolutions=(), text_cross_attn_res=(), feature_pooling_type="mean",

@@ -33,7 +33,7 @@ KEYS = jax.random.split(jax.random.key(0), BATCH)
 
 
 class Fake(nn.Module):
-  """A net with learned variance that answers as told, and hears the time."""
+  """A net with learned variance that answers as set, and sees the time."""
 
   out: Callable
   see: Callable
@@ -48,7 +48,7 @@ class Fake(nn.Module):
 
 @pytest.fixture
 def noise(monkeypatch):
-  """The fixture's noise, wherever ours draws some."""
+  """The fixture's noise, wherever the sampler draws some."""
   for module in (samplers, augment):
     monkeypatch.setattr(module, "noise", lambda *_: FIXTURE["noise"])
 

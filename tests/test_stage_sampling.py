@@ -143,7 +143,7 @@ def test_sampling_is_a_pure_function_of_key_and_example():
 
 @pytest.mark.parametrize("aug_level", [0.0, 0.5])
 def test_the_low_res_is_augmented_once_at_its_own_size(aug_level):
-  """And samples are clipped, here of a net that says 3, without threshold."""
+  """Samples are clipped, here of a net that predicts 3, without threshold."""
   seen = []
 
   def see(inputs):
@@ -165,7 +165,7 @@ def test_the_low_res_is_augmented_once_at_its_own_size(aug_level):
   if aug_level == 0:
     np.testing.assert_array_equal(augmented, lowres)
   else:
-    # Half way, cos = sin: so much of the picture, and so much noise.
+    # Half way, cos = sin: so much of the image, and so much noise.
     np.testing.assert_allclose(augmented.mean((1, 2, 3)), 0.354, atol=0.1)
     np.testing.assert_allclose(augmented.std((1, 2, 3)), 0.707, atol=0.06)
     assert np.abs(augmented[0] - augmented[1]).max() > 0.5
@@ -243,7 +243,7 @@ def summed_sizes(jaxpr):
 
 
 def test_nothing_is_computed_from_the_text_in_the_loop(real):
-  """DIM and text_width occur nowhere else in the net, so products tell."""
+  """DIM and text_width occur nowhere else in the net, so products show it."""
   stage, params = real
   assert not {DIM, stage.net.text_width} & {4, 8, 16, 32}
   traced = jax.make_jaxpr(
@@ -261,7 +261,7 @@ def test_nothing_is_computed_from_the_text_in_the_loop(real):
 
 
 def test_initial_parameters_serve_pictures_of_the_full_size():
-  """init looks at the smallest picture; a super-resolution stage's too."""
+  """init looks at the smallest image; a super-resolution stage's too."""
   net = UNet(
     embed_dim=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4,
     attn_resolutions=(), text_cross_attn_res=(), feature_pooling_type="mean",

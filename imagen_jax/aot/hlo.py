@@ -47,7 +47,7 @@ class Computation:
     return self.source(parts[at]) if at < len(parts) else None
 
   def carried(self, line: Instruction) -> int | None:
-    """Returns which part of the parameter an instruction takes, if any."""
+    """Returns the part of the parameter an instruction takes, if any."""
     if line.opcode != "get-tuple-element":
       return None
     if self.source(line.operands()[0]).opcode != "parameter":

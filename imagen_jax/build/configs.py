@@ -30,7 +30,7 @@ RENAMED = {"base64": "base_64"}
 
 
 class BadArgument(ValueError):
-  """Says why a config's get_config() does not accept its argument."""
+  """Explains why a config's get_config() does not accept its argument."""
 
 
 def config_names() -> list[str]:

@@ -23,7 +23,7 @@ def section(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-  """Returns True if a setting has the type that its annotation says."""
+  """Returns True if a setting has the type of its annotation."""
   if isinstance(hint, types.UnionType):
     return any(fits(value, option) for option in hint.__args__)
   if typing.get_origin(hint) is tuple:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Keys and sections that may change within a run. They say where, how fast and
+# Keys and sections that may change within a run. They set where, how fast and
 # how long to compute, and what to log and keep, but not what is computed. []
 # stands for every element of a list.
 FREE = (

@@ -48,8 +48,8 @@ class Checkpoints:
   """Keeps a run's newest `keep` checkpoints and every keep_every-th step's.
 
   All processes call every method together, except close(). Saves happen in the
-  background. A save that fails is logged by log(sentence) and does not end the
-  run; earlier checkpoints stay.
+  background. A save that fails is logged and does not end the run; earlier
+  checkpoints stay.
   """
 
   def __init__(

@@ -17,7 +17,7 @@ flags.disclaim_key_flags()  # --help lists --config as the verb's flag
 
 
 class BadFlags(ValueError):
-  """Says in one sentence why a command line cannot be parsed."""
+  """Explains in one sentence why a command line cannot be parsed."""
 
 
 class _NotRead(Exception):

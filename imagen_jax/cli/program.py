@@ -45,7 +45,7 @@ class Verb:
 
   Attributes:
     define_flags: defines the verb's flags on a FlagValues.
-    act: does what the parsed flags say.
+    act: does what the parsed flags ask for.
   """
 
   define_flags: Callable[[flags.FlagValues], None]
@@ -60,7 +60,7 @@ class Verb:
     self.run(command_line.parse(self.define_flags, argv))
 
   def run(self, args: flags.FlagValues) -> None:
-    """Runs parsed flags, with or without the compile cache as they say."""
+    """Runs parsed flags, with or without the compile cache as they ask."""
     asked = "compile_cache" in args and args.compile_cache
     with contextlib.nullcontext() if asked else compile_cache.disabled():
       self.act(args)
@@ -216,7 +216,7 @@ def stores_by_gcsfs() -> Iterator[None]:
 def profiler_server(port: int | None) -> Iterator[None]:
   """Lets xprof and TensorBoard trace this process within the block.
 
-  Whoever reaches the port can do so: it listens on all interfaces.
+  Anyone who reaches the port can do so: it listens on all interfaces.
 
   Args:
     port: a TCP port; None serves nothing.

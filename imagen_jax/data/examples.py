@@ -141,7 +141,7 @@ class Examples(Sequence):
 
   Element i is dict(image=uint8 [size, size, 3], tokens=int32 [k, L], mask=bool
   [k, L]), where k is the number of the record's captions. Images have 8 bits,
-  as if the data set had been stored at this size. The element is None if the
+  as if the dataset had been stored at this size. The element is None if the
   image is too small.
 
   Args:

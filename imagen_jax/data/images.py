@@ -33,7 +33,7 @@ _LARGE = 2**22  # pixels above which `decode` downsamples by itself
 
 
 class TooSmall(ValueError):
-  """Says that an image is smaller than the caller can use."""
+  """States that an image is smaller than the caller can use."""
 
 
 def decode(

@@ -1,4 +1,4 @@
-"""Checks of a data set's folder before TFDS opens or prepares it.
+"""Checks of a dataset's folder before TFDS opens or prepares it.
 
 TFDS imports the modules that features.json or dataset_info.json names for its
 features. The folder may come from anyone, so the names are checked first.
@@ -27,7 +27,7 @@ _OLD_KEYS = (*_CLASS_KEYS, "type")  # within features
 
 
 def check_folder(folder: epath.Path) -> None:
-  """Checks every version of a data set in a folder, without running its code.
+  """Checks every version of a dataset in a folder, without running its code.
 
   Args:
     folder: DATA_DIR/NAME. It may be missing.
@@ -55,7 +55,7 @@ def check_folder(folder: epath.Path) -> None:
 
 
 def check_inside(path: str | os.PathLike, folder: str | os.PathLike) -> None:
-  """Checks that a file of records lies in its data set's folder.
+  """Checks that a file of records lies in its dataset's folder.
 
   The file's name comes from dataset_info.json.
 

@@ -1,4 +1,4 @@
-"""Random access to a prepared data set's records, without TensorFlow."""
+"""Random access to a prepared dataset's records, without TensorFlow."""
 
 import bisect
 import collections
@@ -31,7 +31,7 @@ class Records(Sequence):
   first read. The open files are at most a quarter of the process's limit.
 
   Args:
-    builder: the prepared data set.
+    builder: the prepared dataset.
     split: one of its splits, or a part of one, such as "train[:10%]".
     features: the names of the features to read.
   """

@@ -1,4 +1,4 @@
-"""Data sets opened by their TFDS names, without TensorFlow."""
+"""Datasets opened by their TFDS names, without TensorFlow."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from imagen_jax import files
 from imagen_jax.data import prepared
 from imagen_jax.data.records import Records
 
-# Imported to register the data set with TFDS.
+# Imported to register the dataset with TFDS.
 from imagen_jax.shapes import captioned_shapes_dataset_builder  # noqa: F401
 from imagen_jax.shapes.examples import Endless
 from imagen_jax.shapes.scenes import SPLITS
@@ -33,9 +33,9 @@ def load_source(
   features: Sequence[str] = ("image", "caption"),
   key: str = "split",
 ) -> Sequence[Mapping]:
-  """Opens the records of a split of a TFDS data set.
+  """Opens the records of a split of a TFDS dataset.
 
-  The data set is prepared under `data_dir` on first use, and later only read.
+  The dataset is prepared under `data_dir` on first use, and later only read.
   "captioned_shapes/endless" is never prepared: its examples are drawn when they
   are read. captioned_shapes holds the first of them.
 
@@ -43,7 +43,7 @@ def load_source(
     name: the TFDS name, such as "captioned_shapes" or
       "captioned_shapes/tiny:1.0.0".
     split: a split in TFDS syntax, such as "train" or "train[:10%]".
-    data_dir: the folder of prepared data sets, which may begin with ~.
+    data_dir: the folder of prepared datasets, which may begin with ~.
     features: the features to decode; all other stored features are skipped.
     key: the setting or flag that names the split, for messages.
 
@@ -51,7 +51,7 @@ def load_source(
     The records, at least one.
 
   Raises:
-    ValueError: the data set is unknown, invalid or cannot be prepared; the
+    ValueError: the dataset is unknown, invalid or cannot be prepared; the
       split is unknown or empty; or a feature is missing or cannot be used.
   """
   if name == ENDLESS:
@@ -77,7 +77,7 @@ def load_source(
 
 
 def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-  """Opens the builder of a data set, prepared or not."""
+  """Opens the builder of a dataset, prepared or not."""
   try:
     parsed, settings = naming.parse_builder_name_kwargs(name)
   except ValueError as error:
@@ -127,7 +127,7 @@ def _check_config(name: str, config: str | None, error: ValueError) -> None:
 
 
 def _use_format(name: str, builder: tfds.core.DatasetBuilder) -> None:
-  """Selects FORMAT for a prepared data set; ValueError if it has none."""
+  """Selects FORMAT for a prepared dataset; ValueError if it has none."""
   info = builder.info
   found = [kind.value for kind in info.available_file_formats()]
   if FORMAT not in found:
@@ -142,7 +142,7 @@ def _use_format(name: str, builder: tfds.core.DatasetBuilder) -> None:
 
 
 def _prepare(name: str, data_dir: str, folder: str) -> None:
-  """Prepares a data set, or waits for another process to prepare it."""
+  """Prepares a dataset, or waits for another process to prepare it."""
   ready = lambda: (epath.Path(folder) / "dataset_info.json").exists()
   with (
     _as_sentence(f"dataset {name!r} cannot be prepared"),
@@ -194,7 +194,7 @@ def _reason(error: Exception) -> str:
 def _check_feature(
   name: str, feature: str, features: tfds.features.FeatureConnector | None
 ) -> None:
-  """Raises ValueError unless a data set has a feature that can be read here."""
+  """Raises ValueError unless a dataset has a feature that can be read here."""
   known = features if isinstance(features, tfds.features.FeaturesDict) else {}
   if feature not in known:
     raise ValueError(
@@ -213,7 +213,7 @@ def _check_feature(
     good = kind == "text" and len(shape) <= (feature == "caption")
   elif isinstance(found, tfds.features.Image):
     expected, good = "uint8 or uint16", kind in ("uint8", "uint16")
-  else:  # an image that the data set's author encoded, or an array
+  else:  # an image that the dataset's author encoded, or an array
     expected = "an image of uint8 or uint16"
     good = (kind == "text" and shape == ()) or (
       kind == "uint8" and len(shape) in (2, 3)
@@ -237,6 +237,6 @@ def _check_split(name: str, split: str, key: str, splits: Mapping) -> None:
 
 
 def _names(names: Iterable[str]) -> str:
-  """Joins up to 20 names of a data set, for a message."""
+  """Joins up to 20 names of a dataset, for a message."""
   names = [n if n.isidentifier() else files.quote(n, 40) for n in names]
   return ", ".join(names[:20]) + ", ..." * (len(names) > 20) or "none"

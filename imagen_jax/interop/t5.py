@@ -95,13 +95,13 @@ def load(
 
 
 def tensors(path: str | os.PathLike, like: Any) -> dict[str, Tensor]:
-  """Opens the encoder's tensors by our paths, in the shapes of `like`, unread.
+  """Opens the encoder's tensors by their paths in `like`, and in its shapes.
 
-  All tensors are floats. So the scales of int8 kernels in `like` are left out.
-  The decoder of a full model is ignored.
+  No tensor is read yet. All tensors are floats. So the scales of int8 kernels
+  in `like` are left out. The decoder of a full model is ignored.
 
   Args:
-    path: a safetensors file, ours or Hugging Face's; a folder with
+    path: a safetensors file, this package's or Hugging Face's; a folder with
       model.safetensors or with shards and their index; such an index; or a t5x
       checkpoint, which may be on gs://.
     like: the shapes of the encoder's parameters.
@@ -329,7 +329,7 @@ def check_new(folder: str | os.PathLike) -> None:
 def _from_hugging_face(
   path: epath.Path, found: dict[str, Tensor], shapes: dict[str, tuple]
 ) -> dict[str, Tensor]:
-  """Checks Hugging Face's tensors, and converts names and layouts to ours."""
+  """Checks Hugging Face's tensors, and converts their names and layouts."""
   found, names = _encoder(found), hugging_face_names(shapes)
   theirs = {
     names[n]: shape[::-1] if _is_turned(n) else shape

@@ -3,7 +3,7 @@
 Neither changes a result or a parameter's name. A policy keeps results of a
 block for the backward pass, which costs memory. All other results are computed
 again in the backward pass. A loop over equal blocks costs no time and compiles
-once. Without a loop XLA compiles each of a hundred residual blocks anew.
+once. Without a loop XLA compiles each of a hundred residual blocks again.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Keeps compiled programs on disk, so that the next process need not compile.
 
 It is JAX's persistent cache in a folder of its own. Entries hold machine code:
-whoever can write them can run code, so the folder must be the user's alone.
+anyone who can write them can run code, so the folder must be the user's alone.
 """
 
 import contextlib
@@ -228,11 +228,11 @@ def probe(act: str, path: str) -> bool:
 
   Args:
     act: "write", which also has another process read it and leaves the file
-      "sound" in the folder if that could; or "read".
+      `sound` in the folder if that could; or "read".
     path: the cache's folder.
 
   Returns:
-    Whether it could.
+    True if it could.
   """
   hits = []
   jax.monitoring.register_event_listener(

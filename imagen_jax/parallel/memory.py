@@ -30,7 +30,7 @@ def program_bytes(said: str) -> tuple[int, int | None] | None:
     said: the error's text.
 
   Returns:
-    The bytes needed and those of a device, None if it does not say those; or
+    The bytes needed and those of a device, None if it names none; or
     None if the error is not of memory.
   """
   return _numbers(PROGRAM, said)

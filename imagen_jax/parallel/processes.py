@@ -19,7 +19,7 @@ MOST_BYTES = 500  # of the words that processes exchange
 
 
 class Failed(Exception):
-  """Says what failed on one process, which counts as failed on all."""
+  """States what failed on one process, which counts as failed on all."""
 
 
 def raise_together(act: Callable[[], Any]) -> Any:
@@ -109,6 +109,15 @@ class Meeting:
     self._failed = False
 
   def __call__(self, *, key: str, timeout_ms: int) -> None:
+    """Waits until all processes have come to this barrier.
+
+    Args:
+      key: the name that Orbax gives the barrier, the same on all processes.
+      timeout_ms: the longest wait, in milliseconds.
+
+    Raises:
+      Failed: another process has failed, and came to a different barrier.
+    """
     if jax.process_count() == 1:
       return
     if not self._failed:

@@ -1,4 +1,4 @@
-"""captioned_shapes as a TFDS data set, drawn when it is prepared."""
+"""captioned_shapes as a TFDS dataset, drawn when it is prepared."""
 
 import collections.abc
 import dataclasses
@@ -13,7 +13,7 @@ from imagen_jax.shapes.examples import draw_example
 
 @dataclasses.dataclass
 class ShapesConfig(tfds.core.BuilderConfig):
-  """Describes the size of the data set.
+  """Describes the size of the dataset.
 
   Attributes:
     train: the number of examples in the split train.

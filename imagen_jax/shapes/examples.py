@@ -37,7 +37,7 @@ class Endless(collections.abc.Sequence):
   """Draws the examples of a split of captioned_shapes when they are read.
 
   Element i is `draw_example(split, i)`, so the first elements equal the stored
-  data set's. No element is cached: drawing one takes about 2 ms of a core.
+  dataset's. No element is cached: drawing one takes about 2 ms of a core.
   """
 
   def __init__(self, split: str):

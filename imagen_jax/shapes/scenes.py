@@ -104,7 +104,7 @@ def to_json(scene: Scene, placed: tuple[Placed, ...]) -> str:
 
 
 def from_json(text: str | bytes) -> tuple[Scene, tuple[Placed, ...]]:
-  """Parses a scene and its layout, which may come from another data set.
+  """Parses a scene and its layout, which may come from another dataset.
 
   Raises:
     ValueError: the text is no scene that `to_json` could have written.
@@ -239,7 +239,7 @@ def _propose_side(rng, place: str, extent: np.ndarray) -> np.ndarray:
 
 
 def _valid(xy: np.ndarray, relation: str, group, extent) -> np.ndarray:
-  """Tests which layouts [N, n, 2] keep all distances and the relation."""
+  """Finds the layouts [N, n, 2] that keep all distances and the relation."""
   half = extent / 2
   margin = BORDER + half[:, None]
   ok = ((xy >= margin) & (xy <= CANVAS - margin)).all((1, 2))

@@ -1,6 +1,6 @@
-"""Writes captions of captioned_shapes as text, one line per image.
+r"""Writes captions of captioned_shapes as text, one line per image.
 
-  python -m imagen_jax.shapes.write_captions \\
+  python -m imagen_jax.shapes.write_captions \
     --split=train --images=20000 --each=8 --output=captions.txt
 
 A line holds --each captions of the image, in random wording, separated by tabs.

@@ -12,7 +12,7 @@ from etils import epath
 from imagen_jax import files
 
 _SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
-# The most texts that warnings of one kind name, each once. A data set may have
+# The most texts that warnings of one kind name, each once. A dataset may have
 # millions of such captions.
 _NAMED = 20
 _CUT, _UNKNOWN = "are cut", "have what the text encoder does not know"

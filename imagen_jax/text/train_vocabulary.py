@@ -1,7 +1,9 @@
-"""Trains a tokenizer's vocabulary on a file of captions, one per line.
+r"""Trains a tokenizer's vocabulary on a file of captions, one per line.
 
-  python -m imagen_jax.text.train_vocabulary --captions=captions.txt \\
+  python -m imagen_jax.text.train_vocabulary --captions=captions.txt \
     --output=spiece.model --vocab_size=1000
+
+The output is a SentencePiece model, as T5's vocabulary is.
 """
 
 import sys

@@ -15,18 +15,18 @@ from imagen_jax.training.settings import Data
 def check_splits(
   data: Data, sample_split: str | None, *, captions: bool
 ) -> None:
-  """Opens the splits that a run will read, and prepares the data set if needed.
+  """Opens the splits that a run will read, and prepares the dataset if needed.
 
-  Preparing a data set takes seconds and no accelerator. Call this before any
+  Preparing a dataset takes seconds and no accelerator. Call this before any
   longer work.
 
   Args:
-    data: says where the examples are.
+    data: where the examples are.
     sample_split: the split that sample grids show; None without grids.
     captions: whether captions are read.
 
   Raises:
-    ValueError: a split or the data set cannot be used; the key is named.
+    ValueError: a split or the dataset cannot be used; the key is named.
   """
   keys = {"data.split": data.split}
   if sample_split is not None:
@@ -58,7 +58,7 @@ def open_batches(
 
   Args:
     stage: gives the resolutions and the crop.
-    data: says where the examples are.
+    data: where the examples are.
     tokenizer: turns captions into ids; None to read no captions.
     split: a split that check_splits has found.
     batch_size: the number of examples in a batch, over all hosts.

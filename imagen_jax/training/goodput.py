@@ -49,7 +49,7 @@ class Goodput:
   ) -> None:
     """Ends the setup, and adds the sums of earlier runs; resumes at a step.
 
-    A file that cannot be used is logged, and the sums begin anew.
+    A file that cannot be used is logged, and the sums begin at zero.
     """
     self._step = step
     setup = time.monotonic() - self._begun - self._clock.seconds("restore")
@@ -113,7 +113,7 @@ class Goodput:
     )
 
   def sentence(self) -> str:
-    """Says where the time went, the largest part first."""
+    """States where the time went, the largest part first."""
     total = clock(sum(self.seconds.values()))
     shares = {name: round(100 * self.share(name)) for name in PARTS}
     parts = sorted(shares, key=shares.get, reverse=True)

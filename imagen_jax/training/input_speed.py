@@ -1,4 +1,4 @@
-"""How many images per second this host reads, and how many its chips need."""
+"""The images per second that this host reads, and that its chips need."""
 
 import contextlib
 import dataclasses
@@ -68,7 +68,7 @@ class Measured:
 
   @property
   def rate(self) -> float:
-    """Images per second."""
+    """The images per second."""
     return self.images / self.seconds
 
 
@@ -105,7 +105,7 @@ class Watched(Sequence):
 def time_input(run: Run, chips: Chips, log: Callable[[str], None]) -> None:
   """Measures how fast this process reads a run's batches, and logs it.
 
-  It prepares the data set if that is not there, and writes nothing else. It
+  It prepares the dataset if that is not there, and writes nothing else. It
   reads the vocabulary, but no weights and no checkpoint.
 
   Args:
@@ -249,7 +249,7 @@ def need_sentence(flops: int, batch_size: int, chips: Chips) -> str:
 
 
 def verdict(speed: Measured, need: float, count: int) -> str:
-  """Says whether the measured speed suffices, and how many cores would."""
+  """States whether the measured speed suffices, and how many cores would."""
   share = speed.rate / need
   if share >= 1:
     return f"enough: this host reads {share:.1f} times what is needed"

@@ -35,7 +35,7 @@ _TAKEN, _WAITS, _REFUSED, _WITHOUT = range(4)
 
 
 class Held(Exception):
-  """Says who holds a lock.
+  """Names who holds a lock.
 
   Attributes:
     may_end: True if the holder may be dead, so that waiting helps.
@@ -53,7 +53,7 @@ class _Lock(Protocol):
     """Tries to take the lock; raises Held, or the error that prevents it."""
 
   def check(self) -> bool:
-    """Raises Held if another run took it; True if the workdir was made anew."""
+    """Raises Held if another run took it; True if the workdir is a new one."""
 
   def release(self) -> None:
     """Releases the lock."""
@@ -177,8 +177,8 @@ class FileLock:
   """A lock on a file in a local folder.
 
   The kernel releases the lock when the process ends, even by kill -9. The file
-  says who holds the lock. release() removes the file, and also the folders that
-  take() made if they are empty.
+  names the holder. release() removes the file, and also the folders that take()
+  made if they are empty.
   """
 
   def __init__(self, folder: pathlib.Path):

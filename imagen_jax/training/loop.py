@@ -126,7 +126,7 @@ def train(
 
 
 def end_sentence(step: int, workdir: str, interrupted: bool) -> str:
-  """Says how a run ended."""
+  """States how a run ended."""
   if interrupted:
     return (
       f"asked to end: saved step {step}; run the same command again to resume "

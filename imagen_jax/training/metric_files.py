@@ -77,8 +77,8 @@ class AppendFile:
 class PartedFile:
   """Appends JSON lines of steps to an object store, in files of 200 lines.
 
-  After FILE come FILE.00020100 and so on, named by their first step. Whole, the
-  file of a long run would be written anew for every line.
+  After FILE come FILE.00020100 and so on, named by their first step. One
+  file for a long run would be written again in full for every line.
 
   Attributes:
     path: the first file.

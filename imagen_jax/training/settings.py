@@ -12,10 +12,10 @@ class Data:
   """Describes where the training images come from.
 
   Attributes:
-    name: the TFDS name of the data set. captioned_shapes/endless needs no
+    name: the TFDS name of the dataset. captioned_shapes/endless needs no
       data_dir: its examples are drawn when they are read.
     split: a split or a part of one, such as train[:10%].
-    data_dir: the folder where data sets are prepared.
+    data_dir: the folder where datasets are prepared.
     batch_size: examples in a batch, over all hosts.
     seed: seed of the order, the crops and the choice among several captions.
     cache: keeps the resized images of the split in memory.

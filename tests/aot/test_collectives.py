@@ -204,7 +204,7 @@ def mesh():
 
 
 def compiled(fn, *arguments, out=WHOLE):
-  """HLO of a function of arguments that are spread over 8 devices by rows."""
+  """HLO of a function of arguments that are sharded over 8 devices by rows."""
   spread = NamedSharding(mesh(), ROWS)
   arguments = [
     jax.ShapeDtypeStruct(shape, jnp.float32, sharding=spread)

@@ -121,7 +121,7 @@ def here(tmp_path_factory):
 
 
 def assert_alike(arrays, told):
-  """The shape, dtype and place of every array are what a program says."""
+  """The shape, dtype and place of every array are those of the program."""
   assert jax.tree.structure(arrays) == jax.tree.structure(told)
   for (path, array), like in zip(
     jax.tree.leaves_with_path(arrays), jax.tree.leaves(told), strict=True
@@ -178,7 +178,7 @@ def test_train_is_the_verbs_step(here):
   assert_alike(state, found.args[0])  # and so will the next step take it
   assert int(state.step) == 1 and np.isfinite(metrics["loss"])
   assert args[0].params["conv_in"]["kernel"].is_deleted()  # donated
-  # The step was told where gradients lie, such as those of a convolution.
+  # The step got the shardings of gradients, such as those of a convolution.
   assert '[{}, {}, {"fsdp"}, {"tensor"}]> : tensor<3x3x8x8' in lowered.as_text()
 
 

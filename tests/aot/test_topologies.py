@@ -22,7 +22,7 @@ os.environ.update(COMPILE_ONLY)
 def run(program):
   """What a program prints as JSON, started as a verb sets its environment.
 
-  In a process of its own, for libtpu stays once it is loaded. It must say
+  In a process of its own, for libtpu stays once it is loaded. It must print
   nothing on standard error, and must find no program in JAX's cache.
   """
   ours = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES")

@@ -181,7 +181,7 @@ def test_what_may_be_overridden():
 @pytest.mark.parametrize(
   ("key", "value", "said"),
   [
-    ("stage.nett.embed_dim", 3, "no place for 'stage.nett.embed_dim'"),
+    ("stage.nett.embed_dim", 3, "no key 'stage.nett.embed_dim'"),
     ("stage.size.x", 3, "the config has no key 'stage.size.x'"),
     ("stage.net.channel_mult[0]", 3, "the config has no key 'stage.net"),
     ("", 3, "the config has no key ''"),

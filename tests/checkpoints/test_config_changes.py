@@ -1,4 +1,4 @@
-"""Which changes of its config a run may go on with."""
+"""With which changes of its config a run may resume."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are found, told of and moved aside; older ones serve."""
+"""Damaged checkpoints are found, logged and moved aside; older ones serve."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from imagen_jax.checkpoints import manager
 from imagen_jax.checkpoints.manager import Checkpoints
 
-# Nothing is printed beside what is said, such as what a closed loop is told.
+# Nothing is printed beside what is logged, such as to a closed loop.
 pytestmark = pytest.mark.filterwarnings(
   "error::pytest.PytestUnraisableExceptionWarning"
 )
@@ -33,7 +33,7 @@ def save(workdir, *steps: int) -> None:
 
 
 def restore(workdir):
-  """(state, what was said)."""
+  """(state, what was logged)."""
   said = []
   with Checkpoints(str(workdir), keep=3, log=said.append) as run:
     return run.restore(make_state(0), CONFIG), said
@@ -93,7 +93,7 @@ def other_config(checkpoint):
 
 
 def other_values(checkpoint):
-  """Whole and sound for Orbax, but not what was saved."""
+  """Whole and valid for Orbax, but not what was saved."""
   shutil.rmtree(checkpoint / "state")
   shutil.copytree(checkpoint.with_name("4") / "state", checkpoint / "state")
 
@@ -154,7 +154,7 @@ def test_any_flipped_byte_is_found_or_harmless(run):
         newest.with_name("9.damaged").rename(newest)
         found.append(path.parent.name)
     path.write_bytes(sound)
-  # Those of Orbax's that tell only when and where it was saved are harmless.
+  # Those of Orbax's that hold only when and where it was saved are harmless.
   assert {"d", "config", "checksums", "state"} <= {*found}
 
 

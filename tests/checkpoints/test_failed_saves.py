@@ -101,7 +101,7 @@ restored
 def check_told(process: subprocess.Popen, why: str) -> None:
   out, err = process.communicate(timeout=120)
   assert err == ""
-  # A folder that takes nothing is told of at once, space when it ran out.
+  # A folder that takes nothing is logged at once, space when it ran out.
   lines, wanted = out.splitlines(), TOLD.format(why=why).splitlines()
   assert sorted(lines) == sorted(wanted)
   assert lines[-4:] == wanted[-4:]

@@ -49,7 +49,7 @@ def save(workdir, *steps: int, **options) -> None:
 
 
 def restore(workdir, like=None, config=CONFIG, **options):
-  """(state, what was said)."""
+  """(state, what was logged)."""
   said = []
   with Checkpoints(str(workdir), keep=3, log=said.append) as run:
     return run.restore(like or make_state(0), config, **options), said

@@ -33,7 +33,7 @@ def saved():
 
 @pytest.fixture
 def run(saved):
-  """A copy of it; whoever runs the tests, the files are another's."""
+  """A copy of it; for every user, the files are another's."""
   copy = shutil.copytree(saved, saved.with_name("copy"))
   for path in (copy.parent, copy, *copy.rglob("*")):
     path.chmod(0o777 if path.is_dir() else 0o666)
@@ -110,7 +110,7 @@ def test_the_answers_of_a_bucket(status, denied):
   "text", ["[" * 100_000, "[]", "{", "3", '{"a": ' * 101 + "1" + "}" * 101]
 )
 def test_a_config_that_is_none(run, text):
-  """Whoever may write into a workdir may write this."""
+  """Anyone who may write into a workdir may write this."""
   newest = run / "checkpoints" / "9"
   (newest / "config" / "metadata").write_text(text)
   with pytest.raises(

@@ -1,4 +1,4 @@
-"""Data sets as TFDS stores them, written without it."""
+"""Datasets as TFDS stores them, written without it."""
 
 import io
 import json

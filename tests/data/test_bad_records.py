@@ -27,7 +27,7 @@ def tokenize(captions):
 
 
 def make_source(n, bad=()):
-  """n records whose picture is their number, with some captions lost."""
+  """n records whose image is their number, with some captions lost."""
   return [
     {
       "image": np.full((8, 8, 3), i % 256, np.uint8),
@@ -149,7 +149,7 @@ def test_a_record_that_cannot_be_read_is_named_in_one_line(kind):
 
 
 def test_a_reason_is_printable_and_short():
-  """It may quote a data set's text: escape sequences, or megabytes of it."""
+  """It may quote a dataset's text: escape sequences, or megabytes of it."""
 
   class Source(list):
     def __getitem__(self, index):
@@ -200,7 +200,7 @@ def test_good_records_stay_in_their_places():
   lost = np.isin(whole, list(LOST))
   np.testing.assert_array_equal(mended[~lost], whole[~lost])
   assert not np.isin(mended, list(LOST)).any()
-  # The same one always stands for a lost one, with its own picture.
+  # The same one always stands for a lost one, with its own image.
   pairs = set(zip(whole[lost], mended[lost], strict=True))
   assert len(pairs) == len(LOST)
   for batch in itertools.islice(

@@ -1,4 +1,4 @@
-"""Files of all kinds, whole and damaged, as pictures."""
+"""Files of all kinds, whole and damaged, as images."""
 
 import io
 
@@ -21,7 +21,7 @@ def encode(picture, kind="png", **options):
 
 
 def quarters(height=32, width=48):
-  """A picture with a colour in each quarter, uint8 [H, W, 3]."""
+  """An image with a colour in each quarter, uint8 [H, W, 3]."""
   image = np.zeros((height, width, 3), np.uint8)
   for i, colour in enumerate(COLOURS):
     top, left = i // 2 * height // 2, i % 2 * width // 2
@@ -165,7 +165,7 @@ def test_a_photo_with_a_second_picture_in_its_file(size):
   assert image.shape == ((32, 48, 3) if size is None else (16, 24, 3))
 
 
-# How the file of an upright picture a holds it, by EXIF orientation.
+# How the file of an upright image a holds it, by EXIF orientation.
 STORED = {
   1: lambda a: a,
   2: lambda a: a[:, ::-1],

@@ -54,7 +54,7 @@ def until(found):
 def test_gives_what_the_source_gives_in_its_order():
   ahead = feed(range(100))
   assert list(ahead) == list(range(100))
-  with pytest.raises(StopIteration):  # and goes on saying so
+  with pytest.raises(StopIteration):  # and still does
     next(ahead)
   with pytest.raises(StopIteration):
     next(ahead)
@@ -109,7 +109,7 @@ def test_waiting_is_counted(clock):
     go_on.wait()
     yield 1
 
-  # Its second look but one lets the source go on.
+  # Its second look but one lets the source continue.
   looks = itertools.count()
   stop = lambda: next(looks) == 3 and go_on.set()
   ahead = feed(source(), stop=stop)

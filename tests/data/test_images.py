@@ -17,7 +17,7 @@ def encode(picture, kind="png", **options):
 
 
 def quarters(height=32, width=48):
-  """A picture with a colour in each quarter, uint8 [H, W, 3]."""
+  """An image with a colour in each quarter, uint8 [H, W, 3]."""
   image = np.full((height, width, 3), (250, 20, 30), np.uint8)
   image[: height // 2, width // 2 :] = (20, 240, 30)
   image[height // 2 :, width // 2 :] = (30, 20, 250)
@@ -108,10 +108,16 @@ def test_plain_pictures():
 @pytest.mark.parametrize(
   ("image", "message"),
   [
-    (np.zeros((4, 5, 3), np.float32), r"uint8 .* got float32 \(4, 5, 3\)"),
-    (np.zeros((4, 5, 2), np.uint8), r"got uint8 \(4, 5, 2\)"),
-    (np.zeros((1, 4, 5, 3), np.uint8), r"got uint8 \(1, 4, 5, 3\)"),
-    (np.zeros(4, np.uint8), r"got uint8 \(4,\)"),
+    (
+      np.zeros((4, 5, 3), np.float32),
+      r"image is float32 \[4, 5, 3\], expected uint8",
+    ),
+    (np.zeros((4, 5, 2), np.uint8), r"image is uint8 \[4, 5, 2\], expected"),
+    (
+      np.zeros((1, 4, 5, 3), np.uint8),
+      r"image is uint8 \[1, 4, 5, 3\], expected",
+    ),
+    (np.zeros(4, np.uint8), r"image is uint8 \[4\], expected"),
     (None, "image is NoneType, expected bytes or an array"),
     ("picture.png", "image is str, expected bytes or an array"),
   ],

@@ -1,4 +1,4 @@
-"""Folders of data sets that come from anyone: what they name is not trusted."""
+"""Folders of datasets that come from anyone: what they name is not trusted."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ load = functools.partial(source.load_source, "my_set", "train")
 
 @pytest.fixture
 def dataset(tmp_path):
-  """Returns a function that writes a data set below tmp_path."""
+  """Returns a function that writes a dataset below tmp_path."""
   return functools.partial(written["write_dataset"], tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Records of anyone's data set: damaged ones, and many files of them."""
+"""Records of anyone's dataset: damaged ones, and many files of them."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_a_garbage_record_is_a_bad_one(tmp_path, kind):
-  """Whatever max_bad_share says, one that is not a record ended training."""
+  """Whatever max_bad_share is, one that is not a record ended training."""
   stored = some_records(4)
   stored[2] = GARBAGE[kind]
   opened, bad = load(tmp_path, stored), BadRecords(max_share=1)

@@ -1,4 +1,4 @@
-"""Prepared data sets of anyone's, opened and read."""
+"""Prepared datasets of anyone's, opened and read."""
 
 import functools
 import pathlib
@@ -17,7 +17,7 @@ nested = written["nested"]
 
 @pytest.fixture
 def dataset(tmp_path):
-  """Returns a function that writes a data set below tmp_path."""
+  """Returns a function that writes a dataset below tmp_path."""
   return functools.partial(written["write_dataset"], tmp_path)
 
 

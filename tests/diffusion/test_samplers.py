@@ -328,5 +328,5 @@ def test_half_precision_denoiser_samples_in_float32():
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.5])
 def test_gamma_out_of_range(gamma):
-  with pytest.raises(ValueError, match=f"gamma={gamma}"):
+  with pytest.raises(ValueError, match=f"gamma is {gamma}, expected 0 to 1"):
     samplers.Ancestral(gamma)

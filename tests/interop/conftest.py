@@ -106,7 +106,7 @@ def write_shards():
 def write_t5x():
   """write_t5x(folder, flat): checkpoint_N of a full model, as t5x saves it.
 
-  Of its decoder and its Adafactor the file tells, but their arrays are not
+  The file lists its decoder and its Adafactor, but their arrays are not
   there. inline: names of leaves in the msgpack; the rest are zarr. kvstore
   "orbax" is a newer t5x's file.
   """
@@ -158,7 +158,7 @@ def write_t5x():
 
 @pytest.fixture
 def refused(like):
-  """refused(path) -> the one sentence that load says of it."""
+  """refused(path) -> the one sentence of load's error."""
 
   def refused(path):
     with pytest.raises(ValueError) as caught:

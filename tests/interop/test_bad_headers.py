@@ -50,7 +50,7 @@ LAYERS_KERNEL = "encoder/encoder/mlp/wo/kernel"
 
 
 def change_zarray(folder, **change):
-  """Changes what an array's folder says of it."""
+  """Changes what an array's folder states of it."""
   path = folder / f"target.{LAYERS_KERNEL.replace('/', '.')}" / ".zarray"
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
 

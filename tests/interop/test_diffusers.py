@@ -28,7 +28,7 @@ def nhwc(x):
 
 
 def conditioning(inputs) -> Conditioning:
-  """Our conditioning of a fixture's inputs, the low-res picture left out."""
+  """Our conditioning of a fixture's inputs, the low-res image left out."""
   text = inputs["text"]
   text = TextEmbedding(text, jnp.ones(text.shape[:2], bool))
   if "aug" not in inputs:

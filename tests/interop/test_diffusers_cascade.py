@@ -1,4 +1,4 @@
-"""DeepFloyd IF's two stages as a Cascade, and diffusers' pictures of them."""
+"""DeepFloyd IF's two stages as a Cascade, and diffusers' images of them."""
 
 import pathlib
 import runpy

@@ -66,7 +66,7 @@ def point_at(url, tmp_path, monkeypatch):
 
 
 def refused(url):
-  """The one sentence that is said of it."""
+  """The one sentence of its error."""
   with pytest.raises(ValueError) as caught:
     published.resolve(url)
   assert "\n" not in str(caught.value)
@@ -289,7 +289,7 @@ def test_the_hub_is_down_or_not_reached(server, tmp_path, monkeypatch):
 
 
 def test_a_socks_proxy_is_named(server, monkeypatch):
-  """The Hub's client makes its connections anew, for other variables."""
+  """The Hub's client makes new connections, for other variables."""
   huggingface_hub.close_session()
   monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
   monkeypatch.setitem(sys.modules, "socksio", None)

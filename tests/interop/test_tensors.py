@@ -1,4 +1,4 @@
-"""Tensors read into place: what is read, and what is said of misfits."""
+"""Tensors read into place: what is read, and the errors of misfits."""
 
 import jax
 import jax.numpy as jnp

@@ -35,7 +35,7 @@ while [ $# -gt 1 ]; do
   shift
 done
 """
-# Records its name and arguments, and fails if a file says so.
+# Records its name and arguments, and fails if a file asks for it.
 PRETENDED = """#!/bin/sh
 {{ printf '%s\\0' "${{0##*/}}" "$@"; printf '\\n\\0'; }} >> {calls}
 [ ! -e {fails} ]

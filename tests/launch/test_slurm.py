@@ -113,7 +113,7 @@ def test_the_job_waits_for_processes_that_save(platform, job, sent):
   assert process.stdout.readline() == "up\n"
   if sent == "out of time":
     process.send_signal(signal.SIGUSR1)
-  else:  # SLURM tells everybody
+  else:  # SLURM signals all
     process.send_signal(signal.SIGTERM)
     subprocess.run([platform.bin / "scancel"], check=True)
   out, _ = process.communicate(timeout=300)

@@ -159,9 +159,9 @@ def test_names_are_fit_for_folders(sweep, write):
     ([{"stage.net.embd_dim": 1}], "unknown config key stage.net.embd_dim"),
     (
       [{"stage.nett.embed_dim": 1}],
-      "no place for --config.stage.nett.embed_dim=1",
+      "no key for --config.stage.nett.embed_dim=1",
     ),
-    ([{"stage.size.x": 1}], "no place for --config.stage.size.x=1"),
+    ([{"stage.size.x": 1}], "no key for --config.stage.size.x=1"),
     ([{"steps": 5}], "config key steps is unknown"),
     ([{"stage.net": 1}], "'stage.net': 1"),
     ([{"train.steps": "many"}], "'train.steps': 'many'"),

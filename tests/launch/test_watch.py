@@ -13,7 +13,7 @@ class Cloud:
   """Answers gcloud; an event happens whenever the watch waits.
 
   Events are queue=STATE (None: there is none), node=STATE and jobs=LIST, with
-  "running", an exit code, or None (nothing is told) of each worker; and
+  "running", an exit code, or None (no answer) of each worker; and
   fail=VERB, whose next call fails.
   """
 
@@ -132,7 +132,7 @@ def test_a_preempted_tpu_is_asked_for_again_and_resumes(watch, capsys):
 
 @pytest.mark.parametrize("lost", ["SUSPENDED", "FAILED", "node", None])
 def test_every_way_to_lose_a_tpu(watch, lost):
-  """Its node alone may be gone, or somebody has deleted all of it."""
+  """Its node alone may be gone, or another user has deleted all of it."""
   gone = dict(node=None) if lost == "node" else dict(queue=lost)
   cloud = Cloud(UP, gone, UP, dict(jobs=[0]))
   assert watch(cloud) == 0

@@ -21,7 +21,7 @@ from imagen_jax.types import Conditioning, TextEmbedding
 
 BATCH, SIDE, LENGTH = 2, 4, 3
 PIXELS = SIDE * SIDE
-# Compile in half the time; round to bfloat16 wherever that is told.
+# Compile in half the time; round to bfloat16 wherever the code does.
 OPTIONS = {"xla_backend_optimization_level": 0}
 OPTIONS["xla_allow_excess_precision"] = False
 jit = functools.partial(jax.jit, compiler_options=OPTIONS)

@@ -188,7 +188,7 @@ def test_attention_is_one_softmax_over_pixels_and_text(
 
 
 class Counting(nn.Module):
-  """Doubles the text, and says how often it had to."""
+  """Doubles the text, and counts how often it had to."""
 
   calls: object
 

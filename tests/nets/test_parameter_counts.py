@@ -90,7 +90,7 @@ def adm(
 
 
 def efficient(blocks, embed_dim, text_width):
-  """Figs. A.27-A.30 with two pictures in, and scale and shift everywhere."""
+  """Figs. A.27-A.30 with two images in, and scale and shift everywhere."""
 
   def res(i, o):
     scale_shift = conv(4 * embed_dim, 2 * o)

@@ -5,8 +5,8 @@
 Needs torch and diffusers. Two of make_if_fixture.py's nets with diffusers'
 DDPMScheduler, put together as its pipelines for DeepFloyd IF do: text and the
 null prompt in one batch, the variance of the text's half, thresholds, the
-low-res picture enlarged with aligned corners and noised then. The noise is that
-of JAX's keys, in our order, so that the pictures can be compared.
+low-res image upsampled with aligned corners and noised then. The noise is that
+of JAX's keys, in our order, so that the images can be compared.
 """
 
 import pathlib
@@ -39,7 +39,7 @@ def make_text() -> dict[str, np.ndarray]:
 
 
 def keys_of(stage: int) -> jax.Array:
-  """One key per picture, as Cascade.sample gives them to a stage."""
+  """One key per image, as Cascade.sample gives them to a stage."""
   keys = jax.random.split(jax.random.key(SEED), BATCH)
   return fold_in(keys, stage)
 
@@ -57,7 +57,7 @@ def normal(keys: jax.Array, side: int):
 
 
 def run_stage(index: int, text: dict[str, np.ndarray], lowres):
-  """Pictures [B, 3, side, side] of a stage, as a tensor."""
+  """Images [B, 3, side, side] of a stage, as a tensor."""
   import torch
   from diffusers import DDPMScheduler
   from diffusers.schedulers import scheduling_ddpm
@@ -102,7 +102,7 @@ def run_stage(index: int, text: dict[str, np.ndarray], lowres):
 
 
 def make_fixture() -> dict[str, np.ndarray]:
-  """The text, and the pictures of both stages, [B, 3, side, side]."""
+  """The text, and the images of both stages, [B, 3, side, side]."""
   text, pictures = make_text(), None
   fixture = dict(text)
   for i, (name, *_) in enumerate(STAGES):

@@ -7,7 +7,7 @@ published ones: IF-I, IF-II with self-attention (L), and IF-II with attention
 to text alone (M). Their weights come from a numpy seed per tensor, so that
 configs, inputs and outputs are all that is stored.
 
-The sizes are chosen to show mix-ups: pictures are not square, the widths of
+The sizes are chosen to show mix-ups: images are not square, the widths of
 time, text and channels differ, and the scales of norms are far from one.
 """
 
@@ -88,7 +88,7 @@ SIZES = {"if_1": (12, 20), "if_2_l": (16, 24), "if_2_m": (20, 12)}
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """A tensor of diffusers' name and shape, which alone say what is in it."""
+  """A tensor of diffusers' name and shape, which alone determine its values."""
   rng = np.random.RandomState(zlib.crc32(name.encode()))
   noise = rng.randn(*shape)
   if "norm" in name:

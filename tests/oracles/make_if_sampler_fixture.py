@@ -3,7 +3,7 @@
   python tests/oracles/make_if_sampler_fixture.py
 
 Needs torch and diffusers. Its inputs, noise included, come from a numpy seed;
-they and the outputs are what is stored, pictures as [B, H, W, C]. The sampler
+they and the outputs are what is stored, images as [B, H, W, C]. The sampler
 is DeepFloyd IF's, with the cap of its first stage's threshold and its second's.
 """
 
@@ -30,7 +30,7 @@ SOLVER_STEPS = (7, 20, 25)
 
 
 def make_inputs(seed: int = 0) -> dict[str, np.ndarray]:
-  """Pictures, noises, and what a net is wrong by, all of SHAPE."""
+  """Images, noises, and what a net is wrong by, all of SHAPE."""
   rng = np.random.RandomState(seed)  # its streams never change, unlike newer
   names = ("eps", "error", "v", "noise", "z_1")
   inputs = {name: rng.randn(*SHAPE) for name in names}
@@ -128,7 +128,7 @@ def solver_steps(inputs) -> dict[str, np.ndarray]:
 
 
 def second_stage(inputs) -> dict[str, np.ndarray]:
-  """What IF does to its low-res picture: enlarged, and then noised."""
+  """What IF does to its low-res image: upsampled, and then noised."""
   import torch
   from diffusers import DDPMScheduler
 

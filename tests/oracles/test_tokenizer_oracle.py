@@ -1,7 +1,7 @@
 """Our tokenizer against transformers', of one SentencePiece model.
 
 Unigram, as T5's own is: transformers reads no other for T5. In one thing they
-differ on purpose: to ours "</s>" in a prompt is text, not the end.
+differ on purpose: here "</s>" in a prompt is text, not the end.
 """
 
 import pathlib

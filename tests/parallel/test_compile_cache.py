@@ -17,7 +17,7 @@ from imagen_jax.parallel import compile_cache
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-  """A cache folder of this test's, known to be sound; JAX's own is off."""
+  """A cache folder of this test's, known to work; JAX's own is off."""
   monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / "cache"))
   kept = jax.config.jax_compilation_cache_dir
   jax.config.update("jax_compilation_cache_dir", None)
@@ -187,7 +187,7 @@ def test_the_probe(folder):
   (folder / "sound").unlink()
   assert child("write", folder) == 0
   assert (folder / "sound").exists()
-  # What cannot be read, or gives another result, is no sound cache.
+  # What cannot be read, or gives another result, is no valid cache.
   for entry in (folder / "probe").glob("*some_work*-cache"):
     entry.write_bytes(entry.read_bytes()[:100])
   assert child("read", folder) != 0

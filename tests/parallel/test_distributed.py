@@ -104,7 +104,7 @@ def test_a_tpu_host_where_jax_will_use_it(started, monkeypatch):
     ({"TPU_WORKER_HOSTNAMES": "a,b"}, False),
     ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "1"}, True),
     ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, False),
-    ({"TPU_WORKER_HOSTNAMES": ""}, False),  # a server will tell
+    ({"TPU_WORKER_HOSTNAMES": ""}, False),  # a server will answer
   ],
 )
 def test_a_notebooks_only_tpu_host_joins_none(

@@ -208,7 +208,7 @@ def test_each_row_is_written_by_one_of_the_processes_that_hold_it(monkeypatch):
   shares = []
 
   class Sharding(types.SimpleNamespace):
-    """Where devices of processes hold rows, as a NamedSharding says it."""
+    """Where devices of processes hold rows, by a NamedSharding."""
 
     def devices_indices_map(self, shape):
       devices = [Device(id=i, process_index=self.of[i]) for i in range(4)]

@@ -243,7 +243,7 @@ def test_put_gives_every_device_its_part():
 
 
 def test_replicated_bytes():
-  """Of what is whole everywhere and of more than a mebibyte, or so told."""
+  """Of what is whole everywhere and of over a mebibyte, or given as such."""
   mesh = on(fsdp=8)
   leaf = lambda sizes, dtype, *axes: jax.ShapeDtypeStruct(
     sizes, dtype, sharding=jax.sharding.NamedSharding(mesh, P(*axes))

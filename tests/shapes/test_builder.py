@@ -85,7 +85,7 @@ def test_splits_differ():
 
 
 class Other(tfds.core.GeneratorBasedBuilder):
-  """A dataset of somebody else's, with a number beside picture and caption."""
+  """A dataset of another author, with a number beside image and caption."""
 
   VERSION = tfds.core.Version("1.0.0")
   BUILDER_CONFIGS = [

@@ -61,7 +61,7 @@ def parse(text):
 
 
 def truths(scene):
-  """The two ways to tell a scene."""
+  """The two ways to describe a scene."""
   groups = [(g.count, g.size, g.fill, g.color, g.shape) for g in scene.groups]
   yield groups, scene.relation, scene.background
   if len(groups) == 2:
@@ -93,7 +93,7 @@ def test_nothing_false_is_stated():
     assert any(agrees(told, truth) for truth in truths(scene)), text
     for count, size, fill, color, shape in told[0]:
       assert count and color and shape
-      # Sizes are told of all groups or of none, and so are fills.
+      # Sizes are named for all groups or for none, and so are fills.
       assert (size is None) == (told[0][0][1] is None), text
       assert (fill is None) == (told[0][0][2] is None), text
     assert told[1] or len(scene.groups) == 1  # two groups: always related

@@ -36,7 +36,7 @@ def test_the_first_are_the_stored_ones(split, tmp_path_factory):
 
 
 def test_an_example_depends_on_its_index_alone():
-  """Whoever reads it, after whatever else."""
+  """For every reader, after whatever else."""
   last = len(Endless("train")) - 1
   one, two = Endless("train"), Endless("train")
   first = [one[i] for i in (5, last, 20_000)]

@@ -211,5 +211,5 @@ def test_tallies_add_up():
 
 
 def test_a_picture_without_three_channels_is_refused():
-  with pytest.raises(ValueError, match=r"\[height, width, 3\], not \(8, 8\)"):
+  with pytest.raises(ValueError, match=r"image has shape \(8, 8\), expected"):
     find_objects(np.zeros((8, 8)))

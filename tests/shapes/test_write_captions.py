@@ -32,7 +32,7 @@ def test_a_line_holds_captions_of_one_picture(tmp_path):
     said = line.split("\t")
     assert len(said) == 4 and len(set(said)) > 1
     objects = [set(scenes.COLORS) & set(c.split()) for c in said]
-    assert all(objects[0] & other for other in objects)  # of one picture
+    assert all(objects[0] & other for other in objects)  # of one image
 
 
 def test_a_line_may_begin_with_the_description():
@@ -55,7 +55,7 @@ def test_one_caption_is_the_datasets_own():
   ("args", "said"),
   [
     (["--each=0"], "flag --each=0"),
-    (["--images=-1"], "flag --pictures=-1"),
+    (["--images=-1"], "flag --images=-1"),
     (["--leave_out=7"], "flag --leave_out=7"),
     (
       ["--output=nowhere/captions.txt"],

@@ -147,7 +147,7 @@ def test_unusable_prompts_are_refused(made):
     encoder([])
   with pytest.raises(ValueError, match="prompt 1 is empty"):
     encoder(["a star", ""])
-  with pytest.raises(ValueError, match="one text, expected a list"):
+  with pytest.raises(ValueError, match="one string, expected a list"):
     encoder("a star")
 
 

@@ -17,7 +17,7 @@ STEPS = 100
 
 @pytest.fixture(scope="module")
 def batches():
-  """The first batches of shapes16, from as many pictures as they hold."""
+  """The first batches of shapes16, from as many images as they hold."""
   config = shapes16.get_config()
   count = STEPS * config.data.batch_size // 4  # four epochs
   drawn = (

@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(said, folder):
 def test_a_workdir_that_is_deleted_is_made_again_and_said(tmp_path, said):
   workdir = tmp_path / "run"
   with one_writer(str(workdir), said.append) as writer:
-    (workdir / FILE).unlink()  # somebody tidied up: no word is needed
+    (workdir / FILE).unlink()  # a user tidied up: no word is needed
     writer.check(1)
     assert (workdir / FILE).exists() and said == []
     workdir.rename(tmp_path / "gone")

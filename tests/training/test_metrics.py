@@ -81,7 +81,7 @@ def test_a_large_event_file_is_followed_by_another(tmp_path, monkeypatch):
 
 
 def test_lines_that_will_come_again_are_dropped(tmp_path):
-  """Those after the step that a run goes on from, and a torn one."""
+  """Those after the step that a run resumes from, and a torn one."""
   write(tmp_path, 0, 1, 2, 3, 4)
   with (tmp_path / FILE).open("a") as file:
     file.write('{"step": 2, "lo')
@@ -135,7 +135,7 @@ def test_a_file_of_somebody_else_is_moved_aside(tmp_path, content):
   if content == b"{":  # as a run leaves it that is killed while it writes
     assert said == []
     return
-  assert len(said) == 1 and f"is renamed {FILE}.damaged-2, and 0" in said[0]
+  assert len(said) == 1 and f"is renamed {FILE}.damaged-2, and its 0" in said[0]
   for place in (f"{FILE}.damaged", f"{FILE}.damaged-2"):
     assert (tmp_path / place).read_bytes() == content
 
@@ -161,7 +161,7 @@ def test_what_is_no_file_of_the_runs_own_is_refused(tmp_path, kind):
 
 
 def test_a_file_with_another_name_is_left_alone(tmp_path):
-  """A hard link: the run goes on in a copy."""
+  """A hard link: the run continues in a copy."""
   other, workdir = tmp_path / "other", tmp_path / "run"
   other.write_bytes(b"".join(SOUND))
   workdir.mkdir()

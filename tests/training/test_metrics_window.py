@@ -1,4 +1,4 @@
-"""What is told of some steps: means, buckets, skipped ones, speeds."""
+"""What is logged of some steps: means, buckets, skipped ones, speeds."""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def test_too_many_in_a_row_end_the_run():
 
 
 class OnDevice:
-  """An array whose step is done when somebody has waited for it."""
+  """An array whose step is done when a caller has waited for it."""
 
   done = False
 
@@ -102,7 +102,7 @@ def test_the_host_is_two_steps_before_the_devices_and_no_more():
 
 
 def test_pace(monkeypatch):
-  """Ten steps of 8 pictures in 20 seconds, of 3e12 operations each."""
+  """Ten steps of 8 images in 20 seconds, of 3e12 operations each."""
   spent = {"compute": 16.0, "data": 3.0, "host": 1.0}
   found = pace(spent, 10, 8, 3 * 10**12)
   assert found["seconds/step"] == 2 and found["seconds/data"] == 0.3

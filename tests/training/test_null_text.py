@@ -18,7 +18,7 @@ ENCODER = T5Encoder(16, DIM, 2, 1, 4, mlp_dim=16)
 
 
 class Net(nn.Module):
-  """Text at real tokens, summed, beside the picture."""
+  """Text at real tokens, summed, beside the image."""
 
   stride: int = 1
   out_channels: int = 3

@@ -1,4 +1,4 @@
-"""The training step on a mesh, in parts, and what its program says of places.
+"""The training step on a mesh, in parts, and what its program has of places.
 
 As the verb train calls it: a real net with loops and recomputing, T5 in the
 step, the weights in parts on 8 devices.
@@ -62,7 +62,7 @@ KERNEL = ("dblock_0", "body", "res_0", "conv_0", "kernel")
 
 
 class Small(nn.Module):
-  """A net that compiles fast, of all that it is told."""
+  """A net that compiles fast, of all that it is given."""
 
   stride: int = 1
   out_channels: int = 3
@@ -258,7 +258,7 @@ def test_losses_do_not_depend_on_how_the_batch_is_cut():
     assert_same(loss_of(net, *part), (loss[rows], logsnr[rows]), atol=1e-5)
 
 
-# --- What the lowered program says.
+# --- What the lowered program holds.
 
 BATCH_ROWS = '[{"fsdp", "data"}, '
 PICTURES = f"tensor<{BATCH}x{SIDE}x{SIDE}x8xf32>"
@@ -272,7 +272,7 @@ def constraints(text):
 
 
 def test_the_step_says_where_activations_lie(trained):
-  """Rows over the batch's axes; the rest is the compiler's to say."""
+  """Rows over the batch's axes; the rest is the compiler's choice."""
   *_, text = trained("adafactor", "eight")
   rows = [c for c in constraints(text) if c[0].startswith(BATCH_ROWS)]
   for kind, others in ((PICTURES, 3), (WORDS, 2)):

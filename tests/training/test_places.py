@@ -43,7 +43,7 @@ def placed(optimizer):
 
 
 def trimmed(spec):
-  """Without the None at its end, which say nothing."""
+  """Without the None at its end, which mean nothing."""
   axes = list(spec)
   while axes and axes[-1] is None:
     axes.pop()

@@ -1,4 +1,4 @@
-"""A run on a mesh: its functions make what its shapes and places say."""
+"""A run on a mesh: its functions make what its shapes and places describe."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def setup():
 
 
 def check_like(tree, like):
-  """Shapes, dtypes and places are what they are told to be."""
+  """Shapes, dtypes and places are what they should be."""
   assert jax.tree.structure(tree) == jax.tree.structure(like)
   for one, other in zip(
     jax.tree.leaves(tree), jax.tree.leaves(like), strict=True

@@ -60,7 +60,7 @@ SMALL = Stage(Small(), SIDE)
 
 @functools.cache
 def make_batch():
-  """Pictures of captioned_shapes, with tokens that stand for any caption."""
+  """Images of captioned_shapes, with tokens that stand for any caption."""
   rng = np.random.default_rng(0)
   mask = np.arange(LENGTH)[None, :] < rng.integers(1, LENGTH + 1, (BATCH, 1))
   drawn = [drawing.draw(*sample_scene(rng, "train")) for _ in range(BATCH)]

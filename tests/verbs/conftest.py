@@ -248,7 +248,7 @@ def state_of():
 
 @pytest.fixture(scope="session")
 def here(tmp_path_factory, config):
-  """A folder with tiny.py, to train on 8x8 pictures, and a cascade of that."""
+  """A folder with tiny.py, to train on 8x8 images, and a cascade of that."""
   from imagen_jax.data.source import load_source  # TFDS, for this alone
 
   here = tmp_path_factory.mktemp("stage")

@@ -9,7 +9,7 @@ from imagen_jax.checkpoints import manager
 
 
 def mistakes(here, tmp_path) -> list[tuple[list[str], str]]:
-  """Arguments, and how what is said of them begins."""
+  """Arguments, and how their errors begin."""
   config, new = f"--config={here}/tiny.py", tmp_path / "new"
   return [
     ([config], "--workdir is needed: where checkpoints and metrics go"),

@@ -1,4 +1,4 @@
-"""The verb compile: what it says and keeps; real compilations, where slow."""
+"""The verb compile: what it prints and keeps; real compilations, where slow."""
 
 import json
 import pathlib

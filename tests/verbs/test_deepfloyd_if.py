@@ -89,7 +89,7 @@ def read(folder) -> np.ndarray:
 
 
 def test_a_prompt_becomes_a_picture(run, home, tmp_path):
-  """By its own settings but for fewer steps and smaller pictures."""
+  """By its own settings but for fewer steps and smaller images."""
   given = [f"--weights={home}", "--steps=2", "--prompt=A red Star "]
   given += [f"--config={home}/small.py", f"--outdir={tmp_path}"]
   done = run("sample", *given)

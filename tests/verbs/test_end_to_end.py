@@ -1,4 +1,4 @@
-"""From a data set to a picture: train, kill, resume, export, sample.
+"""From a dataset to an image: train, kill, resume, export, sample.
 
 Every verb runs in a process of its own, as a person would call it.
 """
@@ -80,7 +80,7 @@ def steps(killed):
 
 @pytest.fixture(scope="module")
 def resumed(here, killed, steps):
-  """What a run printed that went on from there."""
+  """What a run printed that resumed from there."""
   return train(here, here / "killed", f"--config.train.steps={steps}")
 
 

@@ -1,4 +1,4 @@
-"""The verb evaluate: its report, its sheet of pictures, and bad input to it."""
+"""The verb evaluate: its report, its sheet of images, and bad input to it."""
 
 import json
 

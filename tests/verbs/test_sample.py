@@ -1,4 +1,4 @@
-"""The verb sample: what it writes, and what a picture depends on."""
+"""The verb sample: what it writes, and what an image depends on."""
 
 import json
 import os

@@ -98,7 +98,7 @@ def test_they_sample_the_same_pictures(alone, raise_together):
 
 
 def check_same_pictures(one, two) -> list[str]:
-  """Two folders have pictures of the same names, equal but for rounding."""
+  """Two folders have images of the same names, equal but for rounding."""
   names = sorted(path.name for path in one.iterdir())
   assert names == sorted(path.name for path in two.iterdir())
   for name in names:
@@ -107,7 +107,7 @@ def check_same_pictures(one, two) -> list[str]:
     with Image.open(two / name) as image:
       b = np.asarray(image).astype(int)
     assert np.abs(a - b).max() <= 1
-    assert len(np.unique(a)) > 9  # a picture
+    assert len(np.unique(a)) > 9  # an image
   return names
 
 
@@ -126,7 +126,7 @@ def check_silent(out: str) -> None:
   assert [line for line in lines if not line.startswith("[Gloo]")] == []
 
 
-# Three pictures are two batches, and no number of rows for two devices.
+# Three images are two batches, and no number of rows for two devices.
 @pytest.mark.parametrize("axis,batch", [("fsdp", 2), ("tensor", 3)])
 def test_two_sample_a_cascade(config, start_two, tmp_path, axis, batch):
   path = tmp_path / "meshed.py"
@@ -216,7 +216,7 @@ def test_two_need_a_mesh_to_sample(config, start_two, tmp_path):
   two = start_two(args)
   said = [process.communicate()[1] for process in two]
   assert two[0].returncode == 1
-  assert two[1].returncode != 0  # or the first is gone before it says so
+  assert two[1].returncode != 0  # or the first is gone before it reports it
   expected = "error: the config has no mesh, expected one of all processes\n"
   assert said[0].endswith(expected)
   assert not (tmp_path / "none").exists()

@@ -182,7 +182,7 @@ class Training:
     return sorted(int(name) for name in names if name.isdigit())
 
   def check_same(self, one, other, step: int) -> None:
-    """Parameters, EMA, optimizer and counts of two runs have the same bits."""
+    """Parameters, EMA, optimizer and counts of two runs are bit-identical."""
     one, other = self.state(one, step), self.state(other, step)
     assert int(one["step"]) == step
     assert jax.tree.structure(one) == jax.tree.structure(other)

@@ -68,7 +68,7 @@ SOON = "from imagen_jax.training import lock; lock.LOST = 1.0"
 
 @pytest.fixture(scope="module")
 def resumed(training, storage, killed):
-  """The last step of the run that went on, and what it printed."""
+  """The last step of the run that resumed, and what it printed."""
   last = killed[-1] + 3
   command = [sys.executable, *training.replaced(SOON)]
   flags = training.flags("gs://bucket/run", f"--config.train.steps={last}")
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 def test_averages_are_exported_and_drawn_with(
   training, storage, start, state_of, resumed, folder, tmp_path
 ):
-  """And with what was exported, from and to the bucket: the same picture."""
+  """And with what was exported, from and to the bucket: the same image."""
   last, _ = resumed
   args = [f"--config={training.config}", "--workdir=gs://bucket/run"]
   start("export", *args, "--output=gs://bucket/w.safetensors").end(0)
@@ -187,7 +187,7 @@ def test_text_is_written_and_read_as_t5x(training, storage, start, tmp_path):
 
 @pytest.mark.slow
 def test_a_bucket_that_takes_no_more(training, storage, start):
-  """As when somebody's rights end: told of, and 1 for the last is not saved."""
+  """As when a user's rights end: logged, and 1 for the last is not saved."""
   storage.buckets["full"] = {}
   run = start("train", *training.flags("gs://full/run"))
   run.until("train 3/")

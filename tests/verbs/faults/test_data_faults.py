@@ -1,4 +1,4 @@
-"""A data set with bad records, and one that gives nothing more."""
+"""A dataset with bad records, and one that gives nothing more."""
 
 import json
 import re

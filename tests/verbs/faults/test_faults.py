@@ -1,4 +1,4 @@
-"""One process of train, told to end or given what it cannot learn from."""
+"""One process of train, asked to end or given what it cannot learn from."""
 
 import json
 import pathlib
@@ -224,7 +224,7 @@ def test_a_full_disk(training, undisturbed, tmp_path):
   assert saved == [1, 2, 3, 4][: len(saved)] and saved
   told = [line for line in out.splitlines() if "could not be saved" in line]
   assert told == [lost.format(step) for step in range(saved[-1] + 1, 13)]
-  assert "train 12/12 " in out  # it went on
+  assert "train 12/12 " in out  # it trained on
   # Some lines may have fitted into the last block; all of them are whole.
   kept = [row["step"] for row in rows(copy)]
   assert kept == sorted({*kept, 1, 2, 3, 4, 10, 11, 12})

@@ -1,4 +1,4 @@
-"""Two processes of one job, of which one is told to end, or killed."""
+"""Two processes of one job, of which one is asked to end, or killed."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ SAVED, STEPS = 75, 6
 # Along fsdp, so that each of two devices has a half of the weights alone.
 ARGS = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--heartbeat=10")
 ARGS += (f"--config.train.steps={STEPS}",)
-# All of them with bad records, of which each process tells the others.
+# All of them with bad records, which each process reports to the others.
 ARGS += ("--config.data.max_bad_share=0.5",)
 COUNTED = """
 gather_host_stats = log.gather_host_stats
@@ -85,7 +85,7 @@ def test_bad_records_of_both_are_counted_and_told_of(whole, said):
 
 
 def take(workdir, step: int, to) -> None:
-  """One checkpoint of a run, to go on from."""
+  """One checkpoint of a run, to resume from."""
   name = f"checkpoints/{step}"
   shutil.copytree(workdir / name, to / name)
 
