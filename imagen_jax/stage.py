@@ -143,12 +143,11 @@ class Stage:
       value = getattr(self, name)
       if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value}, expected 0 to 1")
-    if self.lowres_size is None:
+    if (low := self.lowres_size) is None:
       return
-    if self.size % self.lowres_size:
+    if self.size % low:
       raise ValueError(
-        f"size is {self.size}, expected a multiple of lowres_size, "
-        f"{self.lowres_size}"
+        f"size is {self.size}, expected a multiple of lowres_size, {low}"
       )
     if self.train_size % self.factor:
       raise ValueError(
