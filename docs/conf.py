@@ -29,7 +29,7 @@ html_theme = "furo"
 html_title = f"imagen_jax {version}"
 html_copy_source = False
 
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {
