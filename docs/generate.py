@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 import departures
+import figures
 import keys
 import verbs
 
@@ -52,6 +53,8 @@ def write(docs: pathlib.Path) -> None:
   out.mkdir()
   for name, text in pages.items():
     (out / f"{name}.md").write_text(text, "utf-8")
+  for name, text in figures.files().items():
+    (out / name).write_text(text, "utf-8")
 
 
 def packages() -> dict[str, list[str]]:

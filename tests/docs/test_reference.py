@@ -4,16 +4,19 @@ import dataclasses
 import pathlib
 import re
 import sys
+import xml.etree.ElementTree
 
 import pytest
 
-from imagen_jax.build import defaults, diffusion, nets, runs
+from imagen_jax import build
+from imagen_jax.build import configs, defaults, diffusion, nets, runs
 from imagen_jax.build.keys import fields
 from imagen_jax.nets.efficient_unet import BlockSpec
 from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.training.setup import net_shapes
 
 ROOT = pathlib.Path(__file__).parents[2]
-MODULES = ("departures", "generate", "keys", "verbs")
+MODULES = ("departures", "figures", "generate", "keys", "verbs")
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +218,36 @@ def test_every_module_has_a_place_in_the_reference(docs):
   for path in files:
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     assert name.removesuffix(".__init__") in listed
+
+
+@pytest.mark.parametrize("name", ["shapes16", "shapes64", "shapes256"])
+def test_a_figure_has_the_blocks_that_the_net_has(docs, name):
+  config = configs.resolve(name, None)
+  stage = build.stage(config.stage)
+  params = net_shapes(stage, build.text(config.text))
+  found = docs["figures"].levels(stage)
+  for i, level in enumerate(found):
+    ways = {}
+    for way, letter in (("down", "d"), ("up", "u")):
+      if name == "shapes16":
+        ways[way] = [k for k in params if re.match(rf"{way}_{i}_res_\d", k)]
+        last = params[f"{way}_{i}_res_0"]
+        attends = any(k.startswith(f"{way}_{i}_attn") for k in params)
+      else:
+        body = params[f"{letter}block_{i}"]["body"]
+        ways[way] = [k for k in body if k.startswith("res_")]
+        last, attends = body["res_0"], "attention" in body
+      assert last["conv_1"]["kernel"].shape[-1] == level.width
+      assert attends == bool(level.attention)
+    assert len(ways["down"]) == level.down
+    assert len(ways["up"]) == level.up
+
+
+def test_figures_are_sound_and_have_their_numbers(docs):
+  figure = docs["figures"].cascade("shapes")
+  xml.etree.ElementTree.fromstring(figure)
+  for text in ("shapes16", "UNet, 4.87M", "64 steps, Ancestral", "256 x 256"):
+    assert f">{text}<" in figure
+  figure = docs["figures"].net("shapes64")
+  xml.etree.ElementTree.fromstring(figure)
+  assert "attends to pixels + text" in figure
