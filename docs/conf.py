@@ -28,6 +28,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"imagen_jax {version}"
 html_copy_source = False
+smartquotes = False  # "--flag" is no dash, and eps' no quotation
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3

@@ -1,4 +1,7 @@
-"""Every name, file, link, command and figure of the pages is one."""
+"""Every name, file, link and command of the pages is one, and they run.
+
+The tutorials are followed to the letter but for the number of steps (slow).
+"""
 
 import ast
 import functools
@@ -30,6 +33,12 @@ VERBS = {
   "pretrain": pretrain,
   "sample": sample,
   "train": train,
+}
+FEW = {  # what makes each verb short
+  "train": ["--config.train.steps=2", "--config.optimizer.warmup_steps=1"],
+  "sample": ["--steps=1"],
+  "evaluate": ["--steps=1"],
+  "export": [],
 }
 ENDINGS = "py|md|sh|json|toml|txt|png|safetensors"
 
@@ -193,3 +202,33 @@ def test_every_page_is_in_the_index():
 def test_configs_that_python_loads_exist(name):
   for config in re.findall(r'imagen_jax\.load\("([^"]+)"', PAGES[name]):
     assert configs.find_config(config)
+
+
+@pytest.mark.slow
+def test_the_python_of_five_minutes(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  blocks = re.findall(r"```python\n(.*?)```", PAGES["five_minutes.md"], re.S)
+  names = {}
+  exec("\n".join(blocks), names)
+  assert len(list((tmp_path / "samples").glob("a_green_star-*.png"))) == 2
+  assert names["samples"].stages["shapes16"].shape == (2, 16, 16, 3)
+
+
+@pytest.mark.slow
+def test_the_commands_of_captioned_shapes(tmp_path, monkeypatch, capfd):
+  monkeypatch.chdir(tmp_path)
+  calls = commands(PAGES["captioned_shapes.md"])
+  assert len(calls) == 5
+  for call in calls:
+    _, _, module, *args = shlex.split(call)
+    verb = module.removeprefix("imagen_jax.")
+    VERBS[verb]([*args, *FEW[verb]])
+  for made in (
+    "runs/shapes16/dry_run.png",
+    "runs/shapes16/metrics.jsonl",
+    "shapes16.safetensors",
+    "evaluation/test.json",
+  ):
+    assert (tmp_path / made).exists()
+  assert len(list((tmp_path / "samples").glob("a_red_star-*.png"))) == 1
+  assert "claims_that_hold" in capfd.readouterr().out
