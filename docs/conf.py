@@ -36,7 +36,6 @@ myst_heading_anchors = 3
 autodoc_default_options = {
   "members": True,
   "special-members": "__call__",
-  "show-inheritance": False,
 }
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

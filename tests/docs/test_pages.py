@@ -222,7 +222,7 @@ def test_the_commands_of_captioned_shapes(tmp_path, monkeypatch, capfd):
   for call in calls:
     _, _, module, *args = shlex.split(call)
     verb = module.removeprefix("imagen_jax.")
-    VERBS[verb]([*args, *FEW[verb]])
+    VERBS[verb].main([*args, *FEW[verb]])
   for made in (
     "runs/shapes16/dry_run.png",
     "runs/shapes16/metrics.jsonl",
