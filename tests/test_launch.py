@@ -30,6 +30,8 @@ class Project:
     self.bin, self.pyenv = tmp_path / "bin", tmp_path / "pyenv"
     self.bin.mkdir()
     shutil.copytree(ROOT / "launch", self.root / "launch")
+    (self.root / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "build.sh", self.root / "docs")
     for name in ("setup.py", "requirements-lock.txt"):
       shutil.copy(ROOT / name, self.root)
     self.set_python(PRETENDED.replace("{calls}", str(tmp_path / "calls")))
@@ -233,6 +235,8 @@ def test_test_installs_the_oracles(project, flag, selected):
   assert calls[2].endswith("-e .[oracles]")
   assert calls[3].endswith("-e .[compile]") == (flag == "--all")
   assert calls[-1] == f"-m pytest {TWO} -m {selected} -x"
+  site = "-m sphinx -W --keep-going -n -q -b html docs docs/_build/html"
+  assert (site in calls) == (flag == "--all")
 
 
 COLAB_INSTALLS = "-m pip --disable-pip-version-check install -qq"

@@ -33,7 +33,7 @@ def shipped_files(root: pathlib.Path) -> set[str]:
     f"{name}/{path.relative_to(root / folder).as_posix()}"
     for folder, name in folders.items()
     for path in (root / folder).rglob("*")
-    if path.suffix in (".py", ".model", ".safetensors")
+    if path.suffix in (".py", ".typed", ".model", ".safetensors")
   }
 
 
@@ -48,7 +48,7 @@ def described(monkeypatch):
 
 
 def test_every_file_is_of_a_package_that_is_listed(described):
-  """And nothing but the weights is shipped as data."""
+  """And nothing but py.typed and the weights is shipped as data."""
   names = set()
   for package in described["packages"]:
     home = package.replace(".", "/")
