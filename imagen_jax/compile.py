@@ -47,14 +47,14 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     "topology", None, "A TPU slice by its name, such as v4-512 or v5e-8.", **on
   )
-  flags.DEFINE_integer("num_slices", 1, "How many such slices.", **on)
+  flags.DEFINE_integer("num_slices", 1, "The number of slices.", **on)
   flags.DEFINE_enum(
     "mode", None, ["train", "sample", "embed"],
-    "What to compile; by default what the config is of: a stage, a cascade, "
-    "T5.", **on
+    "What to compile: a stage's training step, a cascade's sampling or T5; by "
+    "default, that of the config.", **on
   )  # fmt: skip
   command_line.define_path(
-    values, "json", None, "A JSON file to put the rows into."
+    values, "json", None, "The JSON file to add the rows to."
   )
   flags.DEFINE_boolean(
     "search", False,

@@ -46,20 +46,27 @@ def define_flags(values: flags.FlagValues) -> None:
   command_line.define_compile_cache(values)
   command_line.define_distributed(values)
   flags.DEFINE_string(
-    "dataset", "captioned_shapes", "It, or captioned_shapes/tiny.", **on
+    "dataset",
+    "captioned_shapes",
+    "The dataset, or captioned_shapes/tiny.",
+    **on,
   )
   flags.DEFINE_string("split", "test", "Split of the dataset.", **on)
   flags.DEFINE_string(
     "data_dir", "~/tensorflow_datasets", "Where the dataset is prepared.", **on
   )
-  flags.DEFINE_integer("num_images", 200, "Captions to draw.", **on)
-  flags.DEFINE_integer("batch_size", 16, "Pictures at a time.", **on)
+  flags.DEFINE_integer(
+    "num_images", 200, "The number of captions to sample.", **on
+  )
+  flags.DEFINE_integer("batch_size", 16, "Images at a time.", **on)
   flags.DEFINE_integer("seed", 0, "Seed of the samples.", **on)
   flags.DEFINE_float(
-    "guidance", None, "Guidance weight of every stage; 1 is none.", **on
+    "guidance", None, "Guidance weight of every stage; 1 is no guidance.", **on
   )
   flags.DEFINE_integer("steps", None, "Sampling steps of every stage.", **on)
-  command_line.define_path(values, "outdir", "evaluation", "Where results go.")
+  command_line.define_path(
+    values, "outdir", "evaluation", "The folder of the results."
+  )
 
 
 def draw(

@@ -36,7 +36,9 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the verb's flags."""
   on = dict(flag_values=values)
   command_line.define_config(values, "configs/shapes16.py")
-  command_line.define_path(values, "workdir", None, "The training run.")
+  command_line.define_path(
+    values, "workdir", None, "The workdir of the training run."
+  )
   command_line.define_path(
     values, "output", None,
     "The .safetensors file to write; with --text or --diffusers, the folder.",
@@ -46,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
     **on,
   )  # fmt: skip
   flags.DEFINE_enum(
-    "text", None, sorted(LAYOUTS), "Writes the text encoder, in whose layout.",
+    "text", None, sorted(LAYOUTS), "Writes the text encoder in this layout.",
     **on,
   )  # fmt: skip
 

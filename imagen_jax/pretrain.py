@@ -36,8 +36,10 @@ def define_flags(values: flags.FlagValues) -> None:
     values, "output", None, "The .safetensors file to write."
   )
   flags.DEFINE_integer("steps", 4000, "Steps to train.", **on)
-  flags.DEFINE_integer("batch_size", 128, "Pictures per step.", **on)
-  flags.DEFINE_float("learning_rate", 1e-3, "Adam's, at its peak.", **on)
+  flags.DEFINE_integer("batch_size", 128, "Images per step.", **on)
+  flags.DEFINE_float(
+    "learning_rate", 1e-3, "Adam's learning rate at its peak.", **on
+  )
   flags.DEFINE_integer("seed", 0, "Seed of weights and order.", **on)
 
 

@@ -34,22 +34,27 @@ def define_flags(values: flags.FlagValues) -> None:
   command_line.define_config(values, "configs/shapes.py")
   command_line.define_compile_cache(values)
   command_line.define_distributed(values)
-  flags.DEFINE_multi_string("prompt", [], "What to draw; repeatable.", **on)
+  flags.DEFINE_multi_string(
+    "prompt", [], "The text of an image; repeatable.", **on
+  )
   command_line.define_path(
     values, "prompts_file", None, "A UTF-8 text file with one prompt per line."
   )
   flags.DEFINE_integer("num_images", 1, "Images per prompt.", **on)
-  flags.DEFINE_integer("seed", 0, "Same seed, same images.", **on)
+  flags.DEFINE_integer("seed", 0, "The seed of the images.", **on)
   flags.DEFINE_multi_integer(
     "index", None, "Makes only this image of each prompt, of 0, 1, ...; "
     "repeatable.", **on
   )  # fmt: skip
   flags.DEFINE_float(
-    "guidance", None, "Guidance weight of every stage; 1 is none.", **on
+    "guidance", None, "Guidance weight of every stage; 1 is no guidance.", **on
   )
   flags.DEFINE_integer("steps", None, "Sampling steps of every stage.", **on)
   flags.DEFINE_string(
-    "negative_prompt", None, "What guidance leads away from.", **on
+    "negative_prompt",
+    None,
+    "The negative prompt: guidance leads away from it.",
+    **on,
   )
   flags.DEFINE_string(
     "stages", None, "FIRST:LAST, the stages to run, either end may be left "
@@ -67,7 +72,9 @@ def define_flags(values: flags.FlagValues) -> None:
     "Where a config's hf:// weights are instead: a folder that holds their "
     "repositories by name, or another owner on the Hub.",
   )  # fmt: skip
-  command_line.define_path(values, "outdir", "samples", "Where the PNGs go.")
+  command_line.define_path(
+    values, "outdir", "samples", "The folder of the PNG files."
+  )
 
 
 def read_prompts(args: flags.FlagValues) -> list[str] | None:

@@ -29,15 +29,19 @@ def define_flags(values: flags.FlagValues) -> None:
   command_line.define_compile_cache(values)
   command_line.define_distributed(values)
   command_line.define_path(
-    values, "workdir", None, "Where checkpoints, metrics and sample grids go."
+    values,
+    "workdir",
+    None,
+    "The folder of checkpoints, metrics and sample grids.",
   )
   flags.DEFINE_boolean(
     "allow_config_change", False,
-    "Go on from a checkpoint of a config that computes something else.", **on
+    "Resume a checkpoint of a config that computes something else.", **on
   )  # fmt: skip
   flags.DEFINE_boolean(
     "dry_run", False,
-    "Check all, show a batch and the sizes, and train nothing.", **on
+    "Checks all, writes a batch as an image, prints sizes; trains nothing.",
+    **on
   )  # fmt: skip
   flags.DEFINE_boolean(
     "time_input", False,
@@ -49,7 +53,7 @@ def define_flags(values: flags.FlagValues) -> None:
     "devices at hand.", **on
   )  # fmt: skip
   flags.DEFINE_integer(
-    "num_slices", 1, "With --topology: how many such slices.", **on
+    "num_slices", 1, "With --topology: the number of slices.", **on
   )
   flags.DEFINE_integer(
     "profiler_port", None,
