@@ -88,7 +88,7 @@ def toctree(names: Iterator[str]) -> str:
 
 
 def shipped_configs() -> str:
-  """Returns the page of the shipped configs: what each file says of itself."""
+  """Returns the page of the shipped configs: what each file states of itself."""
   lines = [
     "# Shipped configs",
     "",

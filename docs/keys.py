@@ -29,7 +29,7 @@ sections `stage` and `sampling` lie in each stage, as in
 `--config.shapes16.sampling.steps=25`.
 
 A key whose value is a sub-config with a `kind` lists its kinds below. A range
-says what the settings accept; an empty one means that any value of the type is
+states what the settings accept; an empty one means that any value of the type is
 accepted, or that the range depends on other keys.
 
 The other keys of a stage's config are `weights`, the path of the net's weights,
@@ -110,7 +110,7 @@ def summary(cls: Any) -> str:
 
 
 def descriptions(cls: type) -> dict[str, str]:
-  """Returns what a class says of its fields, and its bases of theirs."""
+  """Returns what a class states of its fields, and its bases of theirs."""
   found: dict[str, str] = {}
   for part in reversed(cls.__mro__):
     if dataclasses.is_dataclass(part) and part.__module__.startswith("imagen"):
