@@ -102,6 +102,12 @@ class Log:
       if self._callback is not None:
         self._callback(step, {k: float(v) for k, v in numbers.items()})
 
+  def finish(self, step: int) -> str:
+    """Adds the time since the last write to the goodput; returns a sentence."""
+    self.goodput.add(step, self.clock.take())
+    self.write_goodput(step)
+    return self.goodput.sentence()
+
   def write_goodput(self, step: int) -> None:
     """Writes the sums of all runs of the workdir to its goodput.json."""
     self.metrics.write_file(step, goodput.FILE, self.goodput.text())

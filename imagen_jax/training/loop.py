@@ -115,9 +115,9 @@ def train(
             job, state, step_fn, batch, feed, outputs
           )
           step = int(state.step)
-          job.progress.log(goodput.sentence())
-
-        saved.wait()  # until the newest checkpoint is saved
+          with log.clock.part("checkpoint"):
+            saved.wait()  # until the newest checkpoint is saved
+          job.progress.log(log.finish(step))
     except Stopped:
       job.progress.log(STOPPED)
       return Trained(step, workdir, interrupted=True)

@@ -53,7 +53,11 @@ def test_every_key_has_a_row_with_its_default(docs, page, cls):
   for name in found:
     assert f"| `{name}` |" in page
   about = docs["keys"].descriptions(cls)
-  plain = {"num_heads", "num_encoder_layers", "activation"}  # the name states it
+  plain = {
+    "num_heads",
+    "num_encoder_layers",
+    "activation",
+  }  # the name states it
   assert [name for name in found if name not in about] == [
     name for name in found if name in plain
   ]

@@ -1,11 +1,13 @@
 """What the log writes of records that are not used as they are."""
 
+import json
 import types
 
 import pytest
 
 from imagen_jax import build
 from imagen_jax.build.configs import read_config
+from imagen_jax.training.goodput import Goodput
 from imagen_jax.training.log import Log
 
 
@@ -48,3 +50,18 @@ def test_without_small_images_nothing_is_said(least_side):
   log, said, written = open_log(least_side=least_side)
   log.write(1)
   assert said == [] and ("small_images" in written[0]) == (least_side > 0)
+
+
+def test_the_end_of_a_run_counts_too():
+  """The last checkpoint and the last grid come after the last metrics."""
+  log, *_ = open_log()
+  files = {}
+  log.metrics.write_file = lambda step, name, text: files.update({name: text})
+  log.goodput = Goodput()
+  log.write(1)
+  with log.clock.part("checkpoint"), log.goodput.part("samples"):
+    pass
+  assert log.finish(1).startswith("goodput ")
+  seconds = json.loads(files["goodput.json"])["seconds"]
+  assert seconds == {k: round(v, 3) for k, v in log.goodput.seconds.items()}
+  assert log.goodput.seconds["checkpoint"] > 0 < log.goodput.seconds["samples"]
