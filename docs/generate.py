@@ -88,7 +88,7 @@ def toctree(names: Iterator[str]) -> str:
 
 
 def shipped_configs() -> str:
-  """Returns the page of the shipped configs: what each file states of itself."""
+  """Returns the page of the shipped configs, with each file's docstring."""
   lines = [
     "# Shipped configs",
     "",

@@ -29,8 +29,8 @@ sections `stage` and `sampling` lie in each stage, as in
 `--config.shapes16.sampling.steps=25`.
 
 A key whose value is a sub-config with a `kind` lists its kinds below. A range
-states what the settings accept; an empty one means that any value of the type is
-accepted, or that the range depends on other keys.
+states what the settings accept; an empty one means that any value of the type
+is accepted, or that the range depends on other keys.
 
 The other keys of a stage's config are `weights`, the path of the net's weights,
 and in a cascade's config `stages`, the names of its stages, and `batch_size`,
