@@ -51,6 +51,8 @@ setup(
       "grain>=0.2.18",
       # tensorflow-datasets imports it and does not declare it.
       "importlib_resources>=6.0",
+      # Colab's version.
+      "pyarrow>=18.1",
       "tensorboard>=2.20",
       "tensorflow-datasets>=4.9.10",
     ],
