@@ -53,7 +53,7 @@ def write(
   """
   path = epath.Path(expand(path))
   data = data.encode() if isinstance(data, str) else data
-  try:
+  with _cannot_write(path):
     if parents:
       path.parent.mkdir(parents=True, exist_ok=True)
     if not is_remote(path) and _is_stream(path):
@@ -61,8 +61,6 @@ def write(
         file.write(data)
     else:
       _replace(path, data)
-  except Exception as error:  # object stores raise many kinds
-    raise ValueError(f"{path} cannot be written: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -76,26 +74,35 @@ def writing(path: str | os.PathLike) -> Iterator[str]:
     path: a local path, or a path of a store such as gs://.
 
   Raises:
-    ValueError: "PATH cannot be written: REASON".
+    ValueError: "PATH cannot be written: REASON". Errors of the block are not
+      changed.
   """
   path = epath.Path(expand(path))
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack:
+    with _cannot_write(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
       folder = path.parent
       if is_remote(path):
         folder = stack.enter_context(tempfile.TemporaryDirectory())
       part = os.path.join(folder, f".{secrets.token_hex(8)}.part")
       open(part, "xb").close()  # O_CREAT | O_EXCL
       stack.callback(lambda: os.path.exists(part) and os.unlink(part))
-      yield part
+    yield part
+    with _cannot_write(path):
       if is_remote(path):
         # A store shows an object once it is complete.
         with open(part, "rb") as read, path.open("wb") as written:
           shutil.copyfileobj(read, written, 2**24)
       else:
         os.replace(part, path)
-  except Exception as error:  # object stores and libraries raise many kinds
+
+
+@contextlib.contextmanager
+def _cannot_write(path: epath.Path) -> Iterator[None]:
+  """Converts any error of the block to "PATH cannot be written: REASON"."""
+  try:
+    yield
+  except Exception as error:  # object stores raise many kinds
     raise ValueError(f"{path} cannot be written: {reason(error)}") from error
 
 

@@ -22,7 +22,7 @@ from etils import epath
 
 from imagen_jax import files
 from imagen_jax.cli import command_line, program
-from imagen_jax.progress import Progress
+from imagen_jax.progress import Progress, print_line
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -122,11 +122,11 @@ def main(args: flags.FlagValues) -> None:
   if args.shard is not None and args.finish:
     raise ValueError("--shard and --finish exclude each other, expected one")
   command_line.check_at_least(args, "per_shard", 1)
-  threads = args.threads or len(os.sched_getaffinity(0))
   if args.threads is not None:
     command_line.check_at_least(args, "threads", 1)
   chosen_shards(args.shard, 0)
   # Imported here, because the core does not need the packages it imports.
+  from imagen_jax.data.pipeline import usable_cores
   from imagen_jax.data.prepare import filters, finish, shards, sources
 
   rules = filters.Filters(
@@ -149,17 +149,15 @@ def main(args: flags.FlagValues) -> None:
     source, rules, duplicates=args.duplicates, validation=args.validation
   )
   shards.keep_plan(plan, output)
-  log = print
   if not args.finish:
     chosen = chosen_shards(args.shard, plan.count)
     with Progress("prepare", len(chosen)) as progress:
-      log = progress.log
       progress.start(0)
       write = lambda i, stop: shards.write_shard(source, plan, output, i, stop)
-      write_all(write, chosen, threads, progress)
+      write_all(write, chosen, args.threads or usable_cores(), progress)
   if args.shard is None:
     for line in finish.finish(plan, output):
-      log(line)
+      print_line(line)
 
 
 def write_all(write, chosen: Sequence[int], threads: int, progress) -> None:

@@ -17,7 +17,7 @@ from imagen_jax.data.prepare.shards import (
   read_sidecar,
   shard_path,
   sidecar_path,
-  write_records,
+  writer,
 )  # fmt: skip
 
 _PREVIEW, _COLUMNS, _SIDE = 36, 6, 128  # images, columns, pixels
@@ -144,7 +144,9 @@ def _drop_duplicates(path: epath.Path, fresh: list[bool], length: int) -> None:
   records = _read(path)
   if len(records) == len(fresh):
     records = [record for record, new in zip(records, fresh) if new]
-    write_records(path, records)
+    with writer(path) as write:
+      for record in records:
+        write(record)
   if len(records) != sum(fresh):
     raise ValueError(_damaged(path, f"{len(records):,} records"))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from imagen_jax import files
 from imagen_jax.data.prepare.rows import (
   CAPTION_COLUMNS,
   Record,
@@ -68,12 +69,18 @@ class Parquet:
   def read(self, part: int) -> Iterator[Record]:
     """Reads the rows of a part."""
     name, groups, row, image, caption = self._spans[part]
-    with (self._path / name).open("rb") as file:
-      table = _open(file, f"parquet file {self._path / name}")
-      for batch in table.iter_batches(batch_size=64, row_groups=list(groups)):
-        for values in batch.to_pylist():
-          yield _record(f"{name}:{row}", values, image, caption)
-          row += 1
+    try:
+      with (self._path / name).open("rb") as file:
+        table = _open(file, f"parquet file {self._path / name}")
+        batches = table.iter_batches(batch_size=64, row_groups=list(groups))
+        for batch in batches:
+          for values in batch.to_pylist():
+            yield _record(f"{name}:{row}", values, image, caption)
+            row += 1
+    except OSError as error:  # also pyarrow's, of damaged data
+      said = files.reason(error)
+      reason = f"rows from {row:,} on cannot be read ({said})"
+      yield Record(name, reason=reason)
 
 
 def _open(file: Any, where: str) -> Any:

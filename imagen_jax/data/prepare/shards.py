@@ -4,11 +4,12 @@ The plan follows from the source's files and the settings. A shard is a function
 of the plan and its number, so whoever writes it writes the same bytes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from array_record.python import array_record_module
@@ -139,23 +140,21 @@ def write_shard(
   if sidecar_path(output, i).exists():
     return
   kept, dropped = [], []
-  records = {split: [] for split in plan.splits}
-  for record in source.read(i):
-    if stop is not None and stop.is_set():
-      raise Stopped
-    try:
-      data, digest = _encode(record.key, plan.filters.check(record))
-    except Dropped as error:
-      dropped.append((record.key, error.kind, str(error)))
-      continue
-    split = plan.split(record.key)
-    records[split].append(data)
-    kept.append((record.key, split, digest, len(data)))
-  lengths = {}
-  for split, datas in records.items():
-    path = shard_path(output, plan, split, i)
-    write_records(path, datas)
-    lengths[split] = path.stat().length
+  paths = {s: shard_path(output, plan, s, i) for s in plan.splits}
+  with contextlib.ExitStack() as stack:
+    write = {s: stack.enter_context(writer(p)) for s, p in paths.items()}
+    for record in source.read(i):
+      if stop is not None and stop.is_set():
+        raise Stopped
+      try:
+        data, digest = _encode(record.key, plan.filters.check(record))
+      except Dropped as error:
+        dropped.append((record.key, error.kind, str(error)))
+        continue
+      split = plan.split(record.key)
+      write[split](data)
+      kept.append((record.key, split, digest, len(data)))
+  lengths = {split: path.stat().length for split, path in paths.items()}
   sidecar = json.dumps({"kept": kept, "dropped": dropped, "files": lengths})
   files.write(sidecar_path(output, i), sidecar, parents=True)
 
@@ -172,15 +171,33 @@ def read_sidecar(output: epath.Path, i: int) -> dict[str, list]:
   return value
 
 
-def write_records(path: epath.Path, records: Sequence[bytes]) -> None:
-  """Writes an ArrayRecord file atomically; ValueError if that fails."""
+@contextlib.contextmanager
+def writer(path: epath.Path) -> Iterator[Callable[[bytes], None]]:
+  """Writes an ArrayRecord file, whole or not at all.
+
+  Yields:
+    A function that appends a record.
+
+  Raises:
+    ValueError: the file cannot be written, as on a full disk.
+  """
   with files.writing(path) as local:
-    writer = array_record_module.ArrayRecordWriter(local, "group_size:1")
+    file = array_record_module.ArrayRecordWriter(local, "group_size:1")
+
+    def call(function: Callable, *args: bytes) -> None:
+      try:
+        function(*args)
+      except RuntimeError as error:
+        said = files.reason(error)
+        raise ValueError(f"{path} cannot be written: {said}") from error
+
     try:
-      for record in records:
-        writer.write(record)
-    finally:
-      writer.close()
+      yield lambda record: call(file.write, record)
+    except BaseException:
+      with contextlib.suppress(RuntimeError):
+        file.close()
+      raise
+    call(file.close)
 
 
 def _encode(key: str, kept: Kept) -> tuple[bytes, str]:

@@ -49,11 +49,13 @@ class WebDataset:
     try:
       with (
         (self._path / name).open("rb") as file,
-        tarfile.open(fileobj=file, mode="r|*") as tar,
+        tarfile.open(fileobj=file, mode="r|") as tar,
       ):
         for key, members in _samples(tar):
           count += 1
           yield self._record(f"{stem}/{key}", members)
+        if not _has_end(self._path / name):
+          raise tarfile.ReadError("it has no end marker")
     except (tarfile.TarError, OSError, EOFError) as error:
       # The samples before the damage are complete.
       reason = f"tar cannot be read beyond {count:,} samples"
@@ -79,6 +81,13 @@ class WebDataset:
       return Record(key, _sized(members[images[0]]), captions, columns)
     except ValueError as error:
       return Record(key, reason=str(error))
+
+
+def _has_end(path: epath.Path) -> bool:
+  """Tests for the two empty blocks that end a tar; tarfile needs none."""
+  with path.open("rb") as file:
+    file.seek(max(0, path.stat().length - 1024))
+    return file.read() == bytes(1024)
 
 
 def _samples(
