@@ -15,7 +15,7 @@ the same command again to resume. On many machines, run it with --shard=0/N to
 import concurrent.futures
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from etils import epath
@@ -149,18 +149,28 @@ def main(args: flags.FlagValues) -> None:
     source, rules, duplicates=args.duplicates, validation=args.validation
   )
   shards.keep_plan(plan, output)
-  if not args.finish:
-    chosen = chosen_shards(args.shard, plan.count)
-    with Progress("prepare", len(chosen)) as progress:
-      progress.start(0)
-      write = lambda i, stop: shards.write_shard(source, plan, output, i, stop)
-      write_all(write, chosen, args.threads or usable_cores(), progress)
-  if args.shard is None:
-    for line in finish.finish(plan, output):
-      print_line(line)
+  with shards.holding(output, alone=args.shard is None):
+    if not args.finish:
+      chosen = chosen_shards(args.shard, plan.count)
+      with Progress("prepare", len(chosen)) as progress:
+        progress.start(0)
+        write_all(
+          lambda i, stop: shards.write_shard(source, plan, output, i, stop),
+          chosen,
+          args.threads or usable_cores(),
+          progress,
+        )
+    if args.shard is None:
+      for line in finish.finish(plan, output):
+        print_line(line)
 
 
-def write_all(write, chosen: Sequence[int], threads: int, progress) -> None:
+def write_all(
+  write: Callable[[int, threading.Event], None],
+  chosen: Sequence[int],
+  threads: int,
+  progress: Progress,
+) -> None:
   """Writes shards in threads: decoding releases Python's lock.
 
   Args:

@@ -8,6 +8,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +22,11 @@ from imagen_jax import files
 from imagen_jax.data.prepare.filters import Dropped, Filters, Kept
 from imagen_jax.data.prepare.sources import Source
 from imagen_jax.data.records import MOST_BYTES
+
+try:
+  import fcntl
+except ImportError:  # on Windows
+  fcntl = None
 
 NAME = "images"  # of the data set, in the names of its files
 _VERSION = 1  # of what is stored; another one makes other bytes
@@ -106,6 +113,45 @@ def keep_plan(plan: Plan, output: epath.Path) -> None:
     f"output {output} was begun with other {what}, expected the same, or"
     " another output"
   )
+
+
+@contextlib.contextmanager
+def holding(output: epath.Path, *, alone: bool) -> Iterator[None]:
+  """Keeps other processes of this machine from an output during the block.
+
+  Who drops duplicates has to be alone: another process could write a shard
+  again afterwards. Where files cannot be locked, as on gs://, nothing is kept
+  from anyone.
+
+  Args:
+    output: the folder, which exists.
+    alone: excludes all others, and removes what killed processes have left.
+      With False only those are excluded that have to be alone.
+
+  Raises:
+    ValueError: another process is in the way.
+  """
+  if fcntl is None or files.is_remote(output):
+    yield
+    return
+  lock = os.open(output, os.O_RDONLY)
+  try:
+    kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    try:
+      fcntl.flock(lock, kind | fcntl.LOCK_NB)  # ends with the process
+    except BlockingIOError as error:
+      raise ValueError(
+        f"output {output} is in use by another process, expected --shard=I/N"
+        " for processes that work at once, and --finish after all of them"
+      ) from error
+    except OSError:  # the file system has no locks
+      alone = False
+    for path in output.iterdir() if alone else ():
+      if re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
+        path.unlink()
+    yield
+  finally:
+    os.close(lock)
 
 
 def shard_path(
