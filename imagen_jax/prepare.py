@@ -4,7 +4,7 @@
   python -m imagen_jax.train --config=CONFIG --config.data.name=DATA \\
     --config.train.sample_split=validation --workdir=RUN
 
-DATA is an absolute path, or begins with ./ or gs://. The source is a folder of
+DATA is a path of a disk or gs://. The source is a folder of
 images with metadata.jsonl, .csv or .parquet, or with a .txt beside each image;
 webdataset tars; or parquet files with the bytes of images. DATA/report.jsonl
 says what was dropped and why, and DATA/preview.png shows some of the rest. Run
@@ -186,7 +186,8 @@ def write_all(
       done = concurrent.futures.as_completed(running)
       for count, future in enumerate(done, 1):
         future.result()
-        progress.show(count)
+        if count % max(1, len(running) // 100) == 0 or count == len(running):
+          progress.show(count)
     except BaseException:
       stop.set()
       pool.shutdown(wait=False, cancel_futures=True)

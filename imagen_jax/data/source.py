@@ -79,7 +79,7 @@ def load_source(
 
 def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
   """Opens the builder of a data set, prepared or not."""
-  if "/" in name and (folder := _prepared_folder(name)) is not None:
+  if (folder := _prepared_folder(name)) is not None:
     return _open_folder(name, folder)
   try:
     parsed, settings = naming.parse_builder_name_kwargs(name)
@@ -109,20 +109,21 @@ def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 def _prepared_folder(name: str) -> epath.Path | None:
   """Returns the folder that a name is the path of; None if it is no path.
 
-  Paths are absolute, of a store, or begin with ~ or a full stop.
+  A name that is no plain path may be TFDS's, so the folder decides.
 
   Raises:
-    ValueError: the folder has no prepared data set.
+    ValueError: the name is a path, of a folder without a prepared data set.
   """
-  if not (name.startswith(("/", "~", "./", "../")) or files.is_remote(name)):
-    return None
-  folder = epath.Path(files.expand(name))
-  if not (folder / "dataset_info.json").exists():
+  plain = name.startswith(("/", "~", "./", "../")) or files.is_remote(name)
+  folder = epath.Path(files.expand(name)) if plain else epath.Path(name)
+  if name and (folder / "dataset_info.json").exists():
+    return folder
+  if plain:
     raise ValueError(
       f"dataset {name!r} has no dataset_info.json, expected a folder that"
       " prepare has finished"
     )
-  return folder
+  return None
 
 
 def _open_folder(name: str, folder: epath.Path) -> tfds.core.DatasetBuilder:

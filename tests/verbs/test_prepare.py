@@ -1,5 +1,6 @@
 """The verb prepare: its flags, a folder of odd files, processes and kills."""
 
+import importlib
 import io
 import itertools
 import json
@@ -46,8 +47,8 @@ def contents(folder):
   }
 
 
-def write_odd_files(folder):
-  """Writes 200 files; returns the kinds of those that are to be dropped."""
+def odd_files():
+  """Returns files that can be read, by name."""
   exif = Image.Exif()
   exif[0x0112] = 6
   frames = [Image.new("RGB", (9, 9), (i * 50, 0, 0)) for i in range(3)]
@@ -60,7 +61,7 @@ def write_odd_files(folder):
     "alpha.png": encode(5, "RGBA"),
     "rotated.jpg": encode(6, kind="jpeg", exif=exif),
     "animated.gif": (b := io.BytesIO(), frames[0].save(b, "gif", **more)),
-    "animated.webp": (c := io.BytesIO(), frames[1].save(c, "webp", **more)),
+    "moving.webp": (c := io.BytesIO(), frames[1].save(c, "webp", **more)),
     "UPPER.JPEG": encode(7, kind="jpeg"),
     "a name.with 'quotes' \"and\" dots.png": encode(8),
     "a jpeg.png": encode(9, kind="jpeg"),
@@ -68,21 +69,14 @@ def write_odd_files(folder):
     "星 звезда.tiff": encode(11, kind="tiff"),
     "long.png": encode(12),
   }
-  good["animated.gif"], good["animated.webp"] = b.getvalue(), c.getvalue()
-  scripts = (
-    "a star",
-    "звезда",
-    "星",
-    "نجمة",
-    "ดาว",
-    "तारा",
-    "⭐\u200d✨",
-    "e\u0301",
-  )
-  texts = dict(zip(good, itertools.cycle(scripts), strict=False))
-  texts["long.png"] = "word " * 3000
+  good["animated.gif"], good["moving.webp"] = b.getvalue(), c.getvalue()
+  return good
+
+
+def bad_files():
+  """Returns (file, kind of the reason why it is dropped), by name."""
   whole = encode(13, kind="jpeg", size=(64, 64))
-  bad = {
+  return {
     "cut.jpg": (whole[: len(whole) // 2], "bad image"),
     "cut.png": (encode(14)[:60], "bad image"),
     "empty.jpg": (b"", "bad image"),
@@ -92,6 +86,13 @@ def write_odd_files(folder):
     "blank.png": (encode(16), "empty caption"),
     "latin.png": (encode(17), "not readable"),
   }
+
+
+def write_odd_files(folder):
+  """Writes 200 files; returns what is to be dropped and how many are kept."""
+  good, bad = odd_files(), bad_files()
+  texts = dict(zip(good, itertools.cycle(SCRIPTS)))
+  texts["long.png"] = "word " * 3000
   texts |= dict.fromkeys(bad, "a caption") | {"blank.png": " \n\n"}
   folder.mkdir()
   for name, data in (good | {k: v for k, (v, _) in bad.items()}).items():
@@ -146,6 +147,22 @@ def test_a_folder_of_odd_files_and_its_exact_report(tmp_path, capsys):
   out = capsys.readouterr().out
   assert "dropped: caption without an image  5\n" in out
   assert (tmp_path / "out" / "report.txt").read_text() in out
+
+
+@pytest.mark.slow
+def test_what_it_writes_is_trained_on(here, tmp_path):
+  write_odd_files(tmp_path / "in")
+  out = tmp_path / "out"
+  prepare.main(
+    [f"--source={tmp_path}/in", f"--output={out}", "--validation=0.1"]
+  )
+  train = importlib.import_module("imagen_jax.train")
+  train.main(
+    [f"--config={here}/tiny.py", f"--workdir={tmp_path}/run",
+     f"--config.data.name={out}", "--config.train.sample_split=validation",
+     "--config.train.steps=1", "--nocompile_cache"]
+  )  # fmt: skip
+  assert (tmp_path / "run" / "metrics.jsonl").read_text().count("loss") >= 1
 
 
 def test_shards_and_finish_make_the_bytes_of_one_process(tmp_path):
@@ -247,4 +264,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
   last = done.stderr.strip().splitlines()[-1]
   assert last.startswith("error: ")
   assert "cannot be written: " in last
-  assert [*contents(tmp_path / "out")] == ["plan.json"]
+  names = [*contents(tmp_path / "out")]
+  assert not any("train" in name or ".part" in name for name in names)
+  prepare.main(flags.split())
+  assert len(load_source(f"{tmp_path}/out", "train", "")) == 4

@@ -81,7 +81,9 @@ def finish(plan: Plan, output: epath.Path) -> list[str]:
       f" {output / 'report.jsonl'}"
     )
   _write_preview(plan, output, counts["train"])
-  files.write(output / "features.json", json.dumps(_features().to_json()))
+  files.write(
+    output / "features.json", json.dumps(_features().to_json(), sort_keys=True)
+  )
   files.write(
     output / "dataset_info.json", json.dumps(_info(counts, sizes), indent=2)
   )

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -146,9 +145,9 @@ def holding(output: epath.Path, *, alone: bool) -> Iterator[None]:
       ) from error
     except OSError:  # the file system has no locks
       alone = False
-    for path in output.iterdir() if alone else ():
-      if re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
-        path.unlink()
+    left = [*output.glob(".*.part"), *output.glob("shards/.*.part")]
+    for path in left if alone else ():
+      path.unlink()
     yield
   finally:
     os.close(lock)

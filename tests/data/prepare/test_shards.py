@@ -170,17 +170,22 @@ def test_missing_and_damaged_shards_are_named(source, tmp_path):
 def test_two_writers_of_shards_may_work_at_once_but_only_one_finishes(tmp_path):
   out = epath.Path(tmp_path / "out")
   (tmp_path / "out").mkdir()
-  part = tmp_path / "out" / f".{'0' * 16}.part"
+  parts = [
+    tmp_path / "out" / ".0.part",
+    tmp_path / "out" / "shards" / ".1.part",
+  ]
+  parts[1].parent.mkdir()
   with shards.holding(out, alone=False), shards.holding(out, alone=False):
-    part.touch()
+    for part in parts:
+      part.touch()
     with (
       pytest.raises(ValueError, match="out is in use by another process"),
       shards.holding(out, alone=True),
     ):
       pass
-    assert part.exists()
+    assert all(part.exists() for part in parts)
   with shards.holding(out, alone=True):
-    assert not part.exists()  # a killed process left it
+    assert not any(part.exists() for part in parts)  # a killed process left it
     with (
       pytest.raises(ValueError, match="out is in use by another process"),
       shards.holding(out, alone=False),
