@@ -79,6 +79,7 @@ setup(
     # The outside implementations that tests/oracles compares with, pinned:
     # a new one is a new oracle. A CPU build of torch satisfies the pin too.
     "oracles": [
+      "datasets==5.2.0",
       "diffusers==0.42.1",
       "torch==2.13.0",
       "transformers==5.23.0",

@@ -17,6 +17,7 @@ from PIL import Image
 
 from imagen_jax import prepare
 from imagen_jax.data.source import load_source
+from imagen_jax.progress import Progress
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = ("a", "звезда", "星", "نجمة", "ดาว", "तारा", "⭐\u200d✨", "e\u0301")
@@ -212,6 +213,20 @@ def test_bad_flags_are_one_sentence(tmp_path, flags, message):
     prepare.main(flags)
 
 
+def test_the_first_shard_that_fails_ends_the_others():
+  ended = []
+
+  def write(i, stop):
+    if i == 1:
+      raise ValueError("shard 1 cannot be written: full")
+    assert stop.wait(60)
+    ended.append(i)
+
+  with pytest.raises(ValueError, match="shard 1 cannot be written"):
+    prepare.write_all(write, range(50), 2, Progress("prepare", 50))
+  assert len(ended) < 3
+
+
 def start(*flags, **variables):
   env = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
   return subprocess.Popen(
@@ -227,6 +242,9 @@ def test_a_bucket_gets_the_bytes_of_a_disk(tmp_path, storage):
   (folder / "0005.txt").write_text("number 4")
   (folder / "0005.png").write_bytes((folder / "0004.png").read_bytes())
   flags = ["--per_shard=2", "--validation=0.3"]
+  (folder / "sub").mkdir()
+  (folder / "0003.png").rename(folder / "sub" / "0003.png")
+  (folder / "0003.txt").rename(folder / "sub" / "0003.txt")
   prepare.main([f"--source={folder}", f"--output={tmp_path}/out", *flags])
   for name, data in contents(folder).items():
     storage.put("bucket", f"mine/{name}", data)

@@ -7,7 +7,6 @@ The metadata files are those of Hugging Face's ImageFolder: metadata.jsonl,
 import csv
 import dataclasses
 import io
-import json
 import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from imagen_jax import files
 from imagen_jax.data.prepare.rows import (
   CAPTION_COLUMNS,
   Record,
+  checksum,
   choose_column,
   decode_text,
   read_captions,
@@ -54,7 +54,7 @@ class Folder:
     caption: the column of captions in metadata files; None finds it.
 
   Attributes:
-    parts: a description of each part that changes with its content.
+    parts: a checksum of each part's names, captions and columns.
 
   Raises:
     ValueError: a metadata file cannot be used.
@@ -78,7 +78,7 @@ class Folder:
       entries[i : i + per_part] for i in range(0, len(entries), per_part)
     ]
     self.parts = [
-      json.dumps([dataclasses.astuple(e) for e in group], default=str)
+      checksum([dataclasses.astuple(entry) for entry in group])
       for group in self._groups
     ]
 

@@ -1,6 +1,5 @@
 """Parquet files whose rows hold the bytes of images."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from imagen_jax import files
 from imagen_jax.data.prepare.rows import (
   CAPTION_COLUMNS,
   Record,
+  checksum,
   choose_column,
   read_captions,
 )  # fmt: skip
@@ -29,7 +29,7 @@ class Parquet:
     caption: the column of captions; None finds it.
 
   Attributes:
-    parts: a description of each part.
+    parts: a checksum of each part's file, its size, rows and columns.
 
   Raises:
     ValueError: a file is not parquet, or lacks a column.
@@ -63,7 +63,7 @@ class Parquet:
         rows += count
         if rows >= per_part or i + 1 == len(counts):
           self._spans.append((name, range(first, i + 1), row, *chosen))
-          self.parts.append(json.dumps([name, size, row, rows, *chosen]))
+          self.parts.append(checksum([name, size, row, rows, *chosen]))
           first, row, rows = i + 1, row + rows, 0
 
   def read(self, part: int) -> Iterator[Record]:

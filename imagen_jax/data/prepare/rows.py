@@ -1,6 +1,8 @@
 """Records of a source before they are checked, and the columns they have."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -60,6 +62,12 @@ def choose_column(
       f" {', '.join(defaults)}, or --{flag} to name one"
     )
   return found[0]
+
+
+def checksum(description: Any) -> str:
+  """Returns a checksum of what describes a part of a source, as JSON."""
+  text = json.dumps(description, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_captions(value: Any) -> tuple[str, ...]:

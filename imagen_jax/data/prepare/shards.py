@@ -75,12 +75,12 @@ def make_plan(
   """Plans the shards of a source: one for each of its parts."""
   if not 0 <= validation < 1:
     raise ValueError(f"validation is {validation}, expected 0 to less than 1")
-  digests = [
-    hashlib.sha256(part.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    for part in source.parts
-  ]
   return Plan(
-    len(digests), filters, duplicates, float(validation), tuple(digests)
+    len(source.parts),
+    filters,
+    duplicates,
+    float(validation),
+    tuple(source.parts),
   )
 
 

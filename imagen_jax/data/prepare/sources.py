@@ -74,15 +74,23 @@ def open_source(
   return source
 
 
-def _names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-  """Yields the files of a folder and its folders, without hidden ones."""
-  for path in folder.iterdir():
-    if path.name.startswith("."):
-      continue
-    if path.is_dir():
-      yield from _names(path, f"{prefix}{path.name}/")
-    else:
-      yield prefix + path.name
+def _names(folder: epath.Path) -> Iterator[str]:
+  """Yields the files of a folder and its folders, without hidden ones.
+
+  Links to folders are not followed, for they may lead in circles.
+  """
+
+  def fail(error: OSError) -> None:
+    raise error
+
+  # fsspec's walk leaves out the scheme.
+  base = os.fspath(folder).rpartition("://")[2].rstrip("/")
+  for root, folders, names in folder.walk(on_error=fail):
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    here = os.fspath(root).rpartition("://")[2].removeprefix(base).strip("/")
+    for name in names:
+      if not name.startswith("."):
+        yield f"{here}/{name}" if here else name
 
 
 def _kind(names: list[str]) -> str | None:

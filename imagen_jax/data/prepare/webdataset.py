@@ -4,7 +4,6 @@ A sample is a run of members that have the same name up to the first dot of the
 file name: an image, a .txt with its caption, a .json with more columns.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,12 @@ from etils import epath
 
 from imagen_jax import files
 from imagen_jax.data.prepare.folder import IMAGES
-from imagen_jax.data.prepare.rows import Record, decode_text, read_captions
+from imagen_jax.data.prepare.rows import (
+  Record,
+  checksum,
+  decode_text,
+  read_captions,
+)
 
 _MOST_TEXT = 2**22  # bytes of a .txt or .json
 _MOST_IMAGE = 2**28  # bytes of an image file
@@ -31,7 +35,7 @@ class WebDataset:
       .txt, or the column caption where there is no .txt.
 
   Attributes:
-    parts: a description of each part.
+    parts: a checksum of each tar's name and size.
   """
 
   def __init__(
@@ -39,7 +43,7 @@ class WebDataset:
   ):
     self._path, self._names, self._caption = path, names, caption
     self.parts = [
-      json.dumps([name, (path / name).stat().length]) for name in names
+      checksum([name, (path / name).stat().length]) for name in names
     ]
 
   def read(self, part: int) -> Iterator[Record]:

@@ -81,6 +81,16 @@ def test_both_orphans_are_reported_beside_metadata(tmp_path):
   assert good["sub/x.png"][0] == ("one",)
 
 
+def test_nested_folders_are_read_and_links_in_circles_are_not(tmp_path):
+  write_folder(tmp_path / "in" / "b" / "c", 1)
+  write_folder(tmp_path / "in" / ".hidden", 1)
+  write_folder(tmp_path / "in" / "a", 1)
+  (tmp_path / "in" / "a" / "again").symlink_to(tmp_path / "in")
+  (tmp_path / "link").symlink_to(tmp_path / "in")
+  for folder in (tmp_path / "in", tmp_path / "link"):
+    assert [r.key for r in read(folder)] == ["a/000.png", "b/c/000.png"]
+
+
 def test_image_file_name_names_images_too(tmp_path):
   folder = write_folder(tmp_path / "in", 1)
   write_metadata(folder, [{"image_file_name": "000.png", "text": "a"}], "csv")
