@@ -163,7 +163,7 @@ def _number(value: object) -> float:
   """Returns a column's value as a number; NaN if it is none."""
   try:
     return float(value)
-  except (TypeError, ValueError):
+  except (OverflowError, TypeError, ValueError):
     return math.nan
 
 

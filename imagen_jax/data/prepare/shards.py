@@ -207,7 +207,13 @@ def write_shard(
 def read_sidecar(output: epath.Path, i: int) -> dict[str, list]:
   """Reads what write_shard wrote last; ValueError if it is damaged."""
   path = sidecar_path(output, i)
-  value: Any = files.read_json(path, "list of records")
+  try:
+    data = path.read_bytes()  # a shard of many records makes it large
+  except OSError as error:
+    raise ValueError(
+      f"list of records {path} cannot be read: {files.reason(error)}"
+    ) from error
+  value: Any = files.parse_json(data, f"list of records {path}")
   if not isinstance(value, dict) or {*value} != {"kept", "dropped", "files"}:
     raise ValueError(
       f"list of records {path} is damaged: remove it, and its shard is"

@@ -221,6 +221,30 @@ def test_a_split_follows_from_the_key_and_has_its_share(tmp_path, source):
   assert found == [plan.split(f"{i}.png") for i in range(2000)]
 
 
+def test_names_and_captions_that_are_not_unicode(tmp_path):
+  folder = write_folder(tmp_path / "in", 3)
+  odd = os.fsdecode(b"caf\xe9")
+  (folder / "000.png").rename(folder / f"{odd}.png")
+  (folder / "000.txt").rename(folder / f"{odd}.txt")
+  (folder / f"{odd}2.txt").write_text("lonely")
+  prepare(folder, tmp_path / "out", validation=0)
+  records = load_source(f"{tmp_path}/out", "train", "", features=("key",))
+  assert [r["key"] for r in records] == ["001.png", "002.png", "caf?.png"]
+  report = (tmp_path / "out" / "report.jsonl").read_text("ascii")
+  assert json.loads(report)["key"] == f"{odd}2.txt"
+  with pytest.raises(Dropped, match="caption is not Unicode text"):
+    Filters().check(Record("a", encode(), ("\ud800",)))
+
+
+def test_a_list_of_records_that_is_damaged_is_named(source, tmp_path):
+  prepare(source, tmp_path / "out")
+  path = shards.sidecar_path(epath.Path(tmp_path / "out"), 2)
+  for data, said in (("{}", "is damaged: remove it"), ("[", "is not JSON")):
+    path.write_text(data)
+    with pytest.raises(ValueError, match=f"list of records {path} {said}"):
+      prepare(source, tmp_path / "out")
+
+
 def test_no_record_left_is_an_error_that_counts_reasons(tmp_path):
   folder = write_folder(tmp_path / "in", 2)
   for path in folder.glob("*.png"):
@@ -230,7 +254,8 @@ def test_no_record_left_is_an_error_that_counts_reasons(tmp_path):
 
 
 TEXTS = ("abc", " ", "abcdef")
-RECORD = Record("a", encode(size=(40, 10)), TEXTS, {"s": "0.3"})
+COLUMNS = {"s": "0.3", "n": float("nan"), "h": 10**400}
+RECORD = Record("a", encode(size=(40, 10)), TEXTS, COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +282,8 @@ RECORD = Record("a", encode(size=(40, 10)), TEXTS, {"s": "0.3"})
     (dict(at_least={"s": 0.4}), "s is 0.3, expected at least 0.4"),
     (dict(at_most={"s": 0.2}), "s is 0.3, expected at most 0.2"),
     (dict(at_most={"t": 0.2}), "t has no number, expected at most 0.2"),
+    (dict(at_most={"n": 0.2}), "n has no number, expected at most 0.2"),
+    (dict(at_least={"h": 2}), "h has no number, expected at least 2"),
   ],
 )
 def test_filters(settings, reason):
