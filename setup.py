@@ -54,6 +54,8 @@ setup(
       "grain>=0.2.18",
       # tensorflow-datasets imports it and does not declare it.
       "importlib_resources>=6.0",
+      # Colab's version.
+      "pyarrow>=18.1",
       "tensorboard>=2.20",
       "tensorflow-datasets>=4.9.10",
     ],
@@ -87,6 +89,7 @@ setup(
     # The outside implementations that tests/oracles compares with, pinned:
     # a new one is a new oracle. A CPU build of torch satisfies the pin too.
     "oracles": [
+      "datasets==5.2.0",
       "diffusers==0.42.1",
       "torch==2.13.0",
       "transformers==5.23.0",

@@ -5,6 +5,9 @@ import json
 import os
 import re
 import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -50,7 +53,7 @@ def write(
   """
   path = epath.Path(expand(path))
   data = data.encode() if isinstance(data, str) else data
-  try:
+  with _cannot_write(path):
     if parents:
       path.parent.mkdir(parents=True, exist_ok=True)
     if not is_remote(path) and _is_stream(path):
@@ -58,8 +61,67 @@ def write(
         file.write(data)
     else:
       _replace(path, data)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[str]:
+  """Lets the block write a local file, and then puts it in place atomically.
+
+  This is for libraries that write files themselves; `write` is for all else. If
+  the block fails, an old file stays unchanged. Missing folders are created.
+
+  Args:
+    path: a local path, or a path of a store such as gs://.
+
+  Raises:
+    ValueError: "PATH cannot be written: REASON". Errors of the block are not
+      changed.
+  """
+  path = epath.Path(expand(path))
+  with contextlib.ExitStack() as stack:
+    with _cannot_write(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      folder = path.parent
+      if is_remote(path):
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+      part = os.path.join(folder, f".{secrets.token_hex(8)}.part")
+      open(part, "xb").close()  # O_CREAT | O_EXCL
+      stack.callback(lambda: os.path.exists(part) and os.unlink(part))
+    yield part
+    with _cannot_write(path):
+      if is_remote(path):
+        # A store shows an object once it is complete.
+        with open(part, "rb") as read, path.open("wb") as written:
+          shutil.copyfileobj(read, written, 2**24)
+      else:
+        os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _cannot_write(path: epath.Path) -> Iterator[None]:
+  """Converts any error of the block to "PATH cannot be written: REASON"."""
+  try:
+    yield
   except Exception as error:  # object stores raise many kinds
     raise ValueError(f"{path} cannot be written: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def local_copy(path: str | os.PathLike) -> Iterator[str]:
+  """Gives a local path of a file, for libraries that read no store.
+
+  Raises:
+    OSError: the file cannot be read.
+  """
+  path = epath.Path(expand(path))
+  if not is_remote(path):
+    yield os.fspath(path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    copy = os.path.join(folder, "copy")
+    with path.open("rb") as read, open(copy, "xb") as written:
+      shutil.copyfileobj(read, written, 2**24)
+    yield copy
 
 
 def _replace(path: epath.Path, data: bytes) -> None:

@@ -42,16 +42,34 @@ def check_folder(folder: epath.Path) -> None:
     _check_default_config(metadata)
   # NAME/VERSION or NAME/CONFIG/VERSION.
   for path in (*folder.glob("*/*.json"), *folder.glob("*/*/*.json")):
-    if path.name == "features.json":
-      features = files.read_json(path, "dataset features")
-      _check_classes(features, _OLD_KEYS, path)
-    elif path.name == "dataset_info.json":
-      info = files.read_json(path, "dataset info")
-      if not isinstance(info, dict):
-        raise ValueError(f"dataset info {path} holds no object")
-      # It may hold features too. Outside them, "type" names no class.
-      _check_classes(info.get("features"), _OLD_KEYS, path)
-      _check_classes(info, _CLASS_KEYS, path)
+    _check_file(path)
+
+
+def check_version(folder: epath.Path) -> None:
+  """Checks the folder of one version, as check_folder does.
+
+  Args:
+    folder: has features.json and dataset_info.json.
+
+  Raises:
+    ValueError: a file is not valid JSON, or names code outside TFDS.
+  """
+  for path in folder.glob("*.json"):
+    _check_file(path)
+
+
+def _check_file(path: epath.Path) -> None:
+  """Checks a JSON file of a data set, if TFDS would read it."""
+  if path.name == "features.json":
+    features = files.read_json(path, "dataset features")
+    _check_classes(features, _OLD_KEYS, path)
+  elif path.name == "dataset_info.json":
+    info = files.read_json(path, "dataset info")
+    if not isinstance(info, dict):
+      raise ValueError(f"dataset info {path} holds no object")
+    # It may hold features too. Outside them, "type" names no class.
+    _check_classes(info.get("features"), _OLD_KEYS, path)
+    _check_classes(info, _CLASS_KEYS, path)
 
 
 def check_inside(path: str | os.PathLike, folder: str | os.PathLike) -> None:

@@ -41,7 +41,8 @@ def load_source(
 
   Args:
     name: the TFDS name, such as "captioned_shapes" or
-      "captioned_shapes/tiny:1.0.0".
+      "captioned_shapes/tiny:1.0.0", or the folder of a prepared data set, such
+      as "/data/mine", "./mine" or "gs://bucket/mine".
     split: a split in TFDS syntax, such as "train" or "train[:10%]".
     data_dir: the folder of prepared datasets, which may begin with ~.
     features: the features to decode; all other stored features are skipped.
@@ -78,6 +79,8 @@ def load_source(
 
 def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
   """Opens the builder of a dataset, prepared or not."""
+  if (folder := _prepared_folder(name)) is not None:
+    return _open_folder(name, folder)
   try:
     parsed, settings = naming.parse_builder_name_kwargs(name)
   except ValueError as error:
@@ -99,6 +102,35 @@ def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
       raise
     if not _is_prepared(builder):
       return tfds.builder(name, data_dir=data_dir, file_format=FORMAT)
+  _use_format(name, builder)
+  return builder
+
+
+def _prepared_folder(name: str) -> epath.Path | None:
+  """Returns the folder that a name is the path of; None if it is no path.
+
+  A name that is no plain path may be TFDS's, so the folder decides.
+
+  Raises:
+    ValueError: the name is a path, of a folder without a prepared data set.
+  """
+  plain = name.startswith(("/", "~", "./", "../")) or files.is_remote(name)
+  folder = epath.Path(files.expand(name)) if plain else epath.Path(name)
+  if name and (folder / "dataset_info.json").exists():
+    return folder
+  if plain:
+    raise ValueError(
+      f"dataset {name!r} has no dataset_info.json, expected a folder that"
+      " prepare has finished"
+    )
+  return None
+
+
+def _open_folder(name: str, folder: epath.Path) -> tfds.core.DatasetBuilder:
+  """Opens a prepared data set by its folder."""
+  prepared.check_version(folder)
+  with _as_sentence(f"dataset {name!r} cannot be opened"):
+    builder = tfds.builder_from_directory(folder)
   _use_format(name, builder)
   return builder
 

@@ -90,6 +90,16 @@ def test_no_code_of_another_config_or_version_runs(dataset, tmp_path, payload):
       source.load_source(name, "train", tmp_path)
 
 
+def test_no_code_of_a_folder_that_is_named_runs(
+  dataset, tmp_path, payload, monkeypatch
+):
+  folder = dataset(some_records(1), {"caption": EVIL})
+  monkeypatch.chdir(tmp_path)
+  for name in (str(folder), "./my_set/1.0.0", "my_set/1.0.0"):
+    with pytest.raises(ValueError, match="would run code"):
+      source.load_source(name, "train", tmp_path / "other")
+
+
 def test_a_default_config_elsewhere_is_not_opened(dataset, tmp_path, payload):
   dataset(some_records(1), {"caption": EVIL}, name="elsewhere")
   config = tmp_path / "my_set" / ".config"

@@ -204,7 +204,7 @@ def test_a_converted_data_set_is_read(dataset, tmp_path):
     ),
     ("captioned_shapes/huge", "it has no config 'huge', only full, tiny$"),
     ("a b", "is not a name, expected NAME"),
-    ("../my_set", "is not a name, expected NAME"),
+    ("../my_set", "has no dataset_info.json, expected a folder that"),
     ("my_set/data_dir=a", "data_dir is no part of a name"),
     ("nobody:my_set", "it is not known to TFDS, nor prepared in "),
     ("my_sett", "it is not known to TFDS, nor prepared in "),
@@ -214,3 +214,13 @@ def test_names_that_cannot_be(tmp_path, name, said):
   with pytest.raises(ValueError, match=f"^dataset {name!r}.* {said}"):
     source.load_source(name, "train", tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["{}", "./data/1.0.0", "data/1.0.0"])
+def test_a_prepared_folder_is_opened_by_its_path(tmp_path, monkeypatch, name):
+  folder = written["write_dataset"](tmp_path, some_records(3), name="data")
+  monkeypatch.chdir(tmp_path)
+  found = source.load_source(name.format(folder), "train", tmp_path / "other")
+  assert [record["caption"] for record in found] == [
+    "number 0", "number 1", "number 2",
+  ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Preparation of people's own images and captions as a TFDS data set."""
