@@ -14,8 +14,8 @@ which the paper does not print. Here T5's outputs are projected once, from 4096
 to 4 embed_dim, before they are pooled and attended to.
 
 The training step includes the frozen T5. Override `data` to train on images of
-your own. Not in the paper: mesh, bfloat16 and EMA. On 256 TPU v4, v5e or v6e all
-that the backward pass needs fits, so remat is "none" (launch/compiled.md).
+your own. Not in the paper: mesh, bfloat16 and EMA. All that the backward pass
+needs fits on 256 TPU v4, v5e or v6e, so remat is "none" (launch/compiled.md).
 """
 
 from collections.abc import Iterator

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from absl import flags
 
 # Verbs by module, each with the flags that it defines.
-VERBS = ("train", "sample", "evaluate", "export", "compile", "pretrain")
+VERBS = (
+  "train",
+  "sample",
+  "evaluate",
+  "export",
+  "compile",
+  "pretrain",
+  "prepare",
+)
 PROGRAMS = ("text.train_vocabulary", "shapes.write_captions")
 
 

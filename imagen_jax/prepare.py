@@ -1,14 +1,14 @@
-"""Prepares your own images and captions as a data set to train on.
+r"""Prepares your own images and captions as a dataset to train on.
 
   python -m imagen_jax.prepare --source=FOLDER --output=DATA
-  python -m imagen_jax.train --config=CONFIG --config.data.name=DATA \\
+  python -m imagen_jax.train --config=CONFIG --config.data.name=DATA \
     --config.train.sample_split=validation --workdir=RUN
 
-DATA is a path of a disk or gs://. The source is a folder of
-images with metadata.jsonl, .csv or .parquet, or with a .txt beside each image;
-webdataset tars; or parquet files with the bytes of images. DATA/report.jsonl
-says what was dropped and why, and DATA/preview.png shows some of the rest. Run
-the same command again to resume. On many machines, run it with --shard=0/N to
+DATA is a path of a disk or gs://. The source is a folder of images with
+metadata.jsonl, .csv or .parquet, or with a .txt beside each image; webdataset
+tars; or parquet files with the bytes of images. DATA/report.jsonl lists what
+was dropped and why, and DATA/preview.png shows some of the rest. Run the same
+command again to resume. On many machines, run it with --shard=0/N to
 --shard=N-1/N, and then with --finish. docs/own_images.md explains it all.
 """
 

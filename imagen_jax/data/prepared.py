@@ -59,7 +59,7 @@ def check_version(folder: epath.Path) -> None:
 
 
 def _check_file(path: epath.Path) -> None:
-  """Checks a JSON file of a data set, if TFDS would read it."""
+  """Checks a JSON file of a dataset, if TFDS would read it."""
   if path.name == "features.json":
     features = files.read_json(path, "dataset features")
     _check_classes(features, _OLD_KEYS, path)

@@ -41,7 +41,7 @@ def load_source(
 
   Args:
     name: the TFDS name, such as "captioned_shapes" or
-      "captioned_shapes/tiny:1.0.0", or the folder of a prepared data set, such
+      "captioned_shapes/tiny:1.0.0", or the folder of a prepared dataset, such
       as "/data/mine", "./mine" or "gs://bucket/mine".
     split: a split in TFDS syntax, such as "train" or "train[:10%]".
     data_dir: the folder of prepared datasets, which may begin with ~.
@@ -112,7 +112,7 @@ def _prepared_folder(name: str) -> epath.Path | None:
   A name that is no plain path may be TFDS's, so the folder decides.
 
   Raises:
-    ValueError: the name is a path, of a folder without a prepared data set.
+    ValueError: the name is a path, of a folder without a prepared dataset.
   """
   plain = name.startswith(("/", "~", "./", "../")) or files.is_remote(name)
   folder = epath.Path(files.expand(name)) if plain else epath.Path(name)
@@ -127,7 +127,7 @@ def _prepared_folder(name: str) -> epath.Path | None:
 
 
 def _open_folder(name: str, folder: epath.Path) -> tfds.core.DatasetBuilder:
-  """Opens a prepared data set by its folder."""
+  """Opens a prepared dataset by its folder."""
   prepared.check_version(folder)
   with _as_sentence(f"dataset {name!r} cannot be opened"):
     builder = tfds.builder_from_directory(folder)

@@ -1,1 +1,1 @@
-"""Preparation of people's own images and captions as a TFDS data set."""
+"""Preparation of people's own images and captions as a TFDS dataset."""

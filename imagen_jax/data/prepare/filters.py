@@ -16,7 +16,7 @@ _DIGEST = 16  # bytes: two of 10^9 records collide with probability 1e-21
 
 
 class Dropped(ValueError):
-  """Says why a record is left out.
+  """Explains why a record is left out.
 
   Attributes:
     kind: a word or two that many records share, for counts.
@@ -44,7 +44,7 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-  """Says which records are kept.
+  """Describes which records are kept.
 
   Attributes:
     least_side: the fewest pixels of an image's smaller side.

@@ -30,7 +30,7 @@ def finish(plan: Plan, output: epath.Path) -> list[str]:
   before stays as it is.
 
   Args:
-    plan: says which shards there are.
+    plan: the shards.
     output: the folder of the shards.
 
   Returns:
@@ -154,7 +154,7 @@ def _drop_duplicates(path: epath.Path, fresh: list[bool], length: int) -> None:
 
 
 def _damaged(path: epath.Path, found: str) -> str:
-  """Says what to do about a damaged shard."""
+  """Explains what to do about a damaged shard."""
   return (
     f"shard {path} is damaged ({found}), expected it whole: remove its list in"
     " the folder shards, and it is written again"
@@ -175,7 +175,7 @@ def _read(path: epath.Path) -> list[bytes]:
 
 
 def _write_preview(plan: Plan, output: epath.Path, counts: list[int]) -> None:
-  """Writes preview.png: images spread evenly over the train split."""
+  """Writes preview.png: images at equal distances in the train split."""
   ends, total = np.cumsum(counts), sum(counts)
   chosen = sorted({i * total // _PREVIEW for i in range(_PREVIEW)})
   tiles = []

@@ -34,7 +34,7 @@ _FILE_COLUMNS = ("file_name", "image_file_name")
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-  """Says where a record's parts lie, relative to the folder."""
+  """Describes where a record's parts lie, relative to the folder."""
 
   key: str
   image: str | None = None

@@ -20,7 +20,7 @@ class Record:
     image: the bytes of an image file; None if there are none.
     captions: the alternatives, perhaps blank.
     columns: the source's other values, by name, for thresholds.
-    reason: says why the record cannot be used; None if it may be used.
+    reason: why the record cannot be used; None if it may be used.
   """
 
   key: str

@@ -1,7 +1,7 @@
-"""Shards of a prepared data set: the plan, and the work of one shard.
+"""Shards of a prepared dataset: the plan, and the work of one shard.
 
 The plan follows from the source's files and the settings. A shard is a function
-of the plan and its number, so whoever writes it writes the same bytes.
+of the plan and its number, so any process writes equal bytes.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ try:
 except ImportError:  # on Windows
   fcntl = None
 
-NAME = "images"  # of the data set, in the names of its files
+NAME = "images"  # of the dataset, in the names of its files
 _VERSION = 1  # of what is stored; another one makes other bytes
 
 
@@ -37,11 +37,11 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Says what the shards of an output are.
+  """Describes the shards of an output.
 
   Attributes:
     count: the number of shards.
-    filters: say which records are kept.
+    filters: the conditions on records.
     duplicates: keeps records of equal pixels and captions.
     validation: the share of records in the split validation, 0 to 1.
     digests: a checksum of the files that each shard is made of.
@@ -94,7 +94,7 @@ def keep_plan(plan: Plan, output: epath.Path) -> None:
   if not path.exists():
     if (output / "dataset_info.json").exists():
       raise ValueError(
-        f"output {output} has a data set that is not of this program, expected"
+        f"output {output} has a dataset that is not of this program, expected"
         " a new folder"
       )
     files.write(path, plan.to_json(), parents=True)
@@ -179,7 +179,7 @@ def write_shard(
   Its `files` are the lengths of the files in bytes.
 
   Raises:
-    Stopped: `stop` was set meanwhile; the shard has to be written anew.
+    Stopped: `stop` was set meanwhile; the shard has to be written again.
     ValueError: a file cannot be written.
   """
   if sidecar_path(output, i).exists():

@@ -97,7 +97,7 @@ def _has_end(path: epath.Path) -> bool:
 def _samples(
   tar: tarfile.TarFile,
 ) -> Iterator[tuple[str, dict[str, bytes | str]]]:
-  """Yields (key, members by ending); a str says why a member was not read."""
+  """Yields (key, members by ending); a str explains why a member is unread."""
   key, members = None, {}
   for member in tar:
     if not member.isfile():

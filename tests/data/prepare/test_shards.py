@@ -146,7 +146,7 @@ def test_a_source_or_settings_that_changed_are_refused(source, tmp_path):
 def test_an_output_of_another_program_is_refused(source, tmp_path):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "dataset_info.json").write_text("{}")
-  with pytest.raises(ValueError, match="has a data set that is not of this"):
+  with pytest.raises(ValueError, match="has a dataset that is not of this"):
     prepare(source, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""What each format's reader finds, and what it says of the rest."""
+"""What each format's reader finds, and what it reports of the rest."""
 
 import json
 import pathlib
@@ -44,7 +44,7 @@ def test_both_orphans_are_reported_beside_texts(tmp_path):
   (folder / "d.txt").write_text("lonely")
   (folder / "e.png").write_bytes(encode())
   (folder / "e.txt").write_bytes(b"\xff\xfe")
-  (folder / "notes.md").write_text("not of the data set")
+  (folder / "notes.md").write_text("not of the dataset")
   (folder / ".hidden.png").write_bytes(b"")
   assert reasons(read(folder)) == {
     "b 'c.JPG": "image without a caption: no file b 'c.txt",
