@@ -22,8 +22,9 @@ from imagen_jax.training.setup import Run, Setup, batch_shapes, set_up
 
 PARTS = (1, 2, 4, 8)
 # The share of the results that JAX keeps for the backward pass that certainly
-# takes memory. XLA computes cheap ones again: base64 on v5e-256 took 20.0 GiB
-# where JAX lists 28.5, and 12.1 of 14.3 in two parts (libtpu 0.0.52). A
+# takes memory. XLA computes cheap ones again: base64 on v5e-256 takes 13.95 GiB
+# with its state where JAX lists 17.6 (libtpu 0.0.42). With attention maps kept
+# it took 20.0 of 28.5, and 12.1 of 14.3 in two parts (libtpu 0.0.52). A
 # candidate is left out only if even this share does not fit.
 CERTAIN = 0.6
 # The examples that are traced: a prime that divides no width of a net, so that
