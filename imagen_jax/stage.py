@@ -19,7 +19,7 @@ from imagen_jax.diffusion.gaussian import (
   q_sample,
   squared_error,
 )
-from imagen_jax.diffusion.guidance import guide
+from imagen_jax.diffusion.guidance import guide, rescale, within
 from imagen_jax.diffusion.samplers import (
   Carry,
   Denoised,
@@ -303,26 +303,60 @@ class Stage:
     Guidance and threshold act on x_hat. A learned variance is the one predicted
     with the prompt.
     """
-    guided = sampling.guidance is not None
-    assert not (guided and cond.text is None), "guidance needs a text"
-    if guided:  # one doubled batch: prompts first, then the null text
+    interval = sampling.guidance_interval
+
+    def read(cond: Conditioning) -> Callable:
+      """Returns predict(z, logsnr) -> (x_hat, v) under a conditioning."""
+      variables = {"params": params, **self.read_text(params, cond)}
+
+      def predict(z: jax.Array, logsnr: jax.Array):
+        out = self.net.apply(variables, z, self.time(logsnr), cond)
+        out, v = self.split_variance(out)
+        return self.prediction.to_x(out, z, logsnr), v
+
+      return predict
+
+    if sampling.guidance is None:
+      predict = read(cond)
+    else:
+      assert cond.text is not None, "guidance needs a text"
+      # One doubled batch: prompts first, then the null text.
       null = cond.replace(text=cond.text.null_text())
-      cond = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
-    variables = {"params": params, **self.read_text(params, cond)}
+      both = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
+      predict = guided = self._guided(read(both), sampling)
+      if interval is not None:
+        alone = read(cond)
+
+        def predict(z: jax.Array, logsnr: jax.Array):
+          # A conditional evaluates one branch, so the null text is skipped.
+          inside = within(logsnr, interval).any()
+          return jax.lax.cond(inside, guided, alone, z, logsnr)
 
     def denoise(z: jax.Array, logsnr: jax.Array) -> Denoised:
-      batch = z.shape[0]
-      if guided:
-        z, logsnr = jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
-      out = self.net.apply(variables, z, self.time(logsnr), cond)
-      out, v = self.split_variance(out)
-      x_hat = self.prediction.to_x(out, z, logsnr)
-      if guided:
-        x_hat = guide(*jnp.split(x_hat, 2), sampling.guidance)
-      gamma = None if v is None else (v[:batch] + 1) / 2
+      x_hat, v = predict(z, logsnr)
+      gamma = None if v is None else (v + 1) / 2
       return Denoised(sampling.threshold(x_hat), gamma)
 
     return denoise
+
+  @staticmethod
+  def _guided(both: Callable, sampling: SamplingArgs) -> Callable:
+    """Returns predict(z, logsnr) with guidance, by a net on both texts."""
+
+    def predict(z: jax.Array, logsnr: jax.Array):
+      x_hat, v = both(
+        jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
+      )
+      cond, uncond = jnp.split(x_hat, 2)
+      w = sampling.guidance
+      if sampling.guidance_interval is not None:
+        w = jnp.where(within(logsnr, sampling.guidance_interval), w, 1.0)
+      x_hat = guide(cond, uncond, w)
+      if sampling.guidance_rescale is not None:
+        x_hat = rescale(x_hat, cond, sampling.guidance_rescale)
+      return x_hat, None if v is None else v[: len(z)]
+
+    return predict
 
   def split_variance(
     self, out: jax.Array

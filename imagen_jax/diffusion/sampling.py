@@ -88,6 +88,9 @@ class SamplingArgs(NamedTuple):
     step: the sampler; its numbers are float [].
     threshold: the threshold on x_hat; its numbers are float [].
     aug_level: float [] in [0, 1].
+    guidance_interval: float [], float [], the log-SNR between which guidance
+      acts; None for everywhere.
+    guidance_rescale: float [], phi of guidance.rescale; None for 0.
   """
 
   steps: int | jax.Array
@@ -97,6 +100,8 @@ class SamplingArgs(NamedTuple):
   step: Sampler
   threshold: Threshold
   aug_level: float | jax.Array
+  guidance_interval: tuple[float | jax.Array, float | jax.Array] | None = None
+  guidance_rescale: float | jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +118,11 @@ class Sampling:
       (Sec. 2.4).
     timesteps: integers of 999..0, decreasing; they replace steps and grid.
     grid: the times of the steps.
+    guidance_interval: the log-SNR (low, high) between which guidance acts, both
+      included; None for everywhere. Not in the paper. A step outside takes one
+      evaluation of the net, with the prompt, instead of two.
+    guidance_rescale: phi of guidance.rescale, in [0, 1]. Not in the paper; 0
+      is off.
   """
 
   steps: int | None = None
@@ -122,6 +132,8 @@ class Sampling:
   aug_level: float = 0.0
   timesteps: tuple[int, ...] | None = None
   grid: Grid = UniformTime()
+  guidance_interval: tuple[float, float] | None = None
+  guidance_rescale: float = 0.0
 
   def __post_init__(self):
     if self.steps is not None and self.steps < 1:
@@ -136,6 +148,12 @@ class Sampling:
       raise ValueError(f"guidance is {self.guidance}, expected a number")
     if not 0 <= self.aug_level <= 1:
       raise ValueError(f"aug_level is {self.aug_level}, expected 0 to 1")
+    if self.guidance_interval is not None:
+      check_interval(self.guidance_interval)
+    if not 0 <= self.guidance_rescale <= 1:
+      raise ValueError(
+        f"guidance_rescale is {self.guidance_rescale}, expected 0 to 1"
+      )
 
   @property
   def num_steps(self) -> int:
@@ -150,14 +168,22 @@ class Sampling:
     if timesteps is not None:
       rest = (0,) * (STEPS - len(timesteps))
       timesteps = jnp.array(timesteps + rest, jnp.int32)
+    guided = self.guidance != 1
+    interval = self.guidance_interval if guided else None
     return SamplingArgs(
       steps=self.num_steps,
       timesteps=timesteps,
       grid=jax.tree.map(float, self.grid),
-      guidance=None if self.guidance == 1 else float(self.guidance),
+      guidance=float(self.guidance) if guided else None,
       step=jax.tree.map(float, self.step),
       threshold=jax.tree.map(float, self.threshold),
       aug_level=float(self.aug_level),
+      guidance_interval=jax.tree.map(float, interval),
+      guidance_rescale=(
+        float(self.guidance_rescale)
+        if guided and self.guidance_rescale
+        else None
+      ),
     )
 
   def replace(self, **changes: Any) -> "Sampling":
@@ -178,6 +204,19 @@ def time(i: jax.Array, sampling: SamplingArgs, schedule: Schedule) -> jax.Array:
     return sampling.grid(i, sampling.steps, schedule)
   listed = jnp.asarray(sampling.timesteps)[jnp.minimum(i, sampling.steps - 1)]
   return listed.astype(jnp.float32) / STEPS
+
+
+def check_interval(interval: tuple[float, float]) -> None:
+  """Checks that an interval of log-SNR has two ends in order.
+
+  Raises:
+    ValueError: if it has other than two numbers, or is empty.
+  """
+  if len(interval) != 2 or not interval[0] < interval[1]:
+    raise ValueError(
+      f"guidance_interval is {interval}, expected two log-SNR, the lower first,"
+      " such as (-1, 2.5)"
+    )
 
 
 def check_timesteps(timesteps: tuple[int, ...]) -> None:
