@@ -19,7 +19,6 @@ from imagen_jax.diffusion.gaussian import (
   q_sample,
   squared_error,
 )
-from imagen_jax.diffusion.guidance import guide, rescale, within
 from imagen_jax.diffusion.samplers import (
   Carry,
   Denoised,
@@ -27,7 +26,7 @@ from imagen_jax.diffusion.samplers import (
   begin,
   fold_in,
 )
-from imagen_jax.diffusion.sampling import Sampling, SamplingArgs, time
+from imagen_jax.diffusion.sampling import Sampling, SamplingArgs, guided, time
 from imagen_jax.diffusion.schedules import STEPS, CosineSchedule, Schedule
 from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.diffusion.weighting import Uniform, Weighting, independent_times
@@ -231,8 +230,7 @@ class Stage:
       return Conditioning(text)
     assert lowres is not None, "a super-resolution stage needs lowres"
     if self.upsample is not None:
-      _, height, width, _ = lowres.shape
-      shape = (height * self.factor, width * self.factor)
+      shape = tuple(side * self.factor for side in lowres.shape[1:3])
       lowres = self.upsample(lowres, shape)
     noised = augment(keys, lowres, aug_level, self.aug_schedule)
     return Conditioning(text, noised, aug_level)
@@ -303,34 +301,25 @@ class Stage:
     Guidance and threshold act on x_hat. A learned variance is the one predicted
     with the prompt.
     """
-    interval = sampling.guidance_interval
 
-    def read(cond: Conditioning) -> Callable:
-      """Returns predict(z, logsnr) -> (x_hat, v) under a conditioning."""
+    def predictor(cond: Conditioning) -> Callable:
       variables = {"params": params, **self.read_text(params, cond)}
 
       def predict(z: jax.Array, logsnr: jax.Array):
-        out = self.net.apply(variables, z, self.time(logsnr), cond)
-        out, v = self.split_variance(out)
+        output = self.net.apply(variables, z, self.time(logsnr), cond)
+        out, v = self.split_variance(output)
         return self.prediction.to_x(out, z, logsnr), v
 
       return predict
 
-    if sampling.guidance is None:
-      predict = read(cond)
-    else:
+    guides = sampling.guidance is not None
+    alone = not guides or sampling.guidance_interval is not None
+    predict = predictor(cond) if alone else None
+    if guides:
       assert cond.text is not None, "guidance needs a text"
-      # One doubled batch: prompts first, then the null text.
       null = cond.replace(text=cond.text.null_text())
       both = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
-      predict = guided = self._guided(read(both), sampling)
-      if interval is not None:
-        alone = read(cond)
-
-        def predict(z: jax.Array, logsnr: jax.Array):
-          # A conditional evaluates one branch, so the null text is skipped.
-          inside = within(logsnr, interval).any()
-          return jax.lax.cond(inside, guided, alone, z, logsnr)
+      predict = guided(predictor(both), predict, sampling)
 
     def denoise(z: jax.Array, logsnr: jax.Array) -> Denoised:
       x_hat, v = predict(z, logsnr)
@@ -338,25 +327,6 @@ class Stage:
       return Denoised(sampling.threshold(x_hat), gamma)
 
     return denoise
-
-  @staticmethod
-  def _guided(both: Callable, sampling: SamplingArgs) -> Callable:
-    """Returns predict(z, logsnr) with guidance, by a net on both texts."""
-
-    def predict(z: jax.Array, logsnr: jax.Array):
-      x_hat, v = both(
-        jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
-      )
-      cond, uncond = jnp.split(x_hat, 2)
-      w = sampling.guidance
-      if sampling.guidance_interval is not None:
-        w = jnp.where(within(logsnr, sampling.guidance_interval), w, 1.0)
-      x_hat = guide(cond, uncond, w)
-      if sampling.guidance_rescale is not None:
-        x_hat = rescale(x_hat, cond, sampling.guidance_rescale)
-      return x_hat, None if v is None else v[: len(z)]
-
-    return predict
 
   def split_variance(
     self, out: jax.Array
@@ -449,7 +419,7 @@ class Stage:
     sampling: Sampling,
   ) -> jax.Array:
     """Samples images [B, size, size, 3] in [-1, 1], one per key."""
-    carry = run_stage(
+    return run_stage(
       self,
       params,
       self.blank(keys.shape[0]),
@@ -457,8 +427,7 @@ class Stage:
       sampling.num_steps,
       SamplingInputs(keys, text, lowres),
       sampling.args(),
-    )
-    return carry.z
+    ).z
 
 
 @functools.partial(

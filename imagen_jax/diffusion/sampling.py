@@ -2,16 +2,27 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.diffusion.guidance import DynamicThreshold, Threshold
+from imagen_jax.diffusion.guidance import (
+  DynamicThreshold,
+  Threshold,
+  guide,
+  rescale,
+  within,
+)
 from imagen_jax.diffusion.samplers import Ancestral, Sampler
 from imagen_jax.diffusion.schedules import STEPS, Schedule
 
 UNIFORM_STEPS = 256
+
+
+# Called with z [B, ...] and logsnr [B], returns x_hat and a learned v or None.
+Predict = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class Grid(Protocol):
@@ -204,6 +215,39 @@ def time(i: jax.Array, sampling: SamplingArgs, schedule: Schedule) -> jax.Array:
     return sampling.grid(i, sampling.steps, schedule)
   listed = jnp.asarray(sampling.timesteps)[jnp.minimum(i, sampling.steps - 1)]
   return listed.astype(jnp.float32) / STEPS
+
+
+def guided(
+  both: Predict, alone: Predict | None, sampling: SamplingArgs
+) -> Predict:
+  """Returns a prediction with guidance, of one or two evaluations of a net.
+
+  Args:
+    both: predicts x_hat of a doubled batch: prompts first, then the null text.
+    alone: predicts x_hat with the prompts; None is enough without an interval.
+    sampling: the settings, with guidance.
+  """
+  interval, phi = sampling.guidance_interval, sampling.guidance_rescale
+
+  def predict(z: jax.Array, logsnr: jax.Array) -> tuple[jax.Array, Any]:
+    twice = jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
+    x_hat, v = both(*twice)
+    cond, uncond = jnp.split(x_hat, 2)
+    w = sampling.guidance
+    if interval is not None:
+      w = jnp.where(within(logsnr, interval), w, 1.0)
+    x_hat = guide(cond, uncond, w)
+    if phi is not None:
+      x_hat = rescale(x_hat, cond, phi)
+    return x_hat, None if v is None else v[: len(z)]
+
+  def predict_inside(z: jax.Array, logsnr: jax.Array) -> tuple[jax.Array, Any]:
+    # A conditional runs one branch: outside, the null text is skipped.
+    return jax.lax.cond(
+      within(logsnr, interval).any(), predict, alone, z, logsnr
+    )
+
+  return predict if interval is None else predict_inside
 
 
 def check_interval(interval: tuple[float, float]) -> None:

@@ -62,9 +62,9 @@ def _constants(
   Raises:
     ValueError: the file cannot be read, or is no graph.
   """
-  # Imported here: it is of the extra `train`.
+  # Imported here, as they are of the extra `train`. Errors name tensorboard's.
+  from tensorboard.compat.proto.graph_pb2 import GraphDef  # isort: skip
   from google.protobuf.message import DecodeError
-  from tensorboard.compat.proto.graph_pb2 import GraphDef
 
   try:
     data = epath.Path(path).read_bytes()
