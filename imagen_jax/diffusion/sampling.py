@@ -239,7 +239,7 @@ def guided(
     x_hat = guide(cond, uncond, w)
     if phi is not None:
       x_hat = rescale(x_hat, cond, phi)
-    return x_hat, None if v is None else v[: len(z)]
+    return x_hat, None if v is None else v[: z.shape[0]]
 
   def predict_inside(z: jax.Array, logsnr: jax.Array) -> tuple[jax.Array, Any]:
     # A conditional runs one branch: outside, the null text is skipped.
