@@ -92,6 +92,7 @@ setup(
       "datasets==5.2.0",
       "diffusers==0.42.1",
       "torch==2.13.0",
+      "torch-fidelity==0.4.0",
       "transformers==5.23.0",
     ],
   },

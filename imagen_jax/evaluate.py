@@ -5,8 +5,10 @@ r"""Measures how well a cascade's images match captions of captioned_shapes.
 
 One image is sampled per caption. The judge of shapes/ counts which claims of
 the caption's scene the image shows. For comparison, it counts claims of another
-caption's scene, and the real image's claims. For each stage, the loss under an
-image's own caption is compared with the loss under another caption. Writes
+caption's scene, and the real image's claims. Shares have Wilson intervals of
+95 %. The Frechet distance of generated and real images is that of pixels, as
+Inception knows no drawings (docs/evaluation.md). For each stage, the loss under
+an image's own caption is compared with the loss under another caption. Writes
 DIR/SPLIT.json, and DIR/SPLIT.png with captions in its metadata. On many hosts,
 run the command on each, with one --outdir that all of them see.
 """
@@ -25,6 +27,9 @@ from imagen_jax import build, files, imagen, jobs
 from imagen_jax.cli import command_line, program
 from imagen_jax.data import images as image_data
 from imagen_jax.data.png import grid, write_png
+from imagen_jax.evals.features import pixel_features
+from imagen_jax.evals.frechet import FeatureStats, frechet_distance
+from imagen_jax.evals.intervals import wilson
 from imagen_jax.evals.text_use import caption_losses
 from imagen_jax.imagen import Imagen
 from imagen_jax.interop import published, weights
@@ -103,12 +108,45 @@ def draw(
   return [] if quiet else [jobs.read_image(path) for path in job.paths]
 
 
-def shares(images: list[np.ndarray], scenes: list[Scene]) -> dict[str, float]:
-  """Computes the share of claims that hold, by kind and over all kinds."""
+def count_claims(
+  images: list[np.ndarray], scenes: list[Scene]
+) -> collections.Counter:
+  """Counts the claims of scenes by (kind, whether the image shows it)."""
   counts = collections.Counter()
   for image, scene in zip(images, scenes, strict=True):
     counts += tally(judge(image, scene))
+  return counts
+
+
+def shares(counts: collections.Counter) -> dict[str, float]:
+  """Computes the share of claims that hold, by kind and over all kinds."""
   return {kind: round(value, 4) for kind, value in share(counts).items()}
+
+
+def intervals(counts: collections.Counter) -> dict[str, list[float]]:
+  """Computes the 95 % interval of each of the shares."""
+  found = {}
+  for kind in share(counts):
+    of_kind = {key: n for key, n in counts.items() if kind in (key[0], "all")}
+    held = sum(n for (_, holds), n in of_kind.items() if holds)
+    found[kind] = [round(v, 4) for v in wilson(held, sum(of_kind.values()))]
+  return found
+
+
+def pixel_distance(
+  images: list[np.ndarray], real: list[np.ndarray]
+) -> dict[str, Any]:
+  """Computes the Frechet distance of the images' pixels, and what it is of."""
+  moments = []
+  for group in (images, real):
+    features = [pixel_features(image[None]) for image in group]
+    moments.append(FeatureStats.of(np.concatenate(features)))
+  return {
+    "distance": frechet_distance(*moments),
+    "num_images": [stats.count for stats in moments],
+    "dimension": moments[0].dim,
+    "rank_deficient": any(stats.rank_deficient for stats in moments),
+  }
 
 
 def read_scenes(records: Sequence[Mapping[str, Any]]) -> list[Scene]:
@@ -216,6 +254,11 @@ def main(args: flags.FlagValues) -> None:
     loss = text_use(cascade, source, args.seed)
   if jax.process_index() > 0:
     return  # the first process judges the images
+  counts = {
+    "generated": count_claims(images, scenes),
+    "generated, other caption": count_claims(images, others),
+    "real": count_claims(real, scenes),
+  }
   report = {
     "split": args.split,
     "num_images": count,
@@ -224,11 +267,9 @@ def main(args: flags.FlagValues) -> None:
     "steps": args.steps,
     "config": json.loads(config.to_json_best_effort()),
     "trained_steps": trained_steps(config, cascade.names),
-    "claims_that_hold": {
-      "generated": shares(images, scenes),
-      "generated, other caption": shares(images, others),
-      "real": shares(real, scenes),
-    },
+    "claims_that_hold": {name: shares(n) for name, n in counts.items()},
+    "claims_that_hold_95": {name: intervals(n) for name, n in counts.items()},
+    "frechet_pixels": pixel_distance(images, real),
     "loss": loss,
   }
   text = json.dumps(report, indent=2)

@@ -19,7 +19,6 @@ from imagen_jax.diffusion.gaussian import (
   q_sample,
   squared_error,
 )
-from imagen_jax.diffusion.guidance import guide
 from imagen_jax.diffusion.samplers import (
   Carry,
   Denoised,
@@ -27,7 +26,7 @@ from imagen_jax.diffusion.samplers import (
   begin,
   fold_in,
 )
-from imagen_jax.diffusion.sampling import Sampling, SamplingArgs, time
+from imagen_jax.diffusion.sampling import Sampling, SamplingArgs, guided, time
 from imagen_jax.diffusion.schedules import STEPS, CosineSchedule, Schedule
 from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.diffusion.weighting import Uniform, Weighting, independent_times
@@ -234,8 +233,7 @@ class Stage:
       return Conditioning(text)
     assert lowres is not None, "a super-resolution stage needs lowres"
     if self.upsample is not None:
-      _, height, width, _ = lowres.shape
-      shape = (height * self.factor, width * self.factor)
+      shape = tuple(side * self.factor for side in lowres.shape[1:3])
       lowres = self.upsample(lowres, shape)
     noised = augment(keys, lowres, aug_level, self.aug_schedule)
     return Conditioning(text, noised, aug_level)
@@ -306,23 +304,29 @@ class Stage:
     Guidance and threshold act on x_hat. A learned variance is the one predicted
     with the prompt.
     """
-    guided = sampling.guidance is not None
-    assert not (guided and cond.text is None), "guidance needs a text"
-    if guided:  # one doubled batch: prompts first, then the null text
+
+    def predictor(cond: Conditioning) -> Callable:
+      variables = {"params": params, **self.read_text(params, cond)}
+
+      def predict(z: jax.Array, logsnr: jax.Array):
+        output = self.net.apply(variables, z, self.time(logsnr), cond)
+        out, v = self.split_variance(output)
+        return self.prediction.to_x(out, z, logsnr), v
+
+      return predict
+
+    guides = sampling.guidance is not None
+    alone = not guides or sampling.guidance_interval is not None
+    predict = predictor(cond) if alone else None
+    if guides:
+      assert cond.text is not None, "guidance needs a text"
       null = cond.replace(text=cond.text.null_text())
-      cond = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
-    variables = {"params": params, **self.read_text(params, cond)}
+      both = jax.tree.map(lambda *c: jnp.concatenate(c), cond, null)
+      predict = guided(predictor(both), predict, sampling)
 
     def denoise(z: jax.Array, logsnr: jax.Array) -> Denoised:
-      batch = z.shape[0]
-      if guided:
-        z, logsnr = jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
-      out = self.net.apply(variables, z, self.time(logsnr), cond)
-      out, v = self.split_variance(out)
-      x_hat = self.prediction.to_x(out, z, logsnr)
-      if guided:
-        x_hat = guide(*jnp.split(x_hat, 2), sampling.guidance)
-      gamma = None if v is None else (v[:batch] + 1) / 2
+      x_hat, v = predict(z, logsnr)
+      gamma = None if v is None else (v + 1) / 2
       return Denoised(sampling.threshold(x_hat), gamma)
 
     return denoise
@@ -418,7 +422,7 @@ class Stage:
     sampling: Sampling,
   ) -> jax.Array:
     """Samples images [B, size, size, 3] in [-1, 1], one per key."""
-    carry = run_stage(
+    return run_stage(
       self,
       params,
       self.blank(keys.shape[0]),
@@ -426,8 +430,7 @@ class Stage:
       sampling.num_steps,
       SamplingInputs(keys, text, lowres),
       sampling.args(),
-    )
-    return carry.z
+    ).z
 
 
 @functools.partial(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks style and runs the tests, on the CPU:
 #   launch/test.sh [--oracles | --all | --colab] [arguments of pytest]
-# --oracles: the tests against torch, transformers and diffusers, which it
+# --oracles: the tests against torch and libraries of torch, which it
 # installs.
 # --all: every test, the slow ones, those against the oracles and those that
 # compile for TPUs too, for which it installs libtpu. It also builds the
@@ -87,7 +87,7 @@ if [ "$select" != 'not slow and not oracles' ]; then
   # them, name PyTorch's index of CPU builds in PIP_EXTRA_INDEX_URL beforehand.
   install=(.venv/bin/python -m pip --disable-pip-version-check install -qq
     --no-build-isolation -c requirements-lock.txt -e)
-  echo 'installing torch, transformers and diffusers ...'
+  echo 'installing torch, transformers, diffusers and torch-fidelity ...'
   "${install[@]}" '.[oracles]'
   if [ -z "$select" ]; then
     echo 'installing libtpu ...'

@@ -21,6 +21,38 @@ def guide(cond: jax.Array, uncond: jax.Array, w: jax.Array) -> jax.Array:
   return w * cond + (1 - w) * uncond
 
 
+def within(
+  logsnr: jax.Array, interval: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Tests whether log-SNR lie in an interval (low, high), ends included.
+
+  Not in the paper: guidance in an interval (Kynkaanniemi et al. 2024,
+  arXiv:2404.07724). Their levels sigma / alpha are exp(-logsnr / 2).
+  """
+  low, high = interval
+  return (low <= logsnr) & (logsnr <= high)
+
+
+def rescale(guided: jax.Array, cond: jax.Array, phi: jax.Array) -> jax.Array:
+  """Computes phi std(cond) / std(guided) guided + (1 - phi) guided.
+
+  Not in the paper: guidance rescale (Lin et al. 2023, arXiv:2305.08891, Eqs.
+  15-16). A large w widens the values of x_hat, and this narrows them again.
+  The standard deviations are over an example. Unlike guidance, the result
+  depends on the space. Here it is x_hat, before the threshold.
+
+  Args:
+    guided: x_hat [B, ...] after guidance.
+    cond: like guided, x_hat with the prompt.
+    phi: a number in [0, 1]; 0 changes nothing.
+  """
+  axes = tuple(range(1, guided.ndim))
+  have, want = (jnp.std(x, axes, keepdims=True) for x in (guided, cond))
+  # An example of one colour has no width to change.
+  ratio = jnp.where(have > 0, want / jnp.where(have > 0, have, 1.0), 1.0)
+  return phi * ratio * guided + (1 - phi) * guided
+
+
 def static_threshold(x: jax.Array) -> jax.Array:
   """Clips x to [-1, 1]."""
   return jnp.clip(jnp.asarray(x, jnp.float32), -1.0, 1.0)

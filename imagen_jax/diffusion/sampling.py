@@ -2,16 +2,27 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.diffusion.guidance import DynamicThreshold, Threshold
+from imagen_jax.diffusion.guidance import (
+  DynamicThreshold,
+  Threshold,
+  guide,
+  rescale,
+  within,
+)
 from imagen_jax.diffusion.samplers import Ancestral, Sampler
 from imagen_jax.diffusion.schedules import STEPS, Schedule
 
 UNIFORM_STEPS = 256
+
+
+# Called with z [B, ...] and logsnr [B], returns x_hat and a learned v or None.
+Predict = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class Grid(Protocol):
@@ -88,6 +99,9 @@ class SamplingArgs(NamedTuple):
     step: the sampler; its numbers are float [].
     threshold: the threshold on x_hat; its numbers are float [].
     aug_level: float [] in [0, 1].
+    guidance_interval: float [], float [], the log-SNR between which guidance
+      acts; None for everywhere.
+    guidance_rescale: float [], phi of guidance.rescale; None for 0.
   """
 
   steps: int | jax.Array
@@ -97,6 +111,8 @@ class SamplingArgs(NamedTuple):
   step: Sampler
   threshold: Threshold
   aug_level: float | jax.Array
+  guidance_interval: tuple[float | jax.Array, float | jax.Array] | None = None
+  guidance_rescale: float | jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +129,11 @@ class Sampling:
       (Sec. 2.4).
     timesteps: integers of 999..0, decreasing; they replace steps and grid.
     grid: the times of the steps.
+    guidance_interval: the log-SNR (low, high) between which guidance acts, both
+      included; None for everywhere. Not in the paper. A step outside takes one
+      evaluation of the net, with the prompt, instead of two.
+    guidance_rescale: phi of guidance.rescale, in [0, 1]. Not in the paper; 0
+      is off.
   """
 
   steps: int | None = None
@@ -122,6 +143,8 @@ class Sampling:
   aug_level: float = 0.0
   timesteps: tuple[int, ...] | None = None
   grid: Grid = UniformTime()
+  guidance_interval: tuple[float, float] | None = None
+  guidance_rescale: float = 0.0
 
   def __post_init__(self):
     if self.steps is not None and self.steps < 1:
@@ -136,6 +159,12 @@ class Sampling:
       raise ValueError(f"guidance is {self.guidance}, expected a number")
     if not 0 <= self.aug_level <= 1:
       raise ValueError(f"aug_level is {self.aug_level}, expected 0 to 1")
+    if self.guidance_interval is not None:
+      check_interval(self.guidance_interval)
+    if not 0 <= self.guidance_rescale <= 1:
+      raise ValueError(
+        f"guidance_rescale is {self.guidance_rescale}, expected 0 to 1"
+      )
 
   @property
   def num_steps(self) -> int:
@@ -150,14 +179,22 @@ class Sampling:
     if timesteps is not None:
       rest = (0,) * (STEPS - len(timesteps))
       timesteps = jnp.array(timesteps + rest, jnp.int32)
+    guided = self.guidance != 1
+    interval = self.guidance_interval if guided else None
     return SamplingArgs(
       steps=self.num_steps,
       timesteps=timesteps,
       grid=jax.tree.map(float, self.grid),
-      guidance=None if self.guidance == 1 else float(self.guidance),
+      guidance=float(self.guidance) if guided else None,
       step=jax.tree.map(float, self.step),
       threshold=jax.tree.map(float, self.threshold),
       aug_level=float(self.aug_level),
+      guidance_interval=jax.tree.map(float, interval),
+      guidance_rescale=(
+        float(self.guidance_rescale)
+        if guided and self.guidance_rescale
+        else None
+      ),
     )
 
   def replace(self, **changes: Any) -> "Sampling":
@@ -178,6 +215,52 @@ def time(i: jax.Array, sampling: SamplingArgs, schedule: Schedule) -> jax.Array:
     return sampling.grid(i, sampling.steps, schedule)
   listed = jnp.asarray(sampling.timesteps)[jnp.minimum(i, sampling.steps - 1)]
   return listed.astype(jnp.float32) / STEPS
+
+
+def guided(
+  both: Predict, alone: Predict | None, sampling: SamplingArgs
+) -> Predict:
+  """Returns a prediction with guidance, of one or two evaluations of a net.
+
+  Args:
+    both: predicts x_hat of a doubled batch: prompts first, then the null text.
+    alone: predicts x_hat with the prompts; None is enough without an interval.
+    sampling: the settings, with guidance.
+  """
+  interval, phi = sampling.guidance_interval, sampling.guidance_rescale
+
+  def predict(z: jax.Array, logsnr: jax.Array) -> tuple[jax.Array, Any]:
+    twice = jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr])
+    x_hat, v = both(*twice)
+    cond, uncond = jnp.split(x_hat, 2)
+    w = sampling.guidance
+    if interval is not None:
+      w = jnp.where(within(logsnr, interval), w, 1.0)
+    x_hat = guide(cond, uncond, w)
+    if phi is not None:
+      x_hat = rescale(x_hat, cond, phi)
+    return x_hat, None if v is None else v[: z.shape[0]]
+
+  def predict_inside(z: jax.Array, logsnr: jax.Array) -> tuple[jax.Array, Any]:
+    # A conditional runs one branch: outside, the null text is skipped.
+    return jax.lax.cond(
+      within(logsnr, interval).any(), predict, alone, z, logsnr
+    )
+
+  return predict if interval is None else predict_inside
+
+
+def check_interval(interval: tuple[float, float]) -> None:
+  """Checks that an interval of log-SNR has two ends in order.
+
+  Raises:
+    ValueError: if it has other than two numbers, or is empty.
+  """
+  if len(interval) != 2 or not interval[0] < interval[1]:
+    raise ValueError(
+      f"guidance_interval is {interval}, expected two log-SNR, the lower first,"
+      " such as (-1, 2.5)"
+    )
 
 
 def check_timesteps(timesteps: tuple[int, ...]) -> None:

@@ -51,6 +51,10 @@ from imagen_jax.stage import Sampling, Stage
       Sampling(threshold=guidance.DynamicThreshold(95, 1.5)),
     ),
     (
+      {"guidance_interval": [-1, 2.5], "guidance_rescale": 0.7},
+      Sampling(guidance_interval=(-1, 2.5), guidance_rescale=0.7),
+    ),
+    (
       {"threshold": {"kind": "static"}},
       Sampling(threshold=guidance.StaticThreshold()),
     ),

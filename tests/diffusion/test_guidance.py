@@ -43,6 +43,31 @@ def test_guiding_x_hat_is_guiding_the_output(prediction):
   np.testing.assert_allclose(guided_x, expected, rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
+def test_rescale_moves_the_width_by_phi(phi):
+  """std(x') = phi std(cond) + (1 - phi) std(guided), each example its own."""
+  scale = np.array([1.0, 5.0, 0.2])[:, None, None, None]
+  cond, guided = normal(3, 8, 8, 3), scale * normal(3, 8, 8, 3, seed=1) + 2
+  found = guidance.rescale(jnp.array(guided), jnp.array(cond), phi)
+  std = lambda x: np.std(x, (1, 2, 3))
+  expected = phi * std(cond) + (1 - phi) * std(guided)
+  np.testing.assert_allclose(std(found), expected, rtol=1e-5)
+  ratio = np.asarray(found) / guided  # one number for all of an example
+  np.testing.assert_allclose(ratio, ratio[:, :1, :1, :1] + 0 * ratio, rtol=1e-4)
+
+
+def test_rescale_leaves_one_colour_and_no_guidance():
+  flat, x = jnp.full((1, 4, 4, 3), 0.5), jnp.array(normal(1, 4, 4, 3))
+  np.testing.assert_allclose(guidance.rescale(flat, x, 0.7), flat)
+  np.testing.assert_allclose(guidance.rescale(x, x, 0.7), x, rtol=1e-6)
+
+
+def test_within_includes_its_ends():
+  logsnr = jnp.array([-1.1, -1.0, 0.0, 2.5, 2.6])
+  found = guidance.within(logsnr, (-1.0, 2.5))
+  assert found.tolist() == [False, True, True, True, False]
+
+
 def test_none_and_static():
   x = jnp.array([[-3.0, -0.5, 0.0, 1.0, 1.5]])
   np.testing.assert_array_equal(guidance.NoThreshold()(x), x)

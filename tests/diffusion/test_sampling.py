@@ -80,6 +80,13 @@ def test_other_values_are_arguments_of_the_same_types():
   plain = Sampling(9, 3.0, ancestral(0.0), dynamic(95.0), 0.1)
   same = Sampling(2000, 4, ancestral(1), dynamic(90), 0.3)
   assert key(plain) == key(same)
+  more = dict(guidance_interval=(-1, 2.5), guidance_rescale=0.7)
+  ends = dict(guidance_interval=(-9.0, float("inf")), guidance_rescale=1)
+  assert key(plain.replace(**more)) == key(plain.replace(**ends))
+  off = dict(guidance_interval=None, guidance_rescale=0.0)
+  assert key(plain.replace(**more).replace(**off)) == key(plain)
+  without = plain.replace(guidance=1.0)  # where there is nothing to limit
+  assert key(without.replace(**more)) == key(without)
   listed = Sampling(timesteps=(5, 0))
   assert key(listed) == key(Sampling(timesteps=(999, 5, 0), guidance=2))
   for other in (
@@ -88,6 +95,8 @@ def test_other_values_are_arguments_of_the_same_types():
     plain.replace(threshold=dynamic(95.0, cap=2.0)),
     plain.replace(timesteps=(5, 0)),
     plain.replace(grid=UniformLogSNR()),
+    plain.replace(guidance_interval=(-1.0, 2.5)),
+    plain.replace(guidance_rescale=0.7),
   ):
     assert key(plain) != key(other)
 
@@ -117,3 +126,20 @@ def test_replacing_one_takes_back_the_other():
   assert listed.replace(steps=9) == Sampling(9, guidance=7.0)
   assert listed.replace(guidance=2.0).timesteps == (5, 0)
   assert Sampling(9).replace(timesteps=(5, 0)) == Sampling(timesteps=(5, 0))
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"guidance_interval": (2.0, 1.0)}, r"is \(2.0, 1.0\), expected two log"),
+    ({"guidance_interval": (1.0, 1.0)}, "expected two log-SNR, the lower"),
+    ({"guidance_interval": (1.0,)}, r"guidance_interval is \(1.0,\), expected"),
+    ({"guidance_interval": (np.nan, 1.0)}, "guidance_interval is .*expected"),
+    ({"guidance_rescale": 1.1}, "guidance_rescale is 1.1, expected 0 to 1"),
+    ({"guidance_rescale": -0.1}, "guidance_rescale is -0.1, expected 0 to 1"),
+    ({"guidance_rescale": np.nan}, "guidance_rescale is nan, expected 0 to 1"),
+  ],
+)
+def test_bad_guidance_is_named(changes, said):
+  with pytest.raises(ValueError, match=said):
+    Sampling(**changes)

@@ -54,6 +54,24 @@ def test_claims_hold_of_real_pictures_and_not_of_noise(report):
     assert shares[drawn]["all"] < 0.5
 
 
+def test_shares_have_intervals(report):
+  shares, intervals = report["claims_that_hold"], report["claims_that_hold_95"]
+  assert shares.keys() == intervals.keys()
+  for name, of_kinds in shares.items():
+    assert of_kinds.keys() == intervals[name].keys()
+    for kind, (low, high) in intervals[name].items():
+      assert low <= of_kinds[kind] <= high and low < high, (name, kind)
+  widths = {k: v[1] - v[0] for k, v in intervals["generated"].items()}
+  assert min(widths, key=widths.get) == "all"  # of most claims
+
+
+def test_noise_is_far_from_real_pictures(report):
+  found = report["frechet_pixels"]
+  assert found["distance"] > 1
+  assert found["num_images"] == [COUNT, COUNT]
+  assert found["dimension"] == 768 and found["rank_deficient"]
+
+
 def test_every_stage_has_its_losses(report):
   assert list(report["loss"]) == ["base", "larger"]
   for losses in report["loss"].values():
