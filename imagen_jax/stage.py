@@ -423,14 +423,9 @@ class Stage:
   ) -> jax.Array:
     """Samples images [B, size, size, 3] in [-1, 1], one per key."""
     return run_stage(
-      self,
-      params,
-      self.blank(keys.shape[0]),
-      0,
-      sampling.num_steps,
-      SamplingInputs(keys, text, lowres),
-      sampling.args(),
-    ).z
+      self, params, self.blank(keys.shape[0]), 0, sampling.num_steps,
+      SamplingInputs(keys, text, lowres), sampling.args(),
+    ).z  # fmt: skip
 
 
 @functools.partial(

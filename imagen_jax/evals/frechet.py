@@ -110,7 +110,7 @@ def merge(parts: Sequence[FeatureStats]) -> FeatureStats:
 
 
 def merge_hosts(stats: FeatureStats) -> FeatureStats:
-  """Merges the moments of all hosts; all call it and get the same bits."""
+  """Merges the moments of all hosts; all call it, and get equal bits."""
   if jax.process_count() == 1:
     return stats
   counts = _gather(np.array([stats.count], np.int64))[:, 0]
