@@ -65,7 +65,9 @@ progress() {
         if [ -t 1 ]; then printf '\r\033[K'; fi
         line=${line#*: }
         line=${line//[^,]/}
-        echo "  installing $((${#line} + 1)) packages ..."
+        if [ -n "$line" ]; then
+          echo "  installing $((${#line} + 1)) packages ..."
+        fi
         ;;
     esac
   done

@@ -72,7 +72,8 @@ def names(folder) -> list[str]:
     (
       ["--prompt=a", "--config.larger.sampling.stepps=1"],
       "unknown config key larger.sampling.stepps, expected steps, guidance, "
-      "step, threshold, aug_level, timesteps, grid",
+      "step, threshold, aug_level, timesteps, grid, guidance_interval, "
+      "guidance_rescale",
     ),
   ],
 )
