@@ -21,7 +21,7 @@ from etils import epath
 
 from imagen_jax.cli import command_line
 from imagen_jax.files import reason
-from imagen_jax.parallel import compile_cache, memory
+from imagen_jax.parallel import compile_cache, memory, processes
 from imagen_jax.progress import print_line
 
 # The extra that installs each package that the core does not need.
@@ -156,9 +156,12 @@ def as_exit_codes() -> Iterator[None]:
   except (ValueError, jax.errors.JaxRuntimeError) as error:
     code, said = _jax_code(error), str(error).split("\n")[0][:200]
     if code == "RESOURCE_EXHAUSTED":
-      fail(memory.too_large(str(error)), 1)
+      said = memory.too_large(str(error))
+    elif code in OWN_ERRORS:
+      said = f"JAX cannot compile or run this: {said}"
     if code in OWN_ERRORS:
-      fail(f"JAX cannot compile or run this: {said}", 1)
+      with processes.ending_together():
+        fail(said, 1)
     if code and jax.distributed.is_initialized():
       fail(
         f"a computation failed, perhaps because another process ended: {said}",

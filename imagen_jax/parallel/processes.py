@@ -5,6 +5,7 @@ A process that continued alone would wait forever in its next collective.
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 from imagen_jax import files
 
 MEETINGS = itertools.count()
+TOGETHER = 10.0  # seconds
 MOST_BYTES = 500  # of the words that processes exchange
 
 
@@ -63,6 +65,26 @@ def gather_host_stats(
   return np.ascontiguousarray(found).view(np.int64), [
     bytes(row).rstrip(b"\0").decode(errors="ignore") for row in said
   ]
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+  """Lets all processes of a job end by the same error, which ends the block.
+
+  JAX aborts a process as soon as the first one is gone. So each waits at the
+  end of the block for the others, for at most TOGETHER seconds, because the
+  error may be of one process only.
+  """
+  try:
+    yield
+  finally:
+    # Not public, see Meeting.
+    client = jax._src.distributed.global_state.client
+    if client is not None:
+      with contextlib.suppress(Exception):  # the others have not come
+        client.wait_at_barrier("ending", int(1000 * TOGETHER))
+        if jax.process_index() == 0:
+          time.sleep(1.0)  # the coordinator goes last
 
 
 @contextlib.contextmanager
