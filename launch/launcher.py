@@ -128,6 +128,11 @@ class Parser(argparse.ArgumentParser):
     text += f" ({', '.join(beside)})" if beside else ""
     self.add_argument(flag, metavar="", help=text.replace("%", "%%"))
 
+  def define_place(self) -> None:
+    """Adds --zone and --project, which gcloud's configuration may give."""
+    self.define("--zone", ZONE, "else gcloud's", variable="ZONE")
+    self.define("--project", PROJECT, "else gcloud's", variable="PROJECT_ID")
+
   def define_common(self, platform: str) -> None:
     """Adds --extra and --dry_run."""
     if platform:

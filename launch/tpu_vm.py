@@ -78,10 +78,7 @@ def make_parser() -> launcher.Parser:
     PROGRAM, __doc__, "VERB --name=NAME --zone=ZONE [FLAGS] [-- COMMAND]"
   )
   flags.define("--name", launcher.NAME, "the TPU's", variable="TPU_NAME")
-  flags.define("--zone", launcher.ZONE, "else gcloud's", variable="ZONE")
-  flags.define(
-    "--project", launcher.PROJECT, "else gcloud's", variable="PROJECT_ID"
-  )
+  flags.define_place()
   flags.define(
     "--type",
     launcher.TYPE,

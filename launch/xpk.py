@@ -44,10 +44,7 @@ def make_parser() -> launcher.Parser:
     "one made by `xpk cluster create`",
     variable="CLUSTER",
   )
-  flags.define("--zone", launcher.ZONE, "else gcloud's", variable="ZONE")
-  flags.define(
-    "--project", launcher.PROJECT, "else gcloud's", variable="PROJECT_ID"
-  )
+  flags.define_place()
   flags.define(
     "--type",
     launcher.TYPE,

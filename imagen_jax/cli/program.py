@@ -155,13 +155,11 @@ def as_exit_codes() -> Iterator[None]:
     fail(str(error), 2)
   except (ValueError, jax.errors.JaxRuntimeError) as error:
     code, said = _jax_code(error), str(error).split("\n")[0][:200]
-    if code == "RESOURCE_EXHAUSTED":
-      said = memory.too_large(str(error))
-    elif code in OWN_ERRORS:
-      said = f"JAX cannot compile or run this: {said}"
     if code in OWN_ERRORS:
       with processes.ending_together():
-        fail(said, 1)
+        if code == "RESOURCE_EXHAUSTED":
+          fail(memory.too_large(str(error)), 1)
+        fail(f"JAX cannot compile or run this: {said}", 1)
     if code and jax.distributed.is_initialized():
       fail(
         f"a computation failed, perhaps because another process ended: {said}",

@@ -4,7 +4,6 @@ import contextlib
 import operator
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -218,14 +217,13 @@ def _tensor(file: Any, name: str) -> Tensor:
 @contextlib.contextmanager
 def _local(path: epath.Path) -> Iterator[os.PathLike]:
   """Gives the block a local file: the path itself, or a copy of it."""
-  if "://" not in os.fspath(path):
+  if not files.is_remote(path):  # whose name may begin with ~
     yield path
     return
-  with tempfile.NamedTemporaryFile() as copy:
+  with contextlib.ExitStack() as stack:
     with reading(path):
-      copy.write(path.read_bytes())
-    copy.flush()
-    yield pathlib.Path(copy.name)
+      local = stack.enter_context(files.local_copy(path))
+    yield pathlib.Path(local)
 
 
 @contextlib.contextmanager
