@@ -52,21 +52,32 @@ predicted, not measured: no TPU has run this code yet.
 HERE = """
 ## On two CPU cores
 
-Measured on two idle cores of a Xeon; a slow machine takes three times as long.
+Measured on two idle cores of a Xeon. A slow machine takes three times as long.
 
-| work | memory of the process | time | command |
-|---|---|---|---|
-| first image of the demo, compiling included | 0.9 GB | 14 s | `launch/quickstart.sh "a red star"` |
-| a later one, with the compile cache | 0.9 GB | 8 s | the same |
-| a training step of shapes16, batch 32 | 2.4 GB | 0.63 s | `python benchmarks/train_overhead.py` |
-| the demo's trainings, one after another | 2.4 GB | 4 hours | [model cards](../model_cards.md) |
 """
+MEASURED = (  # work, memory of the process, time, command
+  (
+    "first image of the demo, compiling included",
+    *("0.9 GB", "14 s", '`launch/quickstart.sh "a red star"`'),
+  ),
+  ("a later one, with the compile cache", "0.9 GB", "8 s", "the same"),
+  (
+    "a training step of shapes16, batch 32",
+    *("2.4 GB", "0.63 s", "`python benchmarks/train_overhead.py`"),
+  ),
+  (
+    "the demo's trainings, one after another",
+    *("2.4 GB", "4 hours", "[model cards](../model_cards.md)"),
+  ),
+)
 
 
 def page(root: pathlib.Path) -> str:
   """Returns the page, in Markdown."""
   text = (root / "launch" / "compiled.json").read_text("utf-8")
-  return "".join([INTRO, *stages(), CASCADES, TPUS, *tpus(json.loads(text)), HERE])
+  return "".join(
+    [INTRO, *stages(), CASCADES, TPUS, *tpus(json.loads(text)), HERE]
+  )
 
 
 def stages() -> Iterator[str]:
@@ -100,18 +111,25 @@ def tpus(rows: list[dict[str, Any]]) -> Iterator[str]:
     *("seconds", "days", "chip-hours"),
   )
   for one in rows:
-    slices = one["num_slices"]
+    slices, gib = one["num_slices"], 2**30
     days, hours = one.get("days"), one.get("chip_hours")
     yield row(
       "`" + re.search(r"--config=configs/(\S+)\.py", one["command"])[1] + "`",
       one["program"],
       (f"{slices} x " if slices > 1 else "") + one["topology"],
       str(one["batch"]),
-      f"{one['peak_bytes'] / 2**30:.1f} of {one['hbm_limit_bytes'] / 2**30:.1f}",
+      f"{one['peak_bytes'] / gib:.1f} of {one['hbm_limit_bytes'] / gib:.1f}",
       f"{one['predicted_seconds']:.3g}",
       f"{days:.1f}" if days else "",
       f"{round(hours, -3):,.0f}" if hours else "",
     )
+
+
+def here() -> Iterator[str]:
+  """Yields the lines of the table of what was measured on a CPU."""
+  yield from head("work", "memory of the process", "time", "command")
+  for cells in MEASURED:
+    yield row(*cells)
 
 
 def head(*cells: str) -> Iterator[str]:
