@@ -125,7 +125,7 @@ def test_a_block_is_found(text, expected):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
   """A checkout's files beside what the pages suppose to be there."""
-  for name in ("configs", "launch", "benchmarks"):
+  for name in ("configs", "launch", "benchmarks", "examples"):
     (tmp_path / name).symlink_to(ROOT / name)
   # A copy, which the page of the demo's weights writes into.
   weights = pathlib.Path("imagen_jax", "weights")

@@ -199,7 +199,7 @@ def test_docstrings_become_restructured_text(docs, lines, expected):
     ("[a](docs/pods.md#b)", "[a](../pods.md#b)"),
     ("[a](launch/)", "[a](launch.md)"),
     ("[a](FAULTS.md)", "[a](faults.md)"),
-    ("![a](configs/shapes.png)", "![a](../../configs/shapes.png)"),
+    ("![a](docs/shapes.png)", "![a](../shapes.png)"),
     ("[a](setup.py)", "`setup.py`"),
     ("[a](https://x.y/z.md)", "[a](https://x.y/z.md)"),
     ("[a](#b)", "[a](#b)"),
