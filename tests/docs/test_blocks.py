@@ -144,6 +144,7 @@ def folder(tmp_path, monkeypatch):
   shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
   monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' eight devices
   monkeypatch.chdir(tmp_path)
   return tmp_path
 
