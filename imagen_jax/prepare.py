@@ -2,7 +2,7 @@ r"""Prepares your own images and captions as a dataset to train on.
 
   python -m imagen_jax.prepare --source=FOLDER --output=DATA
   python -m imagen_jax.train --config=CONFIG --config.data.name=DATA \
-    --config.train.sample_split=validation --workdir=RUN
+    --workdir=RUN
 
 DATA is a path of a disk or gs://. The source is a folder of images with
 metadata.jsonl, .csv or .parquet, or with a .txt beside each image; webdataset

@@ -27,7 +27,7 @@ FORMAT = "array_record"  # the TFDS format with random access to records
 
 def load_source(
   name: str,
-  split: str,
+  split: str | Sequence[str],
   data_dir: str | os.PathLike[str],
   *,
   features: Sequence[str] = ("image", "caption"),
@@ -43,7 +43,8 @@ def load_source(
     name: the TFDS name, such as "captioned_shapes" or
       "captioned_shapes/tiny:1.0.0", or the folder of a prepared dataset, such
       as "/data/mine", "./mine" or "gs://bucket/mine".
-    split: a split in TFDS syntax, such as "train" or "train[:10%]".
+    split: a split in TFDS syntax, such as "train" or "train[:10%]"; or several,
+      of which the first that the dataset has is read.
     data_dir: the folder of prepared datasets, which may begin with ~.
     features: the features to decode; all other stored features are skipped.
     key: the setting or flag that names the split, for messages.
@@ -56,11 +57,11 @@ def load_source(
       split is unknown or empty; or a feature is missing or cannot be used.
   """
   if name == ENDLESS:
-    if split not in SPLITS:
+    if not (known := [each for each in _as_tuple(split) if each in SPLITS]):
       raise ValueError(
         f"{key} is {split!r}, expected one of {SPLITS} for {name!r}"
       )
-    return Endless(split)
+    return Endless(known[0])
   if os.fspath(data_dir) == DATA_DIR:
     data_dir = os.environ.get("TFDS_DATA_DIR") or data_dir  # as TFDS does
   data_dir = files.expand(data_dir)
@@ -70,7 +71,7 @@ def load_source(
   if not _is_prepared(builder):
     _prepare(name, data_dir, builder.data_dir)
     builder = _open(name, data_dir)
-  _check_split(name, split, key, builder.info.splits)
+  split = _choose_split(name, _as_tuple(split), key, builder.info.splits)
   records = Records(builder, split, features)
   if not len(records):
     raise ValueError(f"{key} is {split!r}, in which {name!r} has no records")
@@ -258,14 +259,33 @@ def _check_feature(
     )
 
 
-def _check_split(name: str, split: str, key: str, splits: Mapping) -> None:
-  """Raises ValueError unless a split, or a part of one, exists."""
-  if re.fullmatch(r"\w+", split) and split != "all" and split not in splits:
+def _as_tuple(split: str | Sequence[str]) -> tuple[str, ...]:
+  """Returns one split or several as a tuple."""
+  return (split,) if isinstance(split, str) else tuple(split)
+
+
+def _choose_split(
+  name: str, wanted: tuple[str, ...], key: str, splits: Mapping
+) -> str:
+  """Returns the first of the splits, or parts of splits, that exists.
+
+  Raises:
+    ValueError: none exists.
+  """
+  known = [
+    each
+    for each in wanted
+    if each in splits or each == "all" or not re.fullmatch(r"\w+", each)
+  ]
+  if not known:
     raise ValueError(
-      f"{name} has no split {split!r}, only {_names(splits)}: change {key}"
+      f"{name} has no split {' or '.join(map(repr, wanted))}, only"
+      f" {_names(splits)}: change {key}"
     )
+  split = known[0]
   with _as_sentence(f"{key} is {files.quote(split)}, which cannot be read"):
     splits[split].file_instructions  # noqa: B018
+  return split
 
 
 def _names(names: Iterable[str]) -> str:

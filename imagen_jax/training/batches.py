@@ -11,9 +11,11 @@ from imagen_jax.stage import Stage
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.settings import Data
 
+Split = str | Sequence[str]  # a split, or several: the first that exists
+
 
 def check_splits(
-  data: Data, sample_split: str | None, *, captions: bool
+  data: Data, splits: Mapping[str, Split], *, captions: bool
 ) -> None:
   """Opens the splits that a run will read, and prepares the dataset if needed.
 
@@ -22,16 +24,13 @@ def check_splits(
 
   Args:
     data: where the examples are.
-    sample_split: the split that sample grids show; None without grids.
+    splits: what is to be read, by the key that names it.
     captions: whether captions are read.
 
   Raises:
     ValueError: a split or the dataset cannot be used; the key is named.
   """
-  keys = {"data.split": data.split}
-  if sample_split is not None:
-    keys["train.sample_split"] = sample_split
-  for key, split in keys.items():
+  for key, split in splits.items():
     load_source(
       data.name, split, data.data_dir, features=_features(captions), key=key
     )
@@ -46,7 +45,7 @@ def open_batches(
   data: Data,
   tokenizer: Tokenizer | None,
   *,
-  split: str,
+  split: Split,
   batch_size: int,
   start_step: int = 0,
   steps: int | None = None,

@@ -124,7 +124,8 @@ def time_input(run: Run, chips: Chips, log: Callable[[str], None]) -> None:
       f" example for each host of {chips.name}"
     )
   tokenizer = published.tokenizer(run.text)
-  check_splits(data, data.split, captions=tokenizer is not None)
+  splits = {"data.split": data.split}
+  check_splits(data, splits, captions=tokenizer is not None)
   if chips.peak_flops is None:
     log(
       f"needed: not known, like the peak speed of {chips.name}; name the chips"

@@ -15,7 +15,7 @@ from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import Tokenizer
-from imagen_jax.training.batches import check_splits, open_batches
+from imagen_jax.training.batches import Split, check_splits, open_batches
 from imagen_jax.training.preemption import Preemption
 from imagen_jax.training.setup import Run, Setup, net_shapes, set_up
 
@@ -46,7 +46,7 @@ class Job:
   preemption: Preemption
 
   def batches(
-    self, split: str, batch_size: int, **settings: Any
+    self, split: Split, batch_size: int, **settings: Any
   ) -> Iterator[dict[str, np.ndarray]]:
     """Opens the batches of a split; settings are arguments of open_batches."""
     return open_batches(
@@ -64,7 +64,7 @@ class Job:
     )
 
   def first_batch(
-    self, split: str, batch_size: int, **settings: Any
+    self, split: Split, batch_size: int, **settings: Any
   ) -> dict[str, np.ndarray]:
     """Returns the first batch of a split.
 
@@ -90,8 +90,10 @@ def check_files(run: Run, workdir: str) -> None:
   if path and not has_checkpoint(workdir):  # a resumed run reads none
     published.check_net(path, net_shapes(run.stage, run.text))
   training = run.training
-  sample_split = training.sample_split if training.sample_every else None
-  check_splits(run.data, sample_split, captions=captions)
+  splits = {"data.split": run.data.split}
+  if training.sample_every:
+    splits["train.sample_split"] = training.sample_splits
+  check_splits(run.data, splits, captions=captions)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def read_samples(job: Job) -> Samples | None:
   training = job.run.training
   if training.sample_every is None:
     return None
-  batch = job.first_batch(training.sample_split, training.num_samples)
+  batch = job.first_batch(training.sample_splits, training.num_samples)
   encode = published.text_encoder(job.run.text, job.text_params)
   text = encode and encode.from_ids(batch["tokens"], batch["mask"])
   return Samples(batch, text)

@@ -91,7 +91,8 @@ class Training:
     max_skipped: steps in a row without a finite loss or gradient that end the
       run; fewer are skipped.
     num_samples: examples in a sample grid.
-    sample_split: the split of these examples.
+    sample_split: the split of these examples; None for test, or validation
+      where there is no test.
     start_from: the weights that a new run starts from, named as in a cascade's
       config; None for random weights.
   """
@@ -108,7 +109,7 @@ class Training:
   hang_after: float | None = 300.0
   max_skipped: int = 10
   num_samples: int = 16
-  sample_split: str = "test"
+  sample_split: str | None = None
   start_from: str | None = None
 
   def __post_init__(self):
@@ -132,6 +133,13 @@ class Training:
       )
     if not 0 <= self.ema_decay <= 1:
       raise ValueError(f"ema_decay is {self.ema_decay}, expected 0 to 1")
+
+  @property
+  def sample_splits(self) -> tuple[str, ...]:
+    """The splits of sample grids, of which the first that exists is read."""
+    if self.sample_split is None:
+      return ("test", "validation")  # prepare makes the latter
+    return (self.sample_split,)
 
 
 def check_ranges(settings: Any, *, lowest: dict[str, int]) -> None:
