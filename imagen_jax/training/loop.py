@@ -14,6 +14,7 @@ from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.interop import published
 from imagen_jax.parallel import compile_cache, mesh
 from imagen_jax.progress import Progress
+from imagen_jax.training.batches import fingerprints
 from imagen_jax.training.goodput import Goodput
 from imagen_jax.training.job import STOPPED, Job, check_files, open_job
 from imagen_jax.training.lock import Writer, one_writer
@@ -77,6 +78,7 @@ def train(
   """
   goodput = Goodput()
   check_files(run, workdir)
+  config = {**config, "dataset": fingerprints(run.data)}
   with (
     hold_workdir(workdir) as writer,
     compile_cache.enabled(workdir),

@@ -200,9 +200,7 @@ def test_another_format_is_advised_to_be_converted(dataset, tmp_path):
   folder = dataset(some_records(1), kind="tfrecord")
   assert error_of(tmp_path) == (
     "dataset 'my_set' is stored as tfrecord, expected array_record: convert it"
-    " once, where TensorFlow is installed, by python -m"
-    " tensorflow_datasets.scripts.convert_format"
-    f" --dataset_version_dir={folder} --out_file_format=array_record"
+    f" once by python -m imagen_jax.prepare --source={folder} --output=DIR"
   )
 
 
