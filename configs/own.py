@@ -57,6 +57,7 @@ def get_config(text: str = "t5") -> ConfigDict:
     steps=200_000,
     ema_decay=0.9999,
     sample_every=2_000,
+    validate_every=2_000,
     checkpoint_every=1_000,
   )
   config.optimizer.decay_steps = config.train.get_oneway_ref("steps")

@@ -63,18 +63,24 @@ class Job:
       stop=self.preemption.asked,
     )
 
-  def first_batch(
-    self, split: Split, batch_size: int, **settings: Any
-  ) -> dict[str, np.ndarray]:
-    """Returns the first batch of a split.
+  def first_batches(
+    self, split: Split, batch_size: int, count: int, **settings: Any
+  ) -> list[dict[str, np.ndarray]]:
+    """Returns the first batches of a split.
 
     Raises:
       Stopped: the run was asked to end meanwhile.
     """
     bad = BadRecords(self.run.data.max_bad_share)
-    batches = self.batches(split, batch_size, steps=1, bad=bad, **settings)
+    batches = self.batches(split, batch_size, steps=count, bad=bad, **settings)
     with contextlib.closing(self.feed(batches)) as feed:
-      return next(feed)
+      return [next(feed) for _ in range(count)]
+
+  def first_batch(
+    self, split: Split, batch_size: int, **settings: Any
+  ) -> dict[str, np.ndarray]:
+    """Returns the first batch of a split, as first_batches does."""
+    return self.first_batches(split, batch_size, 1, **settings)[0]
 
 
 def check_files(run: Run, workdir: str) -> None:
@@ -93,6 +99,8 @@ def check_files(run: Run, workdir: str) -> None:
   splits = {"data.split": run.data.split}
   if training.sample_every:
     splits["train.sample_split"] = training.sample_splits
+  if training.validate_every:
+    splits["train.validate_split"] = training.validate_splits
   check_splits(run.data, splits, captions=captions)
 
 

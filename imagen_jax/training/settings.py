@@ -156,6 +156,11 @@ class Training:
     num_samples: examples in a sample grid.
     sample_split: the split of these examples; None for test, or validation
       where there is no test.
+    validate_every: steps between two measurements of the loss on held-out
+      images, with one at the end; None measures none.
+    validate_batches: batches of held-out images, each of data.batch_size.
+    validate_split: the split of these images; None for validation, or test
+      where there is no validation.
     start_from: the weights that a new run starts from, named as in a cascade's
       config; None for random weights.
   """
@@ -173,6 +178,9 @@ class Training:
   max_skipped: int = 10
   num_samples: int = 16
   sample_split: str | None = None
+  validate_every: int | None = None
+  validate_batches: int = 4
+  validate_split: str | None = None
   start_from: str | None = None
 
   def __post_init__(self):
@@ -184,9 +192,10 @@ class Training:
       "keep_checkpoints",
       "max_skipped",
       "num_samples",
+      "validate_batches",
     )
     check_ranges(self, lowest=dict.fromkeys(counts, 1))
-    for name in ("keep_every", "sample_every"):
+    for name in ("keep_every", "sample_every", "validate_every"):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name} is {value}, expected at least 1, or None")
@@ -203,6 +212,13 @@ class Training:
     if self.sample_split is None:
       return ("test", "validation")  # prepare makes the latter
     return (self.sample_split,)
+
+  @property
+  def validate_splits(self) -> tuple[str, ...]:
+    """The splits of held-out images, of which the first that exists is read."""
+    if self.validate_split is None:
+      return ("validation", "test")
+    return (self.validate_split,)
 
 
 def check_ranges(settings: Any, *, lowest: dict[str, int]) -> None:
