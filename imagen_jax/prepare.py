@@ -16,6 +16,7 @@ explains it all.
 import concurrent.futures
 import os
 import threading
+import typing
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -25,6 +26,9 @@ from imagen_jax import files
 from imagen_jax.cli import command_line, program
 from imagen_jax.data.captions import check_template
 from imagen_jax.progress import Progress, print_line
+
+if typing.TYPE_CHECKING:
+  from imagen_jax.data.prepare import shards, sources
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -125,21 +129,27 @@ def check_apart(source: str, output: str) -> None:
     )
 
 
-@program.verb(define_flags)
-def main(args: flags.FlagValues) -> None:
-  """Writes shards, the metadata, or both."""
+def open_plan(
+  args: flags.FlagValues,
+) -> tuple["sources.Source", "shards.Plan", epath.Path]:
+  """Opens the source that flags name, and plans the shards of the output.
+
+  Args:
+    args: the parsed flags of define_flags.
+
+  Returns:
+    (source, plan, output). The plan is stored in the output.
+
+  Raises:
+    ValueError: a flag is bad, the source cannot be read, or the output was
+      begun with another source or other settings.
+  """
   if not args.source or not args.output:
     raise ValueError("--source and --output are needed, see --help")
-  if args.shard is not None and args.finish:
-    raise ValueError("--shard and --finish exclude each other, expected one")
   command_line.check_at_least(args, "per_shard", 1)
-  if args.threads is not None:
-    command_line.check_at_least(args, "threads", 1)
   check_template("--template", args.template)
-  chosen_shards(args.shard, 0)
   # Imported here, because the core does not need the packages it imports.
-  from imagen_jax.data.pipeline import usable_cores
-  from imagen_jax.data.prepare import filters, finish, shards, sources
+  from imagen_jax.data.prepare import filters, shards, sources
 
   rules = filters.Filters(
     least_side=args.least_side,
@@ -162,6 +172,22 @@ def main(args: flags.FlagValues) -> None:
     source, rules, duplicates=args.duplicates, validation=args.validation
   )
   shards.keep_plan(plan, output)
+  return source, plan, output
+
+
+@program.verb(define_flags)
+def main(args: flags.FlagValues) -> None:
+  """Writes shards, the metadata, or both."""
+  if args.shard is not None and args.finish:
+    raise ValueError("--shard and --finish exclude each other, expected one")
+  if args.threads is not None:
+    command_line.check_at_least(args, "threads", 1)
+  chosen_shards(args.shard, 0)
+  source, plan, output = open_plan(args)
+  # Imported here, because the core does not need the packages it imports.
+  from imagen_jax.data.pipeline import usable_cores
+  from imagen_jax.data.prepare import finish, shards
+
   with shards.holding(output, alone=args.shard is None):
     if not args.finish:
       chosen = chosen_shards(args.shard, plan.count)
