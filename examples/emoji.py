@@ -25,9 +25,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imagen_jax import files
-from imagen_jax.data.pipeline import usable_cores
-from imagen_jax.progress import Progress
+from tqdm import tqdm
 
 _TONES = re.compile(r"(.+?)-(light|medium-light|medium|medium-dark|dark)")
 _MOST = 2**28  # bytes of a set
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         jobs.append((folder / name, svg(icons, name), captions, args.size))
   if not jobs:
     raise ValueError(f"--only is {args.only!r}, expected names of the sets")
-  files.write(output / "README.md", "\n".join([*notes, ""]), parents=True)
+  write(output / "README.md", "\n".join([*notes, ""]).encode())
   draw_all(jobs)
 
 
@@ -130,23 +128,25 @@ def draw(
   drawn = resvg_py.svg_to_bytes(
     image, width=size, height=size, background="#ffffff"
   )
-  files.write(path.with_suffix(".png"), bytes(drawn), parents=True)
-  files.write(text, "".join(f"{caption}\n" for caption in captions))
+  write(path.with_suffix(".png"), bytes(drawn))
+  write(text, "".join(f"{caption}\n" for caption in captions).encode())
+
+
+def write(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file whole or not at all; prepare ignores hidden files."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f".{path.name}.part")
+  part.write_bytes(data)
+  part.replace(path)
 
 
 def draw_all(jobs: Sequence[tuple]) -> None:
   """Draws all images, on all cores."""
-  with (
-    Progress("emoji", len(jobs)) as progress,
-    concurrent.futures.ProcessPoolExecutor(usable_cores()) as pool,
-  ):
-    progress.start(0)
+  with concurrent.futures.ProcessPoolExecutor() as pool:
     running = [pool.submit(draw, *job) for job in jobs]
     done = concurrent.futures.as_completed(running)
-    for count, future in enumerate(done, 1):
+    for future in tqdm(done, total=len(jobs), unit="image"):
       future.result()
-      if count % 100 == 0 or count == len(jobs):
-        progress.show(count)
 
 
 if __name__ == "__main__":

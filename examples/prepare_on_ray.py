@@ -11,56 +11,39 @@ DATA under the same path, as on gs:// or a shared disk. Run the same command
 again to resume.
 """
 
+import sys
+
 import ray
-from absl import flags
-from etils import epath
+from tqdm import tqdm
 
 from imagen_jax import prepare
-from imagen_jax.cli import program
-from imagen_jax.data.prepare import finish, shards, sources
-from imagen_jax.progress import Progress, print_line
 
 
 @ray.remote(max_retries=-1)
-def write_shard(
-  source: sources.Source, plan: shards.Plan, output: epath.Path, i: int
-) -> None:
+def write_shard(work: prepare.Preparation, i: int) -> None:
   """Writes a shard, in a process of Ray."""
-  shards.write_shard(source, plan, output, i)
+  work.write_shard(i)
 
 
-def write_all(
-  source: sources.Source, plan: shards.Plan, output: epath.Path
-) -> None:
+def write_all(work: prepare.Preparation) -> None:
   """Writes all shards that are not finished, one task for each."""
-  common = [ray.put(source), ray.put(plan), output]  # sent to a host once
-  left = [write_shard.remote(*common, i) for i in range(plan.count)]
-  with Progress("prepare", plan.count) as progress:
-    progress.start(0)
+  shared = ray.put(work)  # sent to each host once
+  left = [write_shard.remote(shared, i) for i in range(work.count)]
+  with tqdm(total=work.count, unit="shard") as progress:
     while left:
       (done,), left = ray.wait(left)
       ray.get(done)  # raises the error of a task
-      progress.show(plan.count - len(left))
+      progress.update()
 
 
-def define_flags(values: flags.FlagValues) -> None:
-  """Defines the flags of prepare, without those that divide the work."""
-  prepare.define_flags(values)
-  for name in ("shard", "finish", "threads"):
-    delattr(values, name)
-
-
-@program.verb(define_flags)
-def main(args: flags.FlagValues) -> None:
+def main() -> None:
   """Writes shards by tasks of Ray, then the metadata."""
-  source, plan, output = prepare.open_plan(args)
+  work = prepare.open_preparation(sys.argv[1:])
   ray.init(log_to_driver=False, logging_level="ERROR")
   try:
-    with shards.holding(output, alone=False):
-      write_all(source, plan, output)
-    with shards.holding(output, alone=True):
-      for line in finish.finish(plan, output):
-        print_line(line)
+    with work.holding(alone=False):
+      write_all(work)
+    print(*work.finish(), sep="\n")
   except ray.exceptions.RayTaskError as error:
     raise error.cause from error
   finally:
@@ -68,4 +51,7 @@ def main(args: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-  program.run(main)
+  try:
+    main()
+  except ValueError as error:
+    sys.exit(f"error: {error}")

@@ -14,6 +14,8 @@ explains it all.
 """
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import os
 import threading
 import typing
@@ -129,21 +131,88 @@ def check_apart(source: str, output: str) -> None:
     )
 
 
-def open_plan(
-  args: flags.FlagValues,
-) -> tuple["sources.Source", "shards.Plan", epath.Path]:
-  """Opens the source that flags name, and plans the shards of the output.
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+  """Holds the work of preparing a dataset, for engines that divide it.
+
+  It can be pickled. The shards may be written in any order, by any processes,
+  and more than once.
+
+  Attributes:
+    source: the records.
+    plan: the shards and the filters.
+    output: the folder to write.
+  """
+
+  source: "sources.Source"
+  plan: "shards.Plan"
+  output: epath.Path
+
+  @property
+  def count(self) -> int:
+    """The number of shards."""
+    return self.plan.count
+
+  def write_shard(self, i: int, stop: threading.Event | None = None) -> None:
+    """Writes shard i, 0 <= i < count, unless it is finished.
+
+    Args:
+      i: the shard's number.
+      stop: ends the work with an error once it is set.
+
+    Raises:
+      ValueError: the shard cannot be written, as on a full disk.
+    """
+    # Imported here, because the core does not need the packages it imports.
+    from imagen_jax.data.prepare import shards
+
+    shards.write_shard(self.source, self.plan, self.output, i, stop)
+
+  def finish(self) -> list[str]:
+    """Drops duplicates, and writes the metadata and the report.
+
+    Call it when all shards are written, in one process.
+
+    Returns:
+      The summary, in lines.
+
+    Raises:
+      ValueError: a shard is missing or damaged, no record is left, or another
+        process writes to the output.
+    """
+    # Imported here, because the core does not need the packages it imports.
+    from imagen_jax.data.prepare import finish
+
+    with self.holding(alone=True):
+      return finish.finish(self.plan, self.output)
+
+  def holding(self, *, alone: bool) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes of this machine from the output in a with-block.
+
+    Args:
+      alone: excludes all others; False excludes only those that finish.
+    """
+    # Imported here, because the core does not need the packages it imports.
+    from imagen_jax.data.prepare import shards
+
+    return shards.holding(self.output, alone=alone)
+
+
+def open_preparation(argv: Sequence[str]) -> Preparation:
+  """Opens the preparation that a command line describes.
 
   Args:
-    args: the parsed flags of define_flags.
-
-  Returns:
-    (source, plan, output). The plan is stored in the output.
+    argv: flags of this verb, such as "--source=FOLDER" and "--output=DATA".
 
   Raises:
     ValueError: a flag is bad, the source cannot be read, or the output was
       begun with another source or other settings.
   """
+  return _open(command_line.parse(define_flags, argv))
+
+
+def _open(args: flags.FlagValues) -> Preparation:
+  """Opens the source that flags name, and plans the shards of the output."""
   if not args.source or not args.output:
     raise ValueError("--source and --output are needed, see --help")
   command_line.check_at_least(args, "per_shard", 1)
@@ -172,7 +241,7 @@ def open_plan(
     source, rules, duplicates=args.duplicates, validation=args.validation
   )
   shards.keep_plan(plan, output)
-  return source, plan, output
+  return Preparation(source, plan, output)
 
 
 @program.verb(define_flags)
@@ -183,25 +252,22 @@ def main(args: flags.FlagValues) -> None:
   if args.threads is not None:
     command_line.check_at_least(args, "threads", 1)
   chosen_shards(args.shard, 0)
-  source, plan, output = open_plan(args)
+  work = _open(args)
   # Imported here, because the core does not need the packages it imports.
   from imagen_jax.data.pipeline import usable_cores
-  from imagen_jax.data.prepare import finish, shards
 
-  with shards.holding(output, alone=args.shard is None):
-    if not args.finish:
-      chosen = chosen_shards(args.shard, plan.count)
-      with Progress("prepare", len(chosen)) as progress:
-        progress.start(0)
-        write_all(
-          lambda i, stop: shards.write_shard(source, plan, output, i, stop),
-          chosen,
-          args.threads or usable_cores(),
-          progress,
-        )
-    if args.shard is None:
-      for line in finish.finish(plan, output):
-        print_line(line)
+  if not args.finish:
+    chosen = chosen_shards(args.shard, work.count)
+    with (
+      work.holding(alone=args.shard is None),
+      Progress("prepare", len(chosen)) as progress,
+    ):
+      progress.start(0)
+      threads = args.threads or usable_cores()
+      write_all(work.write_shard, chosen, threads, progress)
+  if args.shard is None:
+    for line in work.finish():
+      print_line(line)
 
 
 def write_all(

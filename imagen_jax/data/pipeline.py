@@ -5,10 +5,11 @@ batch uses all cores too. A record is read before its thread may decode it: many
 reads are in flight, and no more images are decoded than there are cores.
 """
 
+import functools
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
@@ -101,32 +102,24 @@ def make_batches(
   _check_sizes(size, lowres_size, crop)
   rows = range(global_batch) if rows is None else rows
   _check_rows(rows, global_batch)
-  if not isinstance(source, Mixture):
-    source = Mixture((Ingredient(source, 1.0, ""),))
-  if not all(len(each.records) for each in source.ingredients):
-    raise ValueError("source has no records")
+  source = _as_mixture(source)
   threads = threads or usable_cores()
   slots = Slots(reads), Slots(threads)
   reading, decoding = slots
-  examples = [
-    Examples(
-      each.records,
-      size,
-      name=each.name,
-      tokenize=tokenize,
-      flip=flip,
-      cache=cache,
-      bad=bad,
-      max_pixels=max_pixels,
-      least_side=least_side,
-      max_small_share=max_small_share,
-      reading=reading,
-      decoding=decoding,
-    )
-    for each in source.ingredients
-  ]
-  weights = [each.weight for each in source.ingredients]
-  order = _in_order(examples, weights, crop, seed)
+  make = functools.partial(
+    Examples,
+    size=size,
+    tokenize=tokenize,
+    flip=flip,
+    cache=cache,
+    bad=bad,
+    max_pixels=max_pixels,
+    least_side=least_side,
+    max_small_share=max_small_share,
+    reading=reading,
+    decoding=decoding,
+  )
+  order = _in_order(source, make, crop, seed)
   low_side = lowres_size and (crop or size) * lowres_size // size
   count = len(rows)
 
@@ -147,6 +140,15 @@ def make_batches(
     prefetch_buffer_size=max(buffer * count, threads + reads),
   )
   return _stacked(indices.map(example).to_iter_dataset(ahead), count, slots)
+
+
+def _as_mixture(source: Sequence[Mapping] | Mixture) -> Mixture:
+  """Returns one source as a mixture; ValueError if a source is empty."""
+  if not isinstance(source, Mixture):
+    source = Mixture((Ingredient(source, 1.0, ""),))
+  if not all(len(each.records) for each in source.ingredients):
+    raise ValueError("source has no records")
+  return source
 
 
 def usable_cores() -> int:
@@ -173,20 +175,17 @@ def _stacked(
 
 
 def _in_order(
-  examples: Sequence[Examples],
-  weights: Sequence[float],
-  crop: int | None,
-  seed: int,
+  source: Mixture, make: Callable[..., Examples], crop: int | None, seed: int
 ) -> grain.MapDataset:
   """Returns endless examples by global index, reshuffled every epoch.
 
   Of several sources, the shares of any range of indices are those of their
   weights. An epoch of one source is not one of the others.
   """
-  orders = [
-    grain.MapDataset.source(each).seed(own).shuffle().repeat()
-    for each, own in zip(examples, _seeds(seed, len(examples)))
-  ]
+  orders, weights = [], [each.weight for each in source.ingredients]
+  for each, own in zip(source.ingredients, _seeds(seed, len(weights))):
+    examples = grain.MapDataset.source(make(each.records, name=each.name))
+    orders.append(examples.seed(own).shuffle().repeat())
   order = orders[0]
   if len(orders) > 1:
     order = grain.MapDataset.mix(orders, weights).seed(seed)
