@@ -104,8 +104,7 @@ def make_batches(
   _check_rows(rows, global_batch)
   source = _as_mixture(source)
   threads = threads or usable_cores()
-  slots = Slots(reads), Slots(threads)
-  reading, decoding = slots
+  reading, decoding = slots = Slots(reads), Slots(threads)
   make = functools.partial(
     Examples,
     size=size,
