@@ -100,8 +100,7 @@ def make_batches(
       or too many records are bad.
   """
   _check_sizes(size, lowres_size, crop)
-  rows = range(global_batch) if rows is None else rows
-  _check_rows(rows, global_batch)
+  rows = _checked_rows(rows, global_batch)
   source = _as_mixture(source)
   threads = threads or usable_cores()
   reading, decoding = slots = Slots(reads), Slots(threads)
@@ -266,12 +265,16 @@ def _check_sizes(size: int, lowres_size: int | None, crop: int | None) -> None:
     raise ValueError(f"crop is {crop}, expected a multiple of {factor}")
 
 
-def _check_rows(rows: Sequence[int], global_batch: int) -> None:
-  """Raises ValueError unless there are rows, all within the global batch."""
+def _checked_rows(
+  rows: Sequence[int] | None, global_batch: int
+) -> Sequence[int]:
+  """Returns the rows; ValueError unless there are some, all in the batch."""
   if global_batch < 1:
     raise ValueError(f"global_batch is {global_batch}, expected at least 1")
+  rows = range(global_batch) if rows is None else rows
   outside = [int(row) for row in rows if not 0 <= row < global_batch]
   if outside or not len(rows):
     raise ValueError(
       f"rows are {outside}, expected some in 0..{global_batch - 1}"
     )
+  return rows
