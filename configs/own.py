@@ -62,5 +62,6 @@ def get_config(text: str = "t5") -> ConfigDict:
   )
   config.optimizer.decay_steps = config.train.get_oneway_ref("steps")
   config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  config.sampling.steps = 64  # of sample grids
   config.weights = "runs/own"
   return config

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import departures
 import figures
 import keys
+import sizes
 import verbs
 
 import imagen_jax
@@ -43,6 +44,7 @@ def write(docs: pathlib.Path) -> None:
     "config_keys": keys.page(),
     "flags": verbs.page(),
     "shipped_configs": shipped_configs(),
+    "sizes": sizes.page(ROOT),
     "departures": departures.page(ROOT),
   }
   for source, name in PROJECT.items():

@@ -86,7 +86,7 @@ def test_the_own_caption_has_the_lower_loss(cascade, loaded, records, index):
 
 
 def test_images_show_what_their_captions_say(records):
-  """More claims hold than of other scenes, by far; see README for numbers."""
+  """More claims hold than of other scenes, by far; see docs/model_cards.md."""
   count = 6
   captions = [record["caption"] for record in records[:count]]
   # Each of its own seed, and all in one batch.

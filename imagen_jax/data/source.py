@@ -27,6 +27,10 @@ ENDLESS = "captioned_shapes/endless"
 FORMAT = "array_record"  # the TFDS format with random access to records
 
 
+class NoSplit(ValueError):
+  """States that a dataset has none of the splits to choose from."""
+
+
 def load_source(
   name: str,
   split: str | Sequence[str],
@@ -61,12 +65,13 @@ def load_source(
     The records, at least one.
 
   Raises:
+    NoSplit: the split is unknown.
     ValueError: the dataset is unknown, invalid or cannot be prepared; the
-      split is unknown or empty; or a feature is missing or cannot be used.
+      split is empty; or a feature is missing or cannot be used.
   """
   if name == ENDLESS:
     if not (known := [each for each in _as_tuple(split) if each in SPLITS]):
-      raise ValueError(
+      raise NoSplit(
         f"{key} is {split!r}, expected one of {SPLITS} for {name!r}"
       )
     return Endless(known[0])
@@ -254,7 +259,8 @@ def choose_split(
     splits: the dataset's splits.
 
   Raises:
-    ValueError: none exists, or the first is no valid part of a split.
+    NoSplit: none exists.
+    ValueError: the first is no valid part of a split.
   """
   known = [
     each
@@ -262,7 +268,7 @@ def choose_split(
     if each in splits or each == "all" or not re.fullmatch(r"\w+", each)
   ]
   if not known:
-    raise ValueError(
+    raise NoSplit(
       f"{name} has no split {' or '.join(map(repr, wanted))}, only"
       f" {list_names(splits)}: change {key}"
     )

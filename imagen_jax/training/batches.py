@@ -91,6 +91,7 @@ def open_batches(
   rows: Sequence[int] | None = None,
   bad: BadRecords | None = None,
   watch: Callable[[Sequence[Mapping]], Sequence[Mapping]] = lambda it: it,
+  key: str = "split",
 ) -> Iterator[dict[str, np.ndarray]]:
   """Opens the batches of a split for a stage.
 
@@ -106,8 +107,10 @@ def open_batches(
     bad: counts the records that cannot be used.
     watch: replaces the records of each dataset by ones that are observed while
       they are read.
+    key: the setting that names the split, for messages.
   """
-  mixture = open_sources(data, split, captions=tokenizer is not None)
+  captions = tokenizer is not None
+  mixture = open_sources(data, split, captions=captions, key=key)
   watched = [
     dataclasses.replace(each, records=watch(each.records))
     for each in mixture.ingredients

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from imagen_jax.data.source import NoSplit
 from imagen_jax.parallel import mesh
 from imagen_jax.training.job import Job
 from imagen_jax.training.metrics_window import mean_losses
@@ -59,7 +60,8 @@ class HeldOut:
 def read_held_out(job: Job) -> HeldOut | None:
   """Reads the first images of the split; None without train.validate_every.
 
-  A batch is as large as what a step computes at once.
+  A batch is as large as what a step computes at once. A dataset without the
+  splits that are read by default is logged, and None is returned.
 
   Raises:
     Stopped: the run was asked to end meanwhile.
@@ -70,11 +72,15 @@ def read_held_out(job: Job) -> HeldOut | None:
   size = run.data.batch_size // training.accumulate
   devices = job.setup.devices
   rows = mesh.batch_sharding(devices, size)
-  batches = job.first_batches(
-    training.validate_splits, size,
-    training.validate_batches * training.accumulate,
-    rows=mesh.host_rows(rows, size),
-  )  # fmt: skip
+  try:
+    batches = job.first_batches(
+      training.validate_splits, size,
+      training.validate_batches * training.accumulate,
+      rows=mesh.host_rows(rows, size), key="train.validate_split",
+    )  # fmt: skip
+  except NoSplit as error:
+    job.progress.log(f"no loss on held-out images is logged: {error}")
+    return None
 
   def sums(params, text_params, batch, number):
     key = jax.random.fold_in(jax.random.key(0), number)

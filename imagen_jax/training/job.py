@@ -99,8 +99,8 @@ def check_files(run: Run, workdir: str) -> None:
   splits = {"data.split": run.data.split}
   if training.sample_every:
     splits["train.sample_split"] = training.sample_splits
-  if training.validate_every:
-    splits["train.validate_split"] = training.validate_splits
+  if training.validate_every and training.validate_split is not None:
+    splits["train.validate_split"] = training.validate_split
   check_splits(run.data, splits, captions=captions)
 
 

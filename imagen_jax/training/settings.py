@@ -154,13 +154,13 @@ class Training:
     max_skipped: steps in a row without a finite loss or gradient that end the
       run; fewer are skipped.
     num_samples: examples in a sample grid.
-    sample_split: the split of these examples; None for test, or validation
-      where there is no test.
+    sample_split: the split of these examples; None for the first that exists
+      of test, validation and train.
     validate_every: steps between two measurements of the loss on held-out
       images, with one at the end; None measures none.
     validate_batches: batches of held-out images, each of data.batch_size.
-    validate_split: the split of these images; None for validation, or test
-      where there is no validation.
+    validate_split: the split of these images; None for the first that exists of
+      validation and test. If neither does, nothing is measured.
     start_from: the weights that a new run starts from, named as in a cascade's
       config; None for random weights.
   """
@@ -210,7 +210,7 @@ class Training:
   def sample_splits(self) -> tuple[str, ...]:
     """The splits of sample grids, of which the first that exists is read."""
     if self.sample_split is None:
-      return ("test", "validation")  # prepare makes the latter
+      return ("test", "validation", "train")  # prepare makes the last two
     return (self.sample_split,)
 
   @property

@@ -183,12 +183,12 @@ def test_of_several_splits_the_first_that_exists_is_read(dataset, tmp_path):
   """As train.sample_split takes what prepare or TFDS made."""
   dataset(some_records(2))
   assert len(load(tmp_path, ("test", "train"))) == 2
-  wanted = Training().sample_splits
-  assert wanted == ("test", "validation")
+  assert Training().sample_splits == ("test", "validation", "train")
   assert Training(sample_split="train[:1]").sample_splits == ("train[:1]",)
-  assert error_of(tmp_path, wanted, key="train.sample_split") == (
-    "my_set has no split 'test' or 'validation', only train: change"
-    " train.sample_split"
+  wanted = Training().validate_splits
+  assert error_of(tmp_path, wanted, key="train.validate_split") == (
+    "my_set has no split 'validation' or 'test', only train: change"
+    " train.validate_split"
   )
   endless = lambda split: source.load_source(source.ENDLESS, split, tmp_path)[0]
   assert (

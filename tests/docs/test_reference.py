@@ -1,6 +1,7 @@
 """The reference that docs/ makes from the code has all of it, and is right."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import sys
@@ -16,7 +17,7 @@ from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.training.setup import net_shapes
 
 ROOT = pathlib.Path(__file__).parents[2]
-MODULES = ("departures", "figures", "generate", "keys", "verbs")
+MODULES = ("departures", "figures", "generate", "keys", "sizes", "verbs")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ def test_docstrings_become_restructured_text(docs, lines, expected):
     ("[a](docs/pods.md#b)", "[a](../pods.md#b)"),
     ("[a](launch/)", "[a](launch.md)"),
     ("[a](FAULTS.md)", "[a](faults.md)"),
-    ("![a](configs/shapes.png)", "![a](../../configs/shapes.png)"),
+    ("![a](docs/shapes.png)", "![a](../shapes.png)"),
     ("[a](setup.py)", "`setup.py`"),
     ("[a](https://x.y/z.md)", "[a](https://x.y/z.md)"),
     ("[a](#b)", "[a](#b)"),
@@ -255,3 +256,21 @@ def test_figures_are_sound_and_have_their_numbers(docs):
   figure = docs["figures"].net("shapes64")
   xml.etree.ElementTree.fromstring(figure)
   assert "attends to pixels + text" in figure
+
+
+def test_sizes_of_a_stage(docs, monkeypatch):
+  """Closed forms: 2 bytes a weight to sample in bfloat16, 16 with Adam."""
+  monkeypatch.setattr(docs["sizes"], "STAGES", ("sr256", "shapes16"))
+  large, small = list(docs["sizes"].stages())[2:]
+  assert large == ("| `sr256` | 256x256 | 584M | 4.76B | 1.2 GB | 9.3 GB |\n")
+  assert small.split(" | ")[2:] == ["4.87M", "0.526M", "19 MB", "78 MB |\n"]
+  assert float(large.split()[-3]) == round(583_579_011 * 16 / 1e9, 1)
+  assert float(small.split()[-3]) == round(4_874_755 * 16 / 1e6)
+
+
+def test_every_compiled_program_has_its_size(docs):
+  rows = json.loads((ROOT / "launch" / "compiled.json").read_text("utf-8"))
+  lines = list(docs["sizes"].tpus(rows))[2:]
+  assert len(lines) == len(rows)
+  days = [f" {row['days']:.1f} " for row in rows if "days" in row]
+  assert all(any(day in line for line in lines) for day in days)

@@ -177,14 +177,14 @@ def test_the_licence_is_told_of_once(server, monkeypatch):
   assert len(told) == 2
 
 
-def test_the_commands_of_readme_can_be_parsed():
-  readme = pathlib.Path(__file__).parents[2] / "README.md"
-  text = readme.read_text("utf-8")
+def test_the_commands_of_the_page_of_weights_can_be_parsed():
+  page = pathlib.Path(__file__).parents[2] / "docs" / "weights.md"
+  text = page.read_text("utf-8")
   found = re.findall(r"hf://[a-z][^\s`]*", text)
   assert len(found) == 2
   for path in found:
     assert download.shown(download.parse(path)) == path
-  command = re.findall(r"imagen_jax.export ((?:.*\\\n)+.*)", text)[0]
+  command = re.findall(r"imagen_jax.export ((?:.*\\\n)+.*)", text)[-1]
   args = shlex.split(command.replace("\\\n", ""))
   config = command_line.parse(export.define_flags, args).config
   assert build.text(config.text).weights == found[0]

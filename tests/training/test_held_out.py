@@ -1,6 +1,8 @@
 """The loss on held-out images: its value, and when it is measured."""
 
 import contextlib
+import pathlib
+import runpy
 import types
 
 import flax.linen as nn
@@ -9,16 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.data.source import NoSplit
 from imagen_jax.parallel.mesh import MeshShape, make_mesh
 from imagen_jax.parallel.sharding import Placement
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Unconditional
+from imagen_jax.training.batches import check_splits
 from imagen_jax.training.held_out import read_held_out
+from imagen_jax.training.job import Job
 from imagen_jax.training.outputs import Outputs
-from imagen_jax.training.settings import Training
+from imagen_jax.training.settings import Data, Training
 from imagen_jax.training.step import LOGSNR_EDGES
 
 SIDE, BATCH = 4, 16
+DATASETS = pathlib.Path(__file__).parents[1] / "data" / "datasets.py"
 
 
 class Net(nn.Module):
@@ -42,7 +48,8 @@ def make(shape, training, seen=None):
   params = STAGE.init(key, text_length=None, text_dim=None)
   params = jax.device_put(params, Placement(devices).params(params))
 
-  def first_batches(split, size, count, rows):
+  def first_batches(split, size, count, rows, key):
+    assert key == "train.validate_split"
     if seen is not None:
       seen.append((split, size, count, [*rows]))
     rng = np.random.default_rng(2)
@@ -108,6 +115,36 @@ def test_the_mesh_does_not_matter_and_parts_bound_the_memory():
 def test_without_validate_every_nothing_is_read():
   seen = []
   assert make((-1, 1, 1), Training(), seen)[0] is None and seen == []
+
+
+def test_a_dataset_without_such_splits_is_logged(tmp_path):
+  """As prepare makes of few images; a split that is named must exist."""
+  write = runpy.run_path(str(DATASETS))
+  folder = write["write_dataset"](tmp_path, write["some_records"](3))
+  data, said = Data(name=str(folder), batch_size=BATCH), []
+
+  def held_out(split):
+    training = Training(validate_every=1, validate_split=split)
+    job = Job(
+      types.SimpleNamespace(
+        stage=STAGE, data=data, training=training,
+        text=types.SimpleNamespace(embedder=Unconditional()),
+      ),
+      "", types.SimpleNamespace(devices=make_mesh(MeshShape(-1, 1, 1))), None,
+      {}, types.SimpleNamespace(log=said.append),
+      types.SimpleNamespace(asked=lambda: False),
+    )  # fmt: skip
+    return read_held_out(job)
+
+  assert held_out(None) is None
+  assert said == [
+    f"no loss on held-out images is logged: {folder} has no split 'validation'"
+    " or 'test', only train: change train.validate_split"
+  ]
+  assert len(held_out("train").batches) == 4
+  splits = {"train.validate_split": "val"}
+  with pytest.raises(NoSplit, match="no split 'val', only train: change train"):
+    check_splits(data, splits, captions=False)
 
 
 @pytest.mark.parametrize(
