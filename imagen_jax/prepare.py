@@ -208,7 +208,13 @@ def open_preparation(argv: Sequence[str]) -> Preparation:
     ValueError: a flag is bad, the source cannot be read, or the output was
       begun with another source or other settings.
   """
-  return _open(command_line.parse(define_flags, argv))
+  args = command_line.parse(define_flags, argv)
+  for flag in ("shard", "finish", "threads"):
+    if args[flag].present:
+      raise ValueError(
+        f"--{flag} divides the work of the verb, expected no such flag here"
+      )
+  return _open(args)
 
 
 def _open(args: flags.FlagValues) -> Preparation:

@@ -59,7 +59,7 @@ class Data:
     seed: seed of the order, the crops, the flips and the choice among several
       captions.
     flip: mirrors half of the images, except for captions with a word that
-      begins with left or right. Not in the paper.
+      begins with left or right. Not in the paper: any flip.
     cache: keeps the resized images of the split in memory.
     max_bad_share: the share of bad records, 0 to 1, above which training ends.
     patience: seconds without a record after which training ends.
