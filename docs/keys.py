@@ -17,6 +17,7 @@ from imagen_jax.build import configs, defaults, nets, runs
 from imagen_jax.build.keys import fields
 from imagen_jax.nets.efficient_unet import BlockSpec
 from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.training.settings import Part
 
 HEAD = ("| key | type | default | range | meaning |", "|---|---|---|---|---|")
 INTRO = """# Config keys
@@ -50,6 +51,8 @@ def page() -> str:
     if name == "stage":
       lines += kinds_of("stage.net", nets.NETS, nets.NET_NAMES)
       lines += section("stage.net.blocks, each", BlockSpec, BlockSpec(8))
+    if name == "data":
+      lines += section("data.mixture, each", Part, Part("a"))
     if name == "text":
       lines += section("text.encoder", T5Encoder, None, nets.NET_NAMES)
   lines += kinds_of("optimizer", runs.OPTIMIZERS)

@@ -13,15 +13,15 @@ import importlib
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["Imagen", "Samples", "load", "train"]
+__all__ = ["Imagen", "Samples", "load", "prepare", "train"]
 
 _HOMES = {"Imagen": "imagen", "Samples": "samples", "load": "imagen"}
 
 
 def __getattr__(name: str) -> Any:
   """Imports a public name on first use (PEP 562)."""
-  if name == "train":  # the verb's module, which is callable
-    return importlib.import_module(f"{__name__}.train")
+  if name in ("prepare", "train"):  # the verbs' modules; train is callable
+    return importlib.import_module(f"{__name__}.{name}")
   if name not in _HOMES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   module = importlib.import_module(f"{__name__}.{_HOMES[name]}")

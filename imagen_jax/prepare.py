@@ -2,19 +2,23 @@ r"""Prepares your own images and captions as a dataset to train on.
 
   python -m imagen_jax.prepare --source=FOLDER --output=DATA
   python -m imagen_jax.train --config=CONFIG --config.data.name=DATA \
-    --config.train.sample_split=validation --workdir=RUN
+    --workdir=RUN
 
 DATA is a path of a disk or gs://. The source is a folder of images with
 metadata.jsonl, .csv or .parquet, or with a .txt beside each image; webdataset
-tars; or parquet files with the bytes of images. DATA/report.jsonl lists what
-was dropped and why, and DATA/preview.png shows some of the rest. Run the same
-command again to resume. On many machines, run it with --shard=0/N to
---shard=N-1/N, and then with --finish. docs/own_images.md explains it all.
+tars; parquet files with the bytes of images; or a TFDS dataset.
+DATA/report.jsonl lists what was dropped and why, and DATA/preview.png shows
+some of the rest. Run the same command again to resume. On many machines, run it
+with --shard=0/N to --shard=N-1/N, and then with --finish. docs/own_images.md
+explains it all.
 """
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import os
 import threading
+import typing
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -22,7 +26,11 @@ from etils import epath
 
 from imagen_jax import files
 from imagen_jax.cli import command_line, program
+from imagen_jax.data.captions import check_template
 from imagen_jax.progress import Progress, print_line
+
+if typing.TYPE_CHECKING:
+  from imagen_jax.data.prepare import shards, sources
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -33,13 +41,22 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   command_line.define_path(values, "output", None, "The folder to write.")
   flags.DEFINE_enum(
-    "format", "auto", ("auto", "folder", "webdataset", "parquet"),
+    "format", "auto", ("auto", "folder", "webdataset", "parquet", "tfds"),
     "The source's format; auto finds it by the names of files.", **on
   )  # fmt: skip
   flags.DEFINE_string(
-    "image", None, "The column of images in parquet files.", **on
+    "image", None,
+    "The column of images in parquet files, or the feature of a TFDS dataset.",
+    **on
+  )  # fmt: skip
+  flags.DEFINE_string(
+    "caption", None, "The column or feature of captions.", **on
   )
-  flags.DEFINE_string("caption", None, "The column of captions.", **on)
+  flags.DEFINE_string("split", "train", "The split of a TFDS dataset.", **on)
+  flags.DEFINE_string(
+    "template", "{}",
+    "For a TFDS dataset: the caption, with {} for the feature's text.", **on
+  )  # fmt: skip
   flags.DEFINE_string(
     "shard", None, "I/N, 0 <= I < N: only writes every N-th shard.", **on
   )
@@ -114,20 +131,100 @@ def check_apart(source: str, output: str) -> None:
     )
 
 
-@program.verb(define_flags)
-def main(args: flags.FlagValues) -> None:
-  """Writes shards, the metadata, or both."""
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+  """Holds the work of preparing a dataset, for engines that divide it.
+
+  It can be pickled. The shards may be written in any order, by any processes,
+  and more than once.
+
+  Attributes:
+    source: the records.
+    plan: the shards and the filters.
+    output: the folder to write.
+  """
+
+  source: "sources.Source"
+  plan: "shards.Plan"
+  output: epath.Path
+
+  @property
+  def count(self) -> int:
+    """The number of shards."""
+    return self.plan.count
+
+  def write_shard(self, i: int, stop: threading.Event | None = None) -> None:
+    """Writes shard i, 0 <= i < count, unless it is finished.
+
+    Args:
+      i: the shard's number.
+      stop: ends the work with an error once it is set.
+
+    Raises:
+      ValueError: the shard cannot be written, as on a full disk.
+    """
+    # Imported here, because the core does not need the packages it imports.
+    from imagen_jax.data.prepare import shards
+
+    shards.write_shard(self.source, self.plan, self.output, i, stop)
+
+  def finish(self) -> list[str]:
+    """Drops duplicates, and writes the metadata and the report.
+
+    Call it when all shards are written, in one process.
+
+    Returns:
+      The summary, in lines.
+
+    Raises:
+      ValueError: a shard is missing or damaged, no record is left, or another
+        process writes to the output.
+    """
+    # Imported here, because the core does not need the packages it imports.
+    from imagen_jax.data.prepare import finish
+
+    with self.holding(alone=True):
+      return finish.finish(self.plan, self.output)
+
+  def holding(self, *, alone: bool) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes of this machine from the output in a with-block.
+
+    Args:
+      alone: excludes all others; False excludes only those that finish.
+    """
+    # Imported here, because the core does not need the packages it imports.
+    from imagen_jax.data.prepare import shards
+
+    return shards.holding(self.output, alone=alone)
+
+
+def open_preparation(argv: Sequence[str]) -> Preparation:
+  """Opens the preparation that a command line describes.
+
+  Args:
+    argv: flags of this verb, such as "--source=FOLDER" and "--output=DATA".
+
+  Raises:
+    ValueError: a flag is bad, the source cannot be read, or the output was
+      begun with another source or other settings.
+  """
+  args = command_line.parse(define_flags, argv)
+  for flag in ("shard", "finish", "threads"):
+    if args[flag].present:
+      raise ValueError(
+        f"--{flag} divides the work of the verb, expected no such flag here"
+      )
+  return _open(args)
+
+
+def _open(args: flags.FlagValues) -> Preparation:
+  """Opens the source that flags name, and plans the shards of the output."""
   if not args.source or not args.output:
     raise ValueError("--source and --output are needed, see --help")
-  if args.shard is not None and args.finish:
-    raise ValueError("--shard and --finish exclude each other, expected one")
   command_line.check_at_least(args, "per_shard", 1)
-  if args.threads is not None:
-    command_line.check_at_least(args, "threads", 1)
-  chosen_shards(args.shard, 0)
+  check_template("--template", args.template)
   # Imported here, because the core does not need the packages it imports.
-  from imagen_jax.data.pipeline import usable_cores
-  from imagen_jax.data.prepare import filters, finish, shards, sources
+  from imagen_jax.data.prepare import filters, shards, sources
 
   rules = filters.Filters(
     least_side=args.least_side,
@@ -144,25 +241,39 @@ def main(args: flags.FlagValues) -> None:
   source = sources.open_source(
     args.source, args.format,
     per_part=args.per_shard, image=args.image, caption=args.caption,
+    split=args.split, template=args.template,
   )  # fmt: skip
   plan = shards.make_plan(
     source, rules, duplicates=args.duplicates, validation=args.validation
   )
   shards.keep_plan(plan, output)
-  with shards.holding(output, alone=args.shard is None):
-    if not args.finish:
-      chosen = chosen_shards(args.shard, plan.count)
-      with Progress("prepare", len(chosen)) as progress:
-        progress.start(0)
-        write_all(
-          lambda i, stop: shards.write_shard(source, plan, output, i, stop),
-          chosen,
-          args.threads or usable_cores(),
-          progress,
-        )
-    if args.shard is None:
-      for line in finish.finish(plan, output):
-        print_line(line)
+  return Preparation(source, plan, output)
+
+
+@program.verb(define_flags)
+def main(args: flags.FlagValues) -> None:
+  """Writes shards, the metadata, or both."""
+  if args.shard is not None and args.finish:
+    raise ValueError("--shard and --finish exclude each other, expected one")
+  if args.threads is not None:
+    command_line.check_at_least(args, "threads", 1)
+  chosen_shards(args.shard, 0)
+  work = _open(args)
+  # Imported here, because the core does not need the packages it imports.
+  from imagen_jax.data.pipeline import usable_cores
+
+  if not args.finish:
+    chosen = chosen_shards(args.shard, work.count)
+    with (
+      work.holding(alone=args.shard is None),
+      Progress("prepare", len(chosen)) as progress,
+    ):
+      progress.start(0)
+      threads = args.threads or usable_cores()
+      write_all(work.write_shard, chosen, threads, progress)
+  if args.shard is None:
+    for line in work.finish():
+      print_line(line)
 
 
 def write_all(

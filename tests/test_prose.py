@@ -14,7 +14,9 @@ from collections.abc import Iterable
 import codespell_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
-PROGRAMS = ("imagen_jax", "configs", "launch", "benchmarks", "docs")
+PROGRAMS = (
+  "imagen_jax", "configs", "launch", "benchmarks", "docs", "examples",
+)  # fmt: skip
 # Parts of words and names of chunks that the code compares with.
 SPELLED_RIGHT = "ttempt,allocat,alph"
 

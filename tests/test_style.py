@@ -7,7 +7,7 @@ import ast
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1]
-FOLDERS = ("imagen_jax", "configs", "tests", "launch")
+FOLDERS = ("imagen_jax", "configs", "tests", "launch", "examples")
 FILE_LINES = 340
 FUNCTION_LINES = 60
 

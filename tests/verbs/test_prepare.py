@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_what_it_writes_is_trained_on(here, tmp_path):
   train = importlib.import_module("imagen_jax.train")
   train.main(
     [f"--config={here}/tiny.py", f"--workdir={tmp_path}/run",
-     f"--config.data.name={out}", "--config.train.sample_split=validation",
+     f"--config.data.name={out}",
      "--config.train.steps=1", "--nocompile_cache"]
   )  # fmt: skip
   assert (tmp_path / "run" / "metrics.jsonl").read_text().count("loss") >= 1
@@ -175,6 +176,22 @@ def test_shards_and_finish_make_the_bytes_of_one_process(tmp_path):
     assert not (tmp_path / "many" / "dataset_info.json").exists()
   prepare.main([*flags, f"--output={tmp_path}/many", "--finish"])
   assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
+def test_an_engine_writes_the_same_in_any_order(tmp_path):
+  """As examples/prepare_on_ray.py does; the work can be pickled."""
+  folder = write_folder(tmp_path / "in", 6)
+  flags = [f"--source={folder}", "--per_shard=2", "--validation=0.3"]
+  prepare.main([*flags, f"--output={tmp_path}/one"])
+  work = prepare.open_preparation([*flags, f"--output={tmp_path}/many"])
+  assert work.count == 3
+  for i in (2, 0, 1, 0):
+    pickle.loads(pickle.dumps(work)).write_shard(i)
+  assert work.finish()[0].startswith("train ")
+  assert contents(tmp_path / "one") == contents(tmp_path / "many")
+  for flag in ("--shard=0/2", "--finish", "--threads=2"):
+    with pytest.raises(ValueError, match="divides the work of the verb"):
+      prepare.open_preparation([*flags, f"--output={tmp_path}/x", flag])
 
 
 @pytest.mark.parametrize(
