@@ -26,7 +26,7 @@ RULES: tuple[Rule, ...] = (
   # would sum the whole batch over all devices.
   (r"/embedding$", ("tensor", "fsdp")),
   (r"/(text_)?(query|key|value)/kernel$", (None, "tensor")),
-  (r"/wi_[01]/kernel$", (None, "tensor")),
+  (r"/wi(_[01])?/kernel$", (None, "tensor")),
   (r"/(out|wo)/kernel$", ("tensor",)),
   # Conditioning of a net: features between the two layers of an MLP, features
   # that scale and shift channels, text features, and the pooled text's input.

@@ -6,8 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.text.encoder import Embedder, Unconditional
+from imagen_jax.text.encoder import Embedder, Encoder, Unconditional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,18 +15,20 @@ class Text:
 
   Attributes:
     encoder: the net.
-    vocabulary: the path of the SentencePiece model.
+    vocabulary: the path of T5's SentencePiece model, or of the tokenizer.json
+      of BERT or CLIP.
     weights: the path of the encoder's weights.
-    length: the tokens that a prompt is cut to, 2 to 10,000. Not in the paper:
-      it gives no length, so the default of 128 is a choice.
+    length: the tokens that a prompt is cut to, 2 to 10,000. BERT has at most
+      512, CLIP 77. Not in the paper: it gives no length, so the default of 128
+      is a choice.
     batch_size: the prompts to encode at a time, 1 to 1,000,000.
     attend_padding: as in Embedder.
     null: as in Embedder.
     lowercase: as in Tokenizer.
-    int8: keeps kernels, 97 % of T5-XXL, as one byte per weight.
+    int8: keeps T5's kernels, 97 % of T5-XXL, as one byte per weight.
   """
 
-  encoder: T5Encoder
+  encoder: Encoder
   vocabulary: str
   weights: str
   length: int = 128
@@ -46,6 +47,11 @@ class Text:
       value = getattr(self, name)
       if not least <= value <= most:
         raise ValueError(f"{name} is {value}, expected {least} to {most:,}")
+    if self.length > (self.encoder.max_length or self.length):
+      raise ValueError(
+        f"length is {self.length}, expected at most {self.encoder.max_length},"
+        " the positions of the text encoder"
+      )
 
   @property
   def embedder(self) -> Embedder:
