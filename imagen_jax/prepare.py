@@ -2,14 +2,15 @@ r"""Prepares your own images and captions as a dataset to train on.
 
   python -m imagen_jax.prepare --source=FOLDER --output=DATA
   python -m imagen_jax.train --config=CONFIG --config.data.name=DATA \
-    --config.train.sample_split=validation --workdir=RUN
+    --workdir=RUN
 
 DATA is a path of a disk or gs://. The source is a folder of images with
 metadata.jsonl, .csv or .parquet, or with a .txt beside each image; webdataset
-tars; or parquet files with the bytes of images. DATA/report.jsonl lists what
-was dropped and why, and DATA/preview.png shows some of the rest. Run the same
-command again to resume. On many machines, run it with --shard=0/N to
---shard=N-1/N, and then with --finish. docs/own_images.md explains it all.
+tars; parquet files with the bytes of images; or a TFDS dataset.
+DATA/report.jsonl lists what was dropped and why, and DATA/preview.png shows
+some of the rest. Run the same command again to resume. On many machines, run it
+with --shard=0/N to --shard=N-1/N, and then with --finish. docs/own_images.md
+explains it all.
 """
 
 import concurrent.futures
@@ -22,6 +23,7 @@ from etils import epath
 
 from imagen_jax import files
 from imagen_jax.cli import command_line, program
+from imagen_jax.data.captions import check_template
 from imagen_jax.progress import Progress, print_line
 
 
@@ -33,13 +35,22 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   command_line.define_path(values, "output", None, "The folder to write.")
   flags.DEFINE_enum(
-    "format", "auto", ("auto", "folder", "webdataset", "parquet"),
+    "format", "auto", ("auto", "folder", "webdataset", "parquet", "tfds"),
     "The source's format; auto finds it by the names of files.", **on
   )  # fmt: skip
   flags.DEFINE_string(
-    "image", None, "The column of images in parquet files.", **on
+    "image", None,
+    "The column of images in parquet files, or the feature of a TFDS dataset.",
+    **on
+  )  # fmt: skip
+  flags.DEFINE_string(
+    "caption", None, "The column or feature of captions.", **on
   )
-  flags.DEFINE_string("caption", None, "The column of captions.", **on)
+  flags.DEFINE_string("split", "train", "The split of a TFDS dataset.", **on)
+  flags.DEFINE_string(
+    "template", "{}",
+    "For a TFDS dataset: the caption, with {} for the feature's text.", **on
+  )  # fmt: skip
   flags.DEFINE_string(
     "shard", None, "I/N, 0 <= I < N: only writes every N-th shard.", **on
   )
@@ -124,6 +135,7 @@ def main(args: flags.FlagValues) -> None:
   command_line.check_at_least(args, "per_shard", 1)
   if args.threads is not None:
     command_line.check_at_least(args, "threads", 1)
+  check_template("--template", args.template)
   chosen_shards(args.shard, 0)
   # Imported here, because the core does not need the packages it imports.
   from imagen_jax.data.pipeline import usable_cores
@@ -144,6 +156,7 @@ def main(args: flags.FlagValues) -> None:
   source = sources.open_source(
     args.source, args.format,
     per_part=args.per_shard, image=args.image, caption=args.caption,
+    split=args.split, template=args.template,
   )  # fmt: skip
   plan = shards.make_plan(
     source, rules, duplicates=args.duplicates, validation=args.validation

@@ -28,6 +28,7 @@ STAGES = {
   "shapes16": (4_874_755, 526_336),
   "shapes64": (3_449_763, 526_336),
   "shapes256": (1_626_459, 526_336),
+  "own": (109_562_627, 109_628_544),
   "base_64": (2_263_427_075, XXL),
   "sr256": (583_579_011, XXL),
   "sr1024": (575_182_211, XXL),
@@ -63,6 +64,8 @@ CASCADES = {
 ALL = (
   *STAGES,
   *CASCADES,
+  "own:shipped",
+  "own:none",
   "imagen:looks",
   *(f"base_64:{size}" for size in SIZES),
   "deepfloyd_if",  # and test_deepfloyd_if_configs.py
@@ -107,6 +110,7 @@ def test_the_header_tells_the_command(name):
       "t5_xxl.py:huge is no size of T5, expected small, base, large, xl, xxl",
     ),
     ("bert:huge", "bert.py:huge is no size of BERT, expected base, large"),
+    ("own:mine", "own.py:mine is unknown, expected t5, shipped or none"),
     ("imagen:nice", "imagen.py:nice is unknown, expected looks, fid"),
     (
       "deepfloyd_if:l,xl",

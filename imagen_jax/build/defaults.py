@@ -23,7 +23,7 @@ from imagen_jax.nets.efficient_unet import BlockSpec
 from imagen_jax.parallel.mesh import MeshShape
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.text.settings import Text
-from imagen_jax.training.settings import Data, Training
+from imagen_jax.training.settings import Data, Part, Training
 
 Options = Mapping[str, Mapping[str, Any]]
 NONE: Options = types.MappingProxyType({})
@@ -77,8 +77,9 @@ def _section(
     filled[key] = _one_name(filled[key], names[key])
   for key in kinds.keys() & filled.keys():
     filled[key] = _kind(filled[key], kinds[key])
-  if isinstance(filled.get("blocks"), list):
-    filled["blocks"] = [_section(b, BlockSpec) for b in filled["blocks"]]
+  for key, of in (("blocks", BlockSpec), ("mixture", Part)):
+    if isinstance(filled.get(key), list):
+      filled[key] = [_section(each, of) for each in filled[key]]
   return filled
 
 

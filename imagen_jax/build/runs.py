@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagen_jax.build.diffusion import sampling, stage
-from imagen_jax.build.keys import check_names, fields, fill, kind
+from imagen_jax.build.keys import (
+  as_tuple,
+  check_names,
+  fields,
+  fill,
+  kind,
+  section,
+)
 from imagen_jax.build.nets import text
 from imagen_jax.parallel.mesh import MeshShape
 from imagen_jax.training.optimizers import Adafactor, Adam, Optimizer
-from imagen_jax.training.settings import Data, Training
+from imagen_jax.training.settings import Data, Part, Training
 from imagen_jax.training.setup import Run
 
 OPTIMIZERS = {"adam": Adam, "adafactor": Adafactor}
@@ -55,7 +62,14 @@ def check_keys(config: Mapping[str, Any]) -> None:
 
 def data(config: Mapping[str, Any]) -> Data:
   """Returns the settings that config.data describes."""
-  return fill(Data, config, "data", fields(Data))
+  resolved = {}
+  mixture = as_tuple(section(config, "data").get("mixture"))
+  if isinstance(mixture, tuple):
+    resolved["mixture"] = tuple(
+      fill(Part, part, f"data.mixture[{i}]", fields(Part))
+      for i, part in enumerate(mixture)
+    )
+  return fill(Data, config, "data", fields(Data), **resolved)
 
 
 def training(config: Mapping[str, Any]) -> Training:

@@ -34,10 +34,15 @@ FREE = (
   "train.keep_every",
   "train.num_samples",
   "train.sample_split",
+  "train.validate_every",
+  "train.validate_batches",
+  "train.validate_split",
   "train.hang_after",
   "train.max_skipped",
   "train.start_from",
 )
+# Compared only with checkpoints that have them: no default stands for them.
+IF_SAVED = ("dataset",)
 # Files that may move but not change: only their names are compared.
 FILES = ("text.vocabulary", "text.weights")
 # The rules for keys of older configs. A new key needs no rule: a config that
@@ -62,6 +67,7 @@ def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
   """
   old, new = _todays(_leaves(saved)), _todays(_leaves(now))
   differ = {k for k in old.keys() | new.keys() if old.get(k) != new.get(k)}
+  differ -= {key for key in IF_SAVED if key not in old or key not in new}
   kinds = {key.removesuffix("kind") for key in differ if key.endswith(".kind")}
   changed = [
     f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"

@@ -6,13 +6,14 @@ profile are read here, as far as they are well-formed.
 """
 
 import dataclasses
+import io
 import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from PIL import Image
+from PIL import Image, features
 
 from imagen_jax.data import jpeg
 
@@ -74,6 +75,8 @@ def read_still(data: bytes, check_size: Callable[[int, int], None]) -> Still:
     check_size(*struct.unpack_from("<HH", data, 6))
   if data.startswith((b"II*\0", b"MM\0*")):
     return _read_tiff(data)
+  if data[4:8] == b"ftyp":
+    return _read_heif(data, check_size)
   return Still(data)
 
 
@@ -95,6 +98,33 @@ def _orientation(exif: bytes | None, xmp: bytes | None) -> int | None:
       pass
   tag = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp or b"")
   return int(tag[1]) if tag else None
+
+
+# HEIF: a box of brands, then those that the brands name.
+_AVIF = {b"avif", b"avis"}
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+
+def _read_heif(data: bytes, check_size: Callable[[int, int], None]) -> Still:
+  """Converts HEIC, which PIL does not read, to PNG; leaves AVIF as it is."""
+  box = data[: max(12, min(struct.unpack(">I", data[:4])[0], 256))]
+  brands = {box[i : i + 4] for i in (8, *range(16, len(box), 4))}
+  if brands & _AVIF:
+    if not features.check("avif"):
+      raise ValueError("AVIF, which needs a Pillow that was built with AVIF")
+    return Still(data)
+  if not brands & _HEIC:
+    return Still(data)
+  try:
+    # No requirement: few datasets have HEIC, and prepare stores it as PNG.
+    import pillow_heif
+  except ImportError as error:
+    raise ValueError("HEIC, which needs the package pillow_heif") from error
+  found = pillow_heif.open_heif(io.BytesIO(data))  # upright
+  check_size(*found.size)
+  file = io.BytesIO()
+  found.to_pillow().save(file, "png", compress_level=1)
+  return Still(file.getvalue(), 1, found.info.get("icc_profile"))
 
 
 # PNG: a signature, then chunks of length, name, content and checksum.

@@ -23,12 +23,13 @@ from imagen_jax.data.examples import (
   Tokenize,
 )
 from imagen_jax.data.feed import BUFFER, READS
+from imagen_jax.data.mixture import Ingredient, Mixture
 
 Batch = dict[str, np.ndarray]
 
 
 def make_batches(
-  source: Sequence[Mapping],
+  source: Sequence[Mapping] | Mixture,
   *,
   size: int,
   lowres_size: int | None = None,
@@ -39,6 +40,7 @@ def make_batches(
   start_step: int = 0,
   steps: int | None = None,
   rows: Sequence[int] | None = None,
+  flip: bool = False,
   cache: bool = False,
   bad: BadRecords | None = None,
   max_pixels: int = images.MAX_PIXELS,
@@ -56,7 +58,7 @@ def make_batches(
   Args:
     source: records with an `image` (encoded, or uint8 as `images.decode` takes
       it) and a `caption`: str, bytes, or a list of them. From a list each epoch
-      takes one caption by the seed.
+      takes one caption by the seed. A Mixture has several such sources.
     size: the resolution to resize images to, in pixels.
     lowres_size: the resolution that a super-resolution stage conditions on; it
       divides `size`. With None, batches have no `lowres`.
@@ -65,10 +67,11 @@ def make_batches(
       the same L for all, or raises ValueError. It is called from several
       threads. With None, captions are not read.
     global_batch: the number of examples in a global batch.
-    seed: of the order, the crops and the choice of captions.
+    seed: of the order, the crops, the flips and the choice of captions.
     start_step: the step of the first batch.
     steps: the number of batches; None for batches without end.
     rows: the rows of the global batch to read; None reads all.
+    flip: mirrors half of the images, as Examples allows it.
     cache: keeps resized images in memory, as Examples does.
     bad: counts records that cannot be used, each of which is replaced by
       another record. With None, the first such record raises ValueError.
@@ -98,24 +101,32 @@ def make_batches(
   _check_sizes(size, lowres_size, crop)
   rows = range(global_batch) if rows is None else rows
   _check_rows(rows, global_batch)
-  if not len(source):
+  if not isinstance(source, Mixture):
+    source = Mixture((Ingredient(source, 1.0, ""),))
+  if not all(len(each.records) for each in source.ingredients):
     raise ValueError("source has no records")
   threads = threads or usable_cores()
   slots = Slots(reads), Slots(threads)
   reading, decoding = slots
-  examples = Examples(
-    source,
-    size,
-    tokenize=tokenize,
-    cache=cache,
-    bad=bad,
-    max_pixels=max_pixels,
-    least_side=least_side,
-    max_small_share=max_small_share,
-    reading=reading,
-    decoding=decoding,
-  )
-  order = _in_order(examples, crop, seed)
+  examples = [
+    Examples(
+      each.records,
+      size,
+      name=each.name,
+      tokenize=tokenize,
+      flip=flip,
+      cache=cache,
+      bad=bad,
+      max_pixels=max_pixels,
+      least_side=least_side,
+      max_small_share=max_small_share,
+      reading=reading,
+      decoding=decoding,
+    )
+    for each in source.ingredients
+  ]
+  weights = [each.weight for each in source.ingredients]
+  order = _in_order(examples, weights, crop, seed)
   low_side = lowres_size and (crop or size) * lowres_size // size
   count = len(rows)
 
@@ -125,7 +136,8 @@ def make_batches(
     index = step * global_batch + int(rows[row])
     found = _large_enough(order, seed, index)
     with decoding:
-      return _to_train_on(_one_caption(found, seed, index), low_side)
+      found = _one_caption(found, seed, index)
+      return _to_train_on(_flipped(found, seed, index), low_side)
 
   # A resumed run starts at its step.
   end = sys.maxsize if steps is None else (start_step + steps) * count
@@ -161,10 +173,23 @@ def _stacked(
 
 
 def _in_order(
-  examples: Examples, crop: int | None, seed: int
+  examples: Sequence[Examples],
+  weights: Sequence[float],
+  crop: int | None,
+  seed: int,
 ) -> grain.MapDataset:
-  """Returns endless examples by global index, reshuffled every epoch."""
-  order = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+  """Returns endless examples by global index, reshuffled every epoch.
+
+  Of several sources, the shares of any range of indices are those of their
+  weights. An epoch of one source is not one of the others.
+  """
+  orders = [
+    grain.MapDataset.source(each).seed(own).shuffle().repeat()
+    for each, own in zip(examples, _seeds(seed, len(examples)))
+  ]
+  order = orders[0]
+  if len(orders) > 1:
+    order = grain.MapDataset.mix(orders, weights).seed(seed)
   if crop is None:
     return order
 
@@ -173,6 +198,12 @@ def _in_order(
     return example | {"image": image}
 
   return order.random_map(window)
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+  """Returns a seed for each source; the first source has the seed itself."""
+  others = np.random.SeedSequence(seed).generate_state(count)[1:]
+  return [seed, *map(int, others)]
 
 
 def _large_enough(order: grain.MapDataset, seed: int, index: int) -> Example:
@@ -199,7 +230,18 @@ def _one_caption(example: Example, seed: int, index: int) -> Example:
   count = len(example["tokens"])
   # Keyed like the crops, so that hosts agree and a resumed run sees the same.
   i = np.random.default_rng((seed, index)).integers(count) if count > 1 else 0
-  return example | {name: example[name][i] for name in ("tokens", "mask")}
+  of_captions = example.keys() - {"image"}
+  return example | {name: example[name][i] for name in of_captions}
+
+
+def _flipped(example: Example, seed: int, index: int) -> Example:
+  """Mirrors half of the images that may be, by the seed and global index."""
+  if not (example := dict(example)).pop("may_flip", False):
+    return example
+  # Keyed apart from the choice of captions and from replacements.
+  if np.random.default_rng((seed, index, 2)).integers(2):
+    example["image"] = example["image"][:, ::-1]
+  return example
 
 
 def _to_train_on(example: Example, low_side: int | None) -> Example:

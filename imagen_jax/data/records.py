@@ -2,17 +2,19 @@
 
 import bisect
 import collections
+import contextlib
+import hashlib
 import itertools
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 
-from imagen_jax import files
 from imagen_jax.data import prepared
+from imagen_jax.data.features import Parser
 
 try:
   import resource
@@ -22,39 +24,37 @@ except ImportError:  # on Windows
 # The largest record, an image and its texts, in bytes after decompression.
 # Parsing takes a few times as much memory.
 MOST_BYTES = 2**26
+_SAMPLED = 8  # records of a fingerprint
 
 
 class Records(Sequence):
-  """Reads records dict(image=bytes or array, caption=str or list of str, ...).
+  """Reads the records of a split, as a Parser makes them.
 
-  Only the named features are decoded; text is str. A file is opened when it is
-  first read. The open files are at most a quarter of the process's limit.
+  A file is opened when it is first read. The open files are at most a quarter
+  of the process's limit.
 
   Args:
     builder: the prepared dataset.
     split: one of its splits, or a part of one, such as "train[:10%]".
-    features: the names of the features to read.
+    parse: parses the bytes of a record.
   """
 
   def __init__(
     self,
     builder: tfds.core.DatasetBuilder,
     split: str,
-    features: Sequence[str],
+    parse: Parser,
   ):
-    self._shards = builder.info.splits[split].file_instructions
+    splits = builder.info.splits
+    self._shards = splits[split].file_instructions
+    self._split_bytes = [
+      splits[name].num_bytes for name in re.findall(r"\w+", split)
+      if name in splits
+    ]  # fmt: skip
     for shard in self._shards:
       prepared.check_inside(shard.filename, builder.data_dir)
     self._ends = [*itertools.accumulate(s.take for s in self._shards)]
-    self._features = tfds.features.FeaturesDict(
-      {name: builder.info.features[name] for name in features}
-    )
-    # An encoded image stays as it is.
-    self._decoders = {
-      name: tfds.decode.SkipDecoding()
-      for name, feature in self._features.items()
-      if isinstance(feature, tfds.features.Image)
-    }
+    self._parse = parse
     self._open = collections.OrderedDict()  # the most recently read file last
     self._most_open = _most_open()
     self._lock = threading.Lock()
@@ -66,14 +66,31 @@ class Records(Sequence):
     """Reads a record; raises ValueError for one that cannot be parsed."""
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} is none of the {len(self)}")
-    shard = bisect.bisect_right(self._ends, index)
-    first = self._ends[shard] - self._shards[shard].take
-    data = self._reader(shard)[index - first]
+    data = self._bytes(index)
     if len(data) > MOST_BYTES:
       raise ValueError(
         f"it has {len(data):,} bytes, expected at most {MOST_BYTES:,}"
       )
     return self._parse(data)
+
+  def fingerprint(self) -> str:
+    """Describes the records, so that other ones are noticed.
+
+    It follows from their number, from the bytes that the metadata states, and
+    from a few records. It does not depend on where the files are.
+    """
+    found = hashlib.sha256(repr((len(self), self._split_bytes)).encode())
+    for i in range(_SAMPLED):
+      # A damaged record is one too.
+      with contextlib.suppress(OSError, RuntimeError):
+        found.update(self._bytes(i * (len(self) - 1) // (_SAMPLED - 1)))
+    return f"{len(self):,} records ({found.hexdigest()[:12]})"
+
+  def _bytes(self, index: int) -> bytes:
+    """Reads a record."""
+    shard = bisect.bisect_right(self._ends, index)
+    first = self._ends[shard] - self._shards[shard].take
+    return self._reader(shard)[index - first]
 
   def _reader(self, shard: int) -> Sequence[bytes]:
     """Opens a file's records, and closes the least recently read file."""
@@ -88,34 +105,6 @@ class Records(Sequence):
         # The file is closed when the last thread has finished with it.
         self._open.popitem(last=False)
     return reader
-
-  def _parse(self, data: bytes) -> dict[str, Any]:
-    """Parses the untrusted bytes of a record."""
-    try:
-      record = self._features.deserialize_example_np(
-        data, decoders=self._decoders
-      )
-    except Exception as error:  # of any type, from protobuf, numpy or TFDS
-      said = files.reason(error)
-      raise ValueError(f"it cannot be parsed ({said})") from error
-    return {
-      name: value if name == "image" else _as_text(name, value)
-      for name, value in record.items()
-    }
-
-
-def _as_text(name: str, value: Any) -> str | list[str]:
-  """Decodes bytes, or arrays and lists of bytes; ValueError if not UTF-8."""
-  if isinstance(value, np.ndarray):
-    value = value.tolist()
-  if isinstance(value, list):
-    return [_as_text(name, each) for each in value]
-  if not isinstance(value, bytes):
-    return value
-  try:
-    return value.decode()
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{name} is not UTF-8") from error
 
 
 def _most_open() -> int:

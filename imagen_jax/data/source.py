@@ -3,9 +3,9 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
@@ -13,6 +13,8 @@ from tensorflow_datasets.core import naming
 
 from imagen_jax import files
 from imagen_jax.data import prepared
+from imagen_jax.data.captions import TEMPLATE
+from imagen_jax.data.features import Parser, check_feature, list_names
 from imagen_jax.data.records import Records
 
 # Imported to register the dataset with TFDS.
@@ -27,10 +29,12 @@ FORMAT = "array_record"  # the TFDS format with random access to records
 
 def load_source(
   name: str,
-  split: str,
+  split: str | Sequence[str],
   data_dir: str | os.PathLike[str],
   *,
   features: Sequence[str] = ("image", "caption"),
+  paths: Mapping[str, str] = types.MappingProxyType({}),
+  template: str = TEMPLATE,
   key: str = "split",
 ) -> Sequence[Mapping]:
   """Opens the records of a split of a TFDS dataset.
@@ -43,9 +47,14 @@ def load_source(
     name: the TFDS name, such as "captioned_shapes" or
       "captioned_shapes/tiny:1.0.0", or the folder of a prepared dataset, such
       as "/data/mine", "./mine" or "gs://bucket/mine".
-    split: a split in TFDS syntax, such as "train" or "train[:10%]".
+    split: a split in TFDS syntax, such as "train" or "train[:10%]"; or several,
+      of which the first that the dataset has is read.
     data_dir: the folder of prepared datasets, which may begin with ~.
-    features: the features to decode; all other stored features are skipped.
+    features: the keys of the records. Only their features are decoded.
+    paths: the features of keys that are stored under other names, such as
+      {"caption": "captions/text"}.
+    template: the caption, with "{}" where the feature's text belongs, such as
+      "a photo of a {}" for names of classes.
     key: the setting or flag that names the split, for messages.
 
   Returns:
@@ -56,22 +65,24 @@ def load_source(
       split is unknown or empty; or a feature is missing or cannot be used.
   """
   if name == ENDLESS:
-    if split not in SPLITS:
+    if not (known := [each for each in _as_tuple(split) if each in SPLITS]):
       raise ValueError(
         f"{key} is {split!r}, expected one of {SPLITS} for {name!r}"
       )
-    return Endless(split)
+    return Endless(known[0])
   if os.fspath(data_dir) == DATA_DIR:
     data_dir = os.environ.get("TFDS_DATA_DIR") or data_dir  # as TFDS does
   data_dir = files.expand(data_dir)
   builder = _open(name, data_dir)
-  for feature in features:  # before anything is downloaded
-    _check_feature(name, feature, builder.info.features)
+  paths = {feature: paths.get(feature, feature) for feature in features}
+  for feature, path in paths.items():  # before anything is downloaded
+    check_feature(name, feature, path, builder.info.features, template)
   if not _is_prepared(builder):
     _prepare(name, data_dir, builder.data_dir)
     builder = _open(name, data_dir)
-  _check_split(name, split, key, builder.info.splits)
-  records = Records(builder, split, features)
+  split = choose_split(name, _as_tuple(split), key, builder.info.splits)
+  parse = Parser(builder.info.features, paths, template)
+  records = Records(builder, split, parse)
   if not len(records):
     raise ValueError(f"{key} is {split!r}, in which {name!r} has no records")
   return records
@@ -80,7 +91,9 @@ def load_source(
 def _open(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
   """Opens the builder of a dataset, prepared or not."""
   if (folder := _prepared_folder(name)) is not None:
-    return _open_folder(name, folder)
+    builder = open_folder(name, folder)
+    _use_format(name, builder)
+    return builder
   try:
     parsed, settings = naming.parse_builder_name_kwargs(name)
   except ValueError as error:
@@ -126,13 +139,15 @@ def _prepared_folder(name: str) -> epath.Path | None:
   return None
 
 
-def _open_folder(name: str, folder: epath.Path) -> tfds.core.DatasetBuilder:
-  """Opens a prepared dataset by its folder."""
+def open_folder(name: str, folder: epath.Path) -> tfds.core.DatasetBuilder:
+  """Opens a prepared dataset by its folder, in any format.
+
+  Raises:
+    ValueError: its description is damaged, or names code outside TFDS.
+  """
   prepared.check_version(folder)
   with _as_sentence(f"dataset {name!r} cannot be opened"):
-    builder = tfds.builder_from_directory(folder)
-  _use_format(name, builder)
-  return builder
+    return tfds.builder_from_directory(folder)
 
 
 def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
@@ -154,7 +169,7 @@ def _check_config(name: str, config: str | None, error: ValueError) -> None:
     known = tfds.builder_cls(name).builder_configs
     if config and config not in known:
       raise ValueError(
-        f"it has no config {config!r}, only {_names(known)}"
+        f"it has no config {config!r}, only {list_names(known)}"
       ) from error
 
 
@@ -165,9 +180,8 @@ def _use_format(name: str, builder: tfds.core.DatasetBuilder) -> None:
   if FORMAT not in found:
     raise ValueError(
       f"dataset {name!r} is stored as {' and '.join(found)}, expected {FORMAT}:"
-      " convert it once, where TensorFlow is installed, by python -m"
-      " tensorflow_datasets.scripts.convert_format"
-      f" --dataset_version_dir={builder.data_dir} --out_file_format={FORMAT}"
+      " convert it once by python -m imagen_jax.prepare"
+      f" --source={builder.data_dir} --output=DIR"
     )
   if info.file_format.value != FORMAT:  # stored in both formats
     info.set_file_format(FORMAT, override=True, override_if_initialized=True)
@@ -223,52 +237,36 @@ def _reason(error: Exception) -> str:
   )
 
 
-def _check_feature(
-  name: str, feature: str, features: tfds.features.FeatureConnector | None
-) -> None:
-  """Raises ValueError unless a dataset has a feature that can be read here."""
-  known = features if isinstance(features, tfds.features.FeaturesDict) else {}
-  if feature not in known:
-    raise ValueError(
-      f"dataset {name!r} has no feature {feature!r}, only"
-      f" {_names(sorted(known))}"
-    )
-  found = known[feature]
-  info = found.get_tensor_info()
-  shape, kind = None, ""
-  if not isinstance(info, dict):
-    shape, dtype = info.shape, np.dtype(info.np_dtype)
-    # TFDS gives text and bytes the dtype object.
-    kind = "text" if dtype.kind in "OSU" else dtype.name
-  if feature != "image":
-    expected = "text, or a list of texts"
-    good = kind == "text" and len(shape) <= (feature == "caption")
-  elif isinstance(found, tfds.features.Image):
-    expected, good = "uint8 or uint16", kind in ("uint8", "uint16")
-  else:  # an image that the dataset's author encoded, or an array
-    expected = "an image of uint8 or uint16"
-    good = (kind == "text" and shape == ()) or (
-      kind == "uint8" and len(shape) in (2, 3)
-    )
-  if not good:
-    shown = f" of {kind} {shape}" if kind else ""
-    raise ValueError(
-      f"feature {feature!r} of dataset {name!r} is {type(found).__name__}"
-      f"{shown}, expected {expected}"
-    )
+def _as_tuple(split: str | Sequence[str]) -> tuple[str, ...]:
+  """Returns one split or several as a tuple."""
+  return (split,) if isinstance(split, str) else tuple(split)
 
 
-def _check_split(name: str, split: str, key: str, splits: Mapping) -> None:
-  """Raises ValueError unless a split, or a part of one, exists."""
-  if re.fullmatch(r"\w+", split) and split != "all" and split not in splits:
+def choose_split(
+  name: str, wanted: tuple[str, ...], key: str, splits: Mapping
+) -> str:
+  """Returns the first of several splits, or parts of splits, that exists.
+
+  Args:
+    name: the dataset's name, for messages.
+    wanted: the splits.
+    key: the setting or flag that names them, for messages.
+    splits: the dataset's splits.
+
+  Raises:
+    ValueError: none exists, or the first is no valid part of a split.
+  """
+  known = [
+    each
+    for each in wanted
+    if each in splits or each == "all" or not re.fullmatch(r"\w+", each)
+  ]
+  if not known:
     raise ValueError(
-      f"{name} has no split {split!r}, only {_names(splits)}: change {key}"
+      f"{name} has no split {' or '.join(map(repr, wanted))}, only"
+      f" {list_names(splits)}: change {key}"
     )
+  split = known[0]
   with _as_sentence(f"{key} is {files.quote(split)}, which cannot be read"):
     splits[split].file_instructions  # noqa: B018
-
-
-def _names(names: Iterable[str]) -> str:
-  """Joins up to 20 names of a dataset, for a message."""
-  names = [n if n.isidentifier() else files.quote(n, 40) for n in names]
-  return ", ".join(names[:20]) + ", ..." * (len(names) > 20) or "none"
+  return split

@@ -1,19 +1,23 @@
 """The batches that a stage trains on."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from imagen_jax.data.examples import BadRecords
+from imagen_jax.data.mixture import Ingredient, Mixture
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.data.source import load_source
 from imagen_jax.stage import Stage
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.settings import Data
 
+Split = str | Sequence[str]  # a split, or several: the first that exists
+
 
 def check_splits(
-  data: Data, sample_split: str | None, *, captions: bool
+  data: Data, splits: Mapping[str, Split], *, captions: bool
 ) -> None:
   """Opens the splits that a run will read, and prepares the dataset if needed.
 
@@ -22,23 +26,57 @@ def check_splits(
 
   Args:
     data: where the examples are.
-    sample_split: the split that sample grids show; None without grids.
+    splits: what is to be read, by the key that names it.
     captions: whether captions are read.
 
   Raises:
     ValueError: a split or the dataset cannot be used; the key is named.
   """
-  keys = {"data.split": data.split}
-  if sample_split is not None:
-    keys["train.sample_split"] = sample_split
-  for key, split in keys.items():
-    load_source(
-      data.name, split, data.data_dir, features=_features(captions), key=key
+  for key, split in splits.items():
+    open_sources(data, split, captions=captions, key=key)
+
+
+def open_sources(
+  data: Data, split: Split, *, captions: bool, key: str = "split"
+) -> Mixture:
+  """Opens a split of each dataset.
+
+  Args:
+    data: where the examples are.
+    split: a split. data.split stands for each part's own.
+    captions: whether captions are read.
+    key: the setting that names the split, for messages.
+
+  Raises:
+    ValueError: a split or a dataset cannot be used.
+  """
+  ingredients = []
+  for part in data.parts:
+    records = load_source(
+      part.name,
+      part.split if split == data.split else split,
+      data.data_dir,
+      features=("image", "caption") if captions else ("image",),
+      paths={"image": part.image, "caption": part.caption},
+      template=part.template,
+      key=key,
     )
+    name = part.name if data.mixture else ""
+    ingredients.append(Ingredient(records, part.weight, name))
+  return Mixture(tuple(ingredients))
 
 
-def _features(captions: bool) -> tuple[str, ...]:
-  return ("image", "caption") if captions else ("image",)
+def fingerprints(data: Data) -> list[str]:
+  """Describes the records of each dataset to train on.
+
+  Examples that are drawn when they are read have no description.
+  """
+  mixture = open_sources(data, data.split, captions=False)
+  return [
+    f"{part.name}, {part.split}: {each.records.fingerprint()}"
+    for part, each in zip(data.parts, mixture.ingredients)
+    if hasattr(each.records, "fingerprint")
+  ]
 
 
 def open_batches(
@@ -46,7 +84,7 @@ def open_batches(
   data: Data,
   tokenizer: Tokenizer | None,
   *,
-  split: str,
+  split: Split,
   batch_size: int,
   start_step: int = 0,
   steps: int | None = None,
@@ -66,12 +104,16 @@ def open_batches(
     steps: the number of batches; None for batches without end.
     rows: the examples of each batch to read; None reads all.
     bad: counts the records that cannot be used.
-    watch: replaces the records by ones that are observed while they are read.
+    watch: replaces the records of each dataset by ones that are observed while
+      they are read.
   """
-  features = _features(tokenizer is not None)
-  source = load_source(data.name, split, data.data_dir, features=features)
+  mixture = open_sources(data, split, captions=tokenizer is not None)
+  watched = [
+    dataclasses.replace(each, records=watch(each.records))
+    for each in mixture.ingredients
+  ]
   return make_batches(
-    watch(source),
+    Mixture(tuple(watched)),
     size=stage.size,
     lowres_size=stage.lowres_size,
     crop=stage.crop_size,
@@ -81,6 +123,7 @@ def open_batches(
     start_step=start_step,
     steps=steps,
     rows=rows,
+    flip=data.flip and split == data.split,
     cache=data.cache and split == data.split,
     bad=bad,
     max_pixels=data.max_pixels,

@@ -102,6 +102,11 @@ class Watched(Sequence):
     return record
 
 
+def totals(watched: Sequence[Watched]) -> list[float]:
+  """Adds up the totals of several sources."""
+  return [sum(each) for each in zip(*(one.totals for one in watched))]
+
+
 def time_input(run: Run, chips: Chips, log: Callable[[str], None]) -> None:
   """Measures how fast this process reads a run's batches, and logs it.
 
@@ -124,7 +129,8 @@ def time_input(run: Run, chips: Chips, log: Callable[[str], None]) -> None:
       f" example for each host of {chips.name}"
     )
   tokenizer = published.tokenizer(run.text)
-  check_splits(data, data.split, captions=tokenizer is not None)
+  splits = {"data.split": data.split}
+  check_splits(data, splits, captions=tokenizer is not None)
   if chips.peak_flops is None:
     log(
       f"needed: not known, like the peak speed of {chips.name}; name the chips"
@@ -181,20 +187,20 @@ def measure(
     run.stage, data, tokenizer,
     split=data.split, batch_size=data.batch_size,
     rows=range(first, first + count), bad=bad,
-    watch=lambda source: watched.append(Watched(source)) or watched[0],
+    watch=lambda source: watched.append(Watched(source)) or watched[-1],
   )  # fmt: skip
   feed = Feed(batches, patience=data.patience, log=log)
   with contextlib.closing(feed):
     for _ in range(WARM_UP):
       next(feed)
     images, seconds, begun = 0, 0.0, time.monotonic()
-    cpu, before = time.process_time(), watched[0].totals
+    cpu, before = time.process_time(), totals(watched)
     while not images or seconds < SECONDS:
       images += len(next(feed)["image"])
       seconds = time.monotonic() - begun
     cpu = time.process_time() - cpu
     reads, read_seconds, read_bytes = (
-      after - first for after, first in zip(watched[0].totals, before)
+      after - first for after, first in zip(totals(watched), before)
     )
   return Measured(images, seconds, cpu, reads, read_seconds, read_bytes)
 

@@ -15,7 +15,7 @@ from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import Tokenizer
-from imagen_jax.training.batches import check_splits, open_batches
+from imagen_jax.training.batches import Split, check_splits, open_batches
 from imagen_jax.training.preemption import Preemption
 from imagen_jax.training.setup import Run, Setup, net_shapes, set_up
 
@@ -46,7 +46,7 @@ class Job:
   preemption: Preemption
 
   def batches(
-    self, split: str, batch_size: int, **settings: Any
+    self, split: Split, batch_size: int, **settings: Any
   ) -> Iterator[dict[str, np.ndarray]]:
     """Opens the batches of a split; settings are arguments of open_batches."""
     return open_batches(
@@ -63,18 +63,24 @@ class Job:
       stop=self.preemption.asked,
     )
 
-  def first_batch(
-    self, split: str, batch_size: int, **settings: Any
-  ) -> dict[str, np.ndarray]:
-    """Returns the first batch of a split.
+  def first_batches(
+    self, split: Split, batch_size: int, count: int, **settings: Any
+  ) -> list[dict[str, np.ndarray]]:
+    """Returns the first batches of a split.
 
     Raises:
       Stopped: the run was asked to end meanwhile.
     """
     bad = BadRecords(self.run.data.max_bad_share)
-    batches = self.batches(split, batch_size, steps=1, bad=bad, **settings)
+    batches = self.batches(split, batch_size, steps=count, bad=bad, **settings)
     with contextlib.closing(self.feed(batches)) as feed:
-      return next(feed)
+      return [next(feed) for _ in range(count)]
+
+  def first_batch(
+    self, split: Split, batch_size: int, **settings: Any
+  ) -> dict[str, np.ndarray]:
+    """Returns the first batch of a split, as first_batches does."""
+    return self.first_batches(split, batch_size, 1, **settings)[0]
 
 
 def check_files(run: Run, workdir: str) -> None:
@@ -90,8 +96,12 @@ def check_files(run: Run, workdir: str) -> None:
   if path and not has_checkpoint(workdir):  # a resumed run reads none
     published.check_net(path, net_shapes(run.stage, run.text))
   training = run.training
-  sample_split = training.sample_split if training.sample_every else None
-  check_splits(run.data, sample_split, captions=captions)
+  splits = {"data.split": run.data.split}
+  if training.sample_every:
+    splits["train.sample_split"] = training.sample_splits
+  if training.validate_every:
+    splits["train.validate_split"] = training.validate_splits
+  check_splits(run.data, splits, captions=captions)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.interop import published
 from imagen_jax.parallel import compile_cache, mesh
 from imagen_jax.progress import Progress
+from imagen_jax.training.batches import fingerprints
 from imagen_jax.training.goodput import Goodput
+from imagen_jax.training.held_out import read_held_out
 from imagen_jax.training.job import STOPPED, Job, check_files, open_job
 from imagen_jax.training.lock import Writer, one_writer
 from imagen_jax.training.log import Callback, Log
@@ -77,6 +79,7 @@ def train(
   """
   goodput = Goodput()
   check_files(run, workdir)
+  config = {**config, "dataset": fingerprints(run.data)}
   with (
     hold_workdir(workdir) as writer,
     compile_cache.enabled(workdir),
@@ -86,7 +89,7 @@ def train(
     try:
       with contextlib.ExitStack() as stack:
         # 1. Set up: read the examples of sample grids, open checkpoints.
-        samples = read_samples(job)
+        samples, held_out = read_samples(job), read_held_out(job)
         saved = stack.enter_context(open_checkpoints(job))
 
         # 2. Restore or initialise the state; the data continues at its step.
@@ -105,9 +108,8 @@ def train(
           step_fn, batch = compile_step(job, state, feed, log)
           watchdog = stack.enter_context(open_watchdog(run, on_hang))
           outputs = Outputs(
-            job, writer, log, trace, saved, config, samples, watchdog
-          )
-          outputs.compile(state)
+            job, writer, log, trace, saved, config, samples, watchdog, held_out
+          ).compile(state)
           log.write_goodput(step)
 
           # 4. Train, see train_steps.

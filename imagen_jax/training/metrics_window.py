@@ -57,11 +57,7 @@ class MetricsWindow:
     numbers["loss"] = mean(found["loss"] for found in good)
     if good:
       sums, counts = np.sum([found["logsnr"] for found in good], axis=0)
-      numbers |= {
-        f"loss_logsnr/{name}": float(total / count)
-        for name, total, count in zip(bucket_names(), sums, counts, strict=True)
-        if count
-      }
+      numbers |= mean_losses("loss_logsnr", sums, counts)
     skipped = [step for (step, _), is_bad in zip(steps, bad) if is_bad]
     return numbers, skipped
 
@@ -96,6 +92,23 @@ def pace(
   if peak := PEAK_TFLOPS.get(jax.devices()[0].device_kind):
     found["model_flops_utilization"] = found["tflops_per_device"] / peak
   return found
+
+
+def mean_losses(
+  name: str, sums: np.ndarray, counts: np.ndarray
+) -> dict[str, float]:
+  """Returns the mean loss of each log-SNR bucket that is not empty.
+
+  Args:
+    name: the numbers' name, before the bucket's.
+    sums: [buckets], of losses.
+    counts: [buckets], of examples.
+  """
+  return {
+    f"{name}/{bucket}": float(total / count)
+    for bucket, total, count in zip(bucket_names(), sums, counts, strict=True)
+    if count
+  }
 
 
 def mean(values: Any) -> float:

@@ -13,6 +13,7 @@ from imagen_jax.data.png import write_png
 from imagen_jax.files import reason
 from imagen_jax.interop import published
 from imagen_jax.training.grids import sample_grid
+from imagen_jax.training.held_out import HeldOut
 from imagen_jax.training.job import Job
 from imagen_jax.training.lock import Writer
 from imagen_jax.training.log import Log
@@ -45,7 +46,7 @@ def read_samples(job: Job) -> Samples | None:
   training = job.run.training
   if training.sample_every is None:
     return None
-  batch = job.first_batch(training.sample_split, training.num_samples)
+  batch = job.first_batch(training.sample_splits, training.num_samples)
   encode = published.text_encoder(job.run.text, job.text_params)
   text = encode and encode.from_ids(batch["tokens"], batch["mask"])
   return Samples(batch, text)
@@ -129,6 +130,8 @@ class Outputs:
     samples: the examples of sample grids, written every train.sample_every
       steps; None writes none.
     watchdog: watches for hangs, except while a sample grid is sampled.
+    held_out: measures the loss on held-out images every train.validate_every
+      steps; None measures none.
   """
 
   job: Job
@@ -139,23 +142,34 @@ class Outputs:
   config: Config
   samples: Samples | None
   watchdog: Watchdog
+  held_out: HeldOut | None = None
 
-  def compile(self, state: TrainState) -> None:
+  def compile(self, state: TrainState) -> "Outputs":
     """Compiles what later steps write, before the first step.
 
     A run that is asked to end may have half a minute to save.
+
+    Returns:
+      The same outputs with compiled programs.
     """
     with self.log.goodput.part("compile"), self.watchdog.paused():
       self.saved.compile(state)
       if self.samples is not None:
         self._sample(state.ema, steps=0)
+      held_out = self.held_out and self.held_out.compile(state.ema)
+    return dataclasses.replace(self, held_out=held_out)
 
   def write(self, step: int, state: TrainState, last: bool) -> None:
     """Writes due outputs after a step; always logs and saves the last step."""
     training, progress = self.job.run.training, self.job.progress
     self.trace.end(step, state)
-    if last or step % training.log_every == 0:
-      self.log.write(step)
+    found = {}
+    if self.held_out is not None and (
+      step % training.validate_every == 0 or step == training.steps
+    ):
+      found = self._validate(step, state)
+    if last or step % training.log_every == 0 or found:
+      self.log.write(step, found)
     save = last or step % training.checkpoint_every == 0
     draw = self.samples is not None and (
       step % training.sample_every == 0 or step == training.steps
@@ -171,6 +185,18 @@ class Outputs:
       with self.log.goodput.part("samples"), self.watchdog.paused():
         self._draw(step, state.ema)
     progress.resume()
+
+  def _validate(self, step: int, state: TrainState) -> dict[str, float]:
+    """Measures the loss on held-out images, and logs it."""
+    with self.log.clock.part("compute"):
+      jax.block_until_ready(state)  # so that the pause excludes the step
+    self.job.progress.pause()
+    with self.log.goodput.part("samples"), self.watchdog.paused():
+      found = self.held_out.losses(state.ema)
+    self.job.progress.resume()
+    loss = found["validation_loss"]
+    self.job.progress.log(f"step {step}: loss {loss:.4f} on held-out images")
+    return found
 
   def _draw(self, step: int, params: Any) -> None:
     """Writes a sample grid to workdir/samples and for TensorBoard."""

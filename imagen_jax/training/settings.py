@@ -1,10 +1,42 @@
 """The settings of a training run besides its stage: the data and the pace."""
 
 import dataclasses
+import math
 from typing import Any
 
+from imagen_jax.data.captions import TEMPLATE, check_template
 from imagen_jax.data.feed import BUFFER, READS
 from imagen_jax.data.images import MAX_PIXELS, PIL_MAX_PIXELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Describes a dataset of a mixture; None stands for the value in Data.
+
+  Attributes:
+    name: as Data's.
+    weight: the share of examples from it, relative to those of the other parts.
+      Shares are kept to 1 % of the smallest.
+    split: as Data's.
+    image: as Data's.
+    caption: as Data's.
+    template: as Data's.
+  """
+
+  name: str = ""
+  weight: float = 1.0
+  split: str | None = None
+  image: str | None = None
+  caption: str | None = None
+  template: str | None = None
+
+  def __post_init__(self):
+    if not self.name:
+      raise ValueError("name is '', expected the name of a dataset")
+    if not 0 < self.weight < math.inf:
+      raise ValueError(f"weight is {self.weight}, expected more than 0")
+    if self.template is not None:
+      check_template("template", self.template)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +44,22 @@ class Data:
   """Describes where the training images come from.
 
   Attributes:
-    name: the TFDS name of the dataset. captioned_shapes/endless needs no
-      data_dir: its examples are drawn when they are read.
+    name: the TFDS name of the dataset, or its folder. captioned_shapes/endless
+      needs no data_dir: its examples are drawn when they are read.
+    mixture: several datasets in place of `name`, as dict(name="a", weight=460).
+      Each may have its own split, image, caption and template.
     split: a split or a part of one, such as train[:10%].
+    image: the path of the feature that holds the image, such as pair/image.
+    caption: the path of the feature that holds the caption, such as
+      captions/text. It holds a text or a class, or a list of them.
+    template: the caption, with {} where the feature's text belongs, such as
+      "a photo of a {}".
     data_dir: the folder where datasets are prepared.
     batch_size: examples in a batch, over all hosts.
-    seed: seed of the order, the crops and the choice among several captions.
+    seed: seed of the order, the crops, the flips and the choice among several
+      captions.
+    flip: mirrors half of the images, except for captions with a word that
+      begins with left or right. Not in the paper.
     cache: keeps the resized images of the split in memory.
     max_bad_share: the share of bad records, 0 to 1, above which training ends.
     patience: seconds without a record after which training ends.
@@ -36,10 +78,15 @@ class Data:
   """
 
   name: str = "captioned_shapes"
+  mixture: tuple[Part, ...] = ()
   split: str = "train"
+  image: str = "image"
+  caption: str = "caption"
+  template: str = TEMPLATE
   data_dir: str = "~/tensorflow_datasets"
   batch_size: int = 2048
   seed: int = 0
+  flip: bool = False
   cache: bool = False
   max_bad_share: float = 0.01
   patience: float = 600.0
@@ -60,6 +107,7 @@ class Data:
       raise ValueError(
         f"threads is {self.threads}, expected at least 1, or None for all cores"
       )
+    check_template("template", self.template)
     if not self.patience > 0:
       raise ValueError(f"patience is {self.patience}, expected more than 0")
     if not 1 <= self.max_pixels <= PIL_MAX_PIXELS:
@@ -67,6 +115,21 @@ class Data:
         f"max_pixels is {self.max_pixels}, expected 1 to {PIL_MAX_PIXELS}, the"
         " most that Pillow opens"
       )
+
+  @property
+  def parts(self) -> tuple[Part, ...]:
+    """The parts of the mixture with all values; one part without a mixture."""
+    return tuple(
+      Part(
+        part.name,
+        part.weight,
+        split=part.split or self.split,
+        image=part.image or self.image,
+        caption=part.caption or self.caption,
+        template=part.template or self.template,
+      )
+      for part in self.mixture or (Part(self.name),)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +154,13 @@ class Training:
     max_skipped: steps in a row without a finite loss or gradient that end the
       run; fewer are skipped.
     num_samples: examples in a sample grid.
-    sample_split: the split of these examples.
+    sample_split: the split of these examples; None for test, or validation
+      where there is no test.
+    validate_every: steps between two measurements of the loss on held-out
+      images, with one at the end; None measures none.
+    validate_batches: batches of held-out images, each of data.batch_size.
+    validate_split: the split of these images; None for validation, or test
+      where there is no validation.
     start_from: the weights that a new run starts from, named as in a cascade's
       config; None for random weights.
   """
@@ -108,7 +177,10 @@ class Training:
   hang_after: float | None = 300.0
   max_skipped: int = 10
   num_samples: int = 16
-  sample_split: str = "test"
+  sample_split: str | None = None
+  validate_every: int | None = None
+  validate_batches: int = 4
+  validate_split: str | None = None
   start_from: str | None = None
 
   def __post_init__(self):
@@ -120,9 +192,10 @@ class Training:
       "keep_checkpoints",
       "max_skipped",
       "num_samples",
+      "validate_batches",
     )
     check_ranges(self, lowest=dict.fromkeys(counts, 1))
-    for name in ("keep_every", "sample_every"):
+    for name in ("keep_every", "sample_every", "validate_every"):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name} is {value}, expected at least 1, or None")
@@ -132,6 +205,20 @@ class Training:
       )
     if not 0 <= self.ema_decay <= 1:
       raise ValueError(f"ema_decay is {self.ema_decay}, expected 0 to 1")
+
+  @property
+  def sample_splits(self) -> tuple[str, ...]:
+    """The splits of sample grids, of which the first that exists is read."""
+    if self.sample_split is None:
+      return ("test", "validation")  # prepare makes the latter
+    return (self.sample_split,)
+
+  @property
+  def validate_splits(self) -> tuple[str, ...]:
+    """The splits of held-out images, of which the first that exists is read."""
+    if self.validate_split is None:
+      return ("validation", "test")
+    return (self.validate_split,)
 
 
 def check_ranges(settings: Any, *, lowest: dict[str, int]) -> None:

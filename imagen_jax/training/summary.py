@@ -37,7 +37,7 @@ def dry_run(run: Run, workdir: str) -> bool:
     rows = range(min(training.num_samples, data.batch_size))
     try:
       if training.sample_every:
-        job.first_batch(training.sample_split, training.num_samples)
+        job.first_batch(training.sample_splits, training.num_samples)
       batch = job.first_batch(data.split, data.batch_size, rows=rows)
     except Stopped:
       job.progress.log(STOPPED)

@@ -87,7 +87,7 @@ def test_a_config_of_ones_own_may_import_from_configs(folder, monkeypatch):
 
 
 KNOWN = (
-  "base_64, deepfloyd_if, deepfloyd_if_train, imagen, shapes, shapes16, "
+  "base_64, deepfloyd_if, deepfloyd_if_train, imagen, own, shapes, shapes16, "
   "shapes256, shapes64, sr1024, sr256, t5_xxl"
 )
 

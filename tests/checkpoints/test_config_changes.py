@@ -60,6 +60,7 @@ FREELY = {
     "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_every", "train.num_samples", "train.max_skipped",
     "train.sample_split", "train.start_from", "train.hang_after",
+    "train.validate_every", "train.validate_batches", "train.validate_split",
   ),
   7,
 )  # fmt: skip

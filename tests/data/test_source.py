@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.data import source
+from imagen_jax.training.settings import Training
 
 written = runpy.run_path(str(pathlib.Path(__file__).with_name("datasets.py")))
 IMAGE, TEXT, TEXTS, TFDS = map(written.get, ("IMAGE", "TEXT", "TEXTS", "TFDS"))
@@ -178,13 +179,28 @@ def test_a_wrong_split_names_the_key_to_change(dataset, tmp_path, split, said):
   assert error_of(tmp_path, split, key="train.sample_split").startswith(said)
 
 
+def test_of_several_splits_the_first_that_exists_is_read(dataset, tmp_path):
+  """As train.sample_split takes what prepare or TFDS made."""
+  dataset(some_records(2))
+  assert len(load(tmp_path, ("test", "train"))) == 2
+  wanted = Training().sample_splits
+  assert wanted == ("test", "validation")
+  assert Training(sample_split="train[:1]").sample_splits == ("train[:1]",)
+  assert error_of(tmp_path, wanted, key="train.sample_split") == (
+    "my_set has no split 'test' or 'validation', only train: change"
+    " train.sample_split"
+  )
+  endless = lambda split: source.load_source(source.ENDLESS, split, tmp_path)[0]
+  assert (
+    endless(("validation", "test"))["caption"] == endless("test")["caption"]
+  )
+
+
 def test_another_format_is_advised_to_be_converted(dataset, tmp_path):
   folder = dataset(some_records(1), kind="tfrecord")
   assert error_of(tmp_path) == (
     "dataset 'my_set' is stored as tfrecord, expected array_record: convert it"
-    " once, where TensorFlow is installed, by python -m"
-    " tensorflow_datasets.scripts.convert_format"
-    f" --dataset_version_dir={folder} --out_file_format=array_record"
+    f" once by python -m imagen_jax.prepare --source={folder} --output=DIR"
   )
 
 

@@ -160,7 +160,7 @@ def test_what_it_writes_is_trained_on(here, tmp_path):
   train = importlib.import_module("imagen_jax.train")
   train.main(
     [f"--config={here}/tiny.py", f"--workdir={tmp_path}/run",
-     f"--config.data.name={out}", "--config.train.sample_split=validation",
+     f"--config.data.name={out}",
      "--config.train.steps=1", "--nocompile_cache"]
   )  # fmt: skip
   assert (tmp_path / "run" / "metrics.jsonl").read_text().count("loss") >= 1

@@ -1,4 +1,4 @@
-"""Sources opened by their path: a folder of images, tars or parquet files."""
+"""Sources opened by path: images, tars, parquet files or a TFDS dataset."""
 
 import os
 from collections.abc import Iterator
@@ -7,12 +7,15 @@ from typing import Protocol
 from etils import epath
 
 from imagen_jax import files
+from imagen_jax.data.captions import TEMPLATE
 from imagen_jax.data.prepare.folder import IMAGES, METADATA, Folder
 from imagen_jax.data.prepare.parquet import Parquet
 from imagen_jax.data.prepare.rows import Record
+from imagen_jax.data.prepare.tfds_set import TfdsSet
 from imagen_jax.data.prepare.webdataset import WebDataset
 
-FORMATS = ("auto", "folder", "webdataset", "parquet")
+INFO = "dataset_info.json"  # what TFDS writes last
+FORMATS = ("auto", "folder", "webdataset", "parquet", "tfds")
 
 
 class Source(Protocol):
@@ -31,6 +34,8 @@ def open_source(
   per_part: int,
   image: str | None = None,
   caption: str | None = None,
+  split: str = "train",
+  template: str = TEMPLATE,
 ) -> Source:
   """Lists the files of a source.
 
@@ -38,8 +43,12 @@ def open_source(
     path: a folder, a tar or a parquet file, on a disk or of a store.
     kind: one of FORMATS; auto finds the format by the files' names.
     per_part: the number of records in a part of a folder or parquet file.
-    image: the column of images in parquet files; None finds it.
-    caption: the column of captions; None finds it.
+    image: the column of images in parquet files, or the feature of a TFDS
+      dataset; None finds it.
+    caption: the column or feature of captions; None finds it.
+    split: the split of a TFDS dataset.
+    template: the caption of a TFDS dataset, with "{}" where the feature's text
+      belongs.
 
   Raises:
     ValueError: there is no such path, or nothing in it can be read.
@@ -57,6 +66,11 @@ def open_source(
       f"source {error.filename or path} cannot be read: {files.reason(error)}"
     ) from error
   kind = _kind(names) if kind == "auto" else kind
+  if kind == "tfds":
+    if INFO not in names:
+      raise ValueError(f"source {path} has no {INFO}, expected a TFDS dataset")
+    paths = image or "image", caption or "caption"
+    return TfdsSet(path, split, *paths, template)
   ending = {"webdataset": ".tar", "parquet": ".parquet"}.get(kind)
   chosen = [name for name in names if name.endswith(ending or "")]
   if kind is None or not chosen:
@@ -95,6 +109,8 @@ def _names(folder: epath.Path) -> Iterator[str]:
 
 def _kind(names: list[str]) -> str | None:
   """Returns the format of a source with these files; None if it has none."""
+  if INFO in names:
+    return "tfds"
   if any(name.endswith(".tar") for name in names):
     return "webdataset"
   bases = {name.rpartition("/")[2] for name in names}
