@@ -15,7 +15,7 @@ from imagen_jax.nets.clip_text import ClipTextEncoder
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder, int8_dense
 from imagen_jax.nets.unet import UNet
-from imagen_jax.text.settings import NoText, Text
+from imagen_jax.text.settings import NoText, StoredText, Text
 
 NETS = {
   "UNet": UNet,
@@ -59,6 +59,33 @@ def text(config: Mapping[str, Any] | None) -> Text | NoText:
       )
     encoder = encoder.clone(dense=int8_dense)
   return fill(Text, rest, "text", fields(Text), encoder=encoder)
+
+
+def stored_text(
+  text: Text | NoText, config: Mapping[str, Any], folder: str | None
+) -> Text | StoredText | NoText:
+  """Returns the text encoder, or what replaces it with data.embeddings.
+
+  Args:
+    text: the encoder.
+    config: the stage's config.
+    folder: data.embeddings.
+
+  Raises:
+    ValueError: there is no encoder, or the net sees more of its outputs than is
+      stored.
+  """
+  if folder is None:
+    return text
+  if isinstance(text, NoText):
+    raise ValueError("config data.embeddings is set, but text is None")
+  norm = config["stage"]["net"].get("text_norm")
+  if norm == "group" and not text.attend_padding:
+    raise ValueError(
+      "config data.embeddings is set, but text_norm='group' of the net reads"
+      " padding, which is not stored: expected text.attend_padding=True"
+    )
+  return StoredText(text, folder)
 
 
 def required_text(config: Mapping[str, Any]) -> Text:

@@ -17,7 +17,7 @@ from imagen_jax.nets.unet import UNet
 from imagen_jax.parallel.sharding import Placement
 from imagen_jax.text.encoder import Encoder, TextEncoder
 from imagen_jax.text.pieces import SentencePieces, WordPieces
-from imagen_jax.text.settings import NoText, Text
+from imagen_jax.text.settings import AnyText, NoText, StoredText, Text
 from imagen_jax.text.tokenizer import Tokenizer
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -137,17 +137,27 @@ def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
   return weights.load(where, like, placement)
 
 
-def check_text(text: Text | NoText) -> Tokenizer | None:
+def check_text(text: AnyText) -> Tokenizer | None:
   """Checks the files of config.text without reading the weights.
 
+  Of stored embeddings their folder is checked. The encoder's files need not be
+  there.
+
   Returns:
-    The tokenizer of its vocabulary; None without text.
+    The tokenizer of its vocabulary; None without text, or with stored
+    embeddings.
 
   Raises:
     ValueError: a file is missing or damaged, the weights belong to another
-      encoder, or they were trained with another vocabulary.
+      encoder, they were trained with another vocabulary, or the embeddings are
+      of another encoder.
   """
   if isinstance(text, NoText):
+    return None
+  if isinstance(text, StoredText):
+    from imagen_jax.interop import embedded
+
+    embedded.check(text)
     return None
   found, where = tokenizer(text), resolve(text.weights)
   _format(text).check_weights(where, text.encoder, _shapes(text))
@@ -189,10 +199,20 @@ def vocabulary_of(text: Text) -> str | None:
   return found.fingerprint
 
 
-def tokenizer(text: Text | NoText) -> Tokenizer | None:
-  """Builds the tokenizer of config.text.vocabulary; None without text."""
+def tokenizer(text: AnyText) -> Any:
+  """Builds what turns captions into the tokens of batches.
+
+  Returns:
+    The Tokenizer of config.text.vocabulary, the stored Embeddings, or None
+    without text.
+  """
   if isinstance(text, NoText):
     return None
+  if isinstance(text, StoredText):
+    # Imported here: sampling does not need what reads embeddings.
+    from imagen_jax.interop import embedded
+
+    return embedded.open_embeddings(text)
   path = resolve(text.vocabulary)
   parse = SentencePieces
   if not isinstance(text.encoder, T5Encoder):
@@ -200,10 +220,17 @@ def tokenizer(text: Text | NoText) -> Tokenizer | None:
   return Tokenizer(path, text.length, lowercase=text.lowercase, parse=parse)
 
 
-def load_text(text: Text | NoText, placement: Placement | None = None) -> Any:
-  """Loads the weights of config.text's encoder, exported here or published."""
+def load_text(text: AnyText, placement: Placement | None = None) -> Any:
+  """Loads the weights of config.text's encoder, exported here or published.
+
+  With stored embeddings it loads what replaces them, the null text.
+  """
   if isinstance(text, NoText):
     return {}
+  if isinstance(text, StoredText):
+    from imagen_jax.interop import embedded
+
+    return embedded.load_null(text, placement)
   load = _format(text).load
   return load(resolve(text.weights), _shapes(text), placement)
 

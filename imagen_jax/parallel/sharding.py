@@ -19,7 +19,7 @@ REPLICATED = "replicated"
 Rule = tuple[str, tuple[str | None, ...] | str]
 RULES: tuple[Rule, ...] = (
   # Vectors are small, and every device uses them.
-  (r"(^|/)((kernel_)?scale|bias|cls_pos)$", REPLICATED),
+  (r"(^|/)((kernel_)?scale|bias|cls_pos|null_(tokens|mask))$", REPLICATED),
   (r"/rel_embedding$", REPLICATED),
   # T5 and attention: heads, hidden features of the MLP, and the vocabulary.
   # fsdp takes an embedding's features. If it took the vocabulary, a look-up

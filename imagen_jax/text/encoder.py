@@ -99,8 +99,53 @@ class Unconditional:
     """Returns None, for Conditioning.text."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """Replaces an Embedder where the embeddings of captions are read.
+
+  Attributes:
+    null: as Embedder's.
+  """
+
+  null: str = "zeros"
+
+  def for_training(
+    self, params: Any, tokens: jax.Array, mask: jax.Array, dropped: jax.Array
+  ) -> TextEmbedding:
+    """Returns the embeddings as Embedder.for_training does.
+
+    Args:
+      params: with "empty", null_tokens [1, L, D] and null_mask [1, L].
+      tokens: [B, L, D].
+      mask: bool [B, L], True = real token.
+      dropped: bool [B].
+    """
+    if self.null == "empty":
+      tokens = jnp.where(dropped[:, None, None], params["null_tokens"], tokens)
+      mask = jnp.where(dropped[:, None], params["null_mask"], mask)
+    text = TextEmbedding(tokens.astype(jnp.float32), mask)
+    return text.replace(null=text) if self.null == "empty" else text
+
+  def for_sampling(
+    self, params: Any, tokens: np.ndarray, mask: np.ndarray
+  ) -> TextEmbedding:
+    """Returns the embeddings with their null text, as TextEncoder does."""
+    text = TextEmbedding(tokens.astype(np.float32), mask)
+    if self.null == "zeros":
+      return text
+    row = TextEmbedding(params["null_tokens"], params["null_mask"])
+    null = jax.tree.map(
+      lambda all_rows, one: np.broadcast_to(
+        np.asarray(one, all_rows.dtype), all_rows.shape
+      ),
+      text,
+      to_host(row),
+    )
+    return text.replace(null=null)
+
+
 @functools.partial(jax.jit, static_argnames=("embedder", "rows"))
-def _embed(
+def encode(
   embedder: Embedder,
   params: Any,
   ids: jax.Array,
@@ -154,7 +199,7 @@ class TextEncoder:
     self._params = params
     self.tokenizer = tokenizer
     self._batch_size = batch_size
-    self._apply = functools.partial(_embed, embedder)
+    self._apply = functools.partial(encode, embedder)
     self._has_null = embedder.null == "empty"
     self._special = encoder.special
     self.dim = encoder.emb_dim

@@ -6,7 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.text.encoder import Embedder, Encoder, Unconditional
+from imagen_jax.text.encoder import (
+  Embedder,
+  Encoder,
+  Stored,
+  Unconditional,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,49 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredText:
+  """Replaces Text where data.embeddings holds what it would compute.
+
+  Attributes:
+    text: the encoder that embedded the captions.
+    folder: the folder that the verb embed wrote.
+  """
+
+  text: Text
+  folder: str
+
+  @property
+  def length(self) -> int:
+    """The number of tokens."""
+    return self.text.length
+
+  @property
+  def dim(self) -> int:
+    """The width of a token."""
+    return self.text.dim
+
+  @property
+  def embedder(self) -> Stored:
+    """What replaces the encoder."""
+    return Stored(self.text.null)
+
+  def shapes(self) -> Any:
+    """Returns the shapes of the null text, if that is no zeros."""
+    if self.text.null == "zeros":
+      return {}
+    row = self.inputs(1)
+    return {f"null_{name}": shape for name, shape in row.items()}
+
+  def inputs(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of the embeddings of a training batch."""
+    shape = (rows, self.length)
+    return {
+      "tokens": jax.ShapeDtypeStruct((*shape, self.dim), jnp.bfloat16),
+      "mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class NoText:
   """Replaces Text where nets are unconditional: config.text is None.
 
@@ -114,3 +162,6 @@ class NoText:
   def inputs(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns an empty dictionary: captions are not read."""
     return {}
+
+
+AnyText = Text | StoredText | NoText
