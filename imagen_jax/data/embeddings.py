@@ -150,7 +150,7 @@ def keep_plan(plan: Plan, folder: epath.Path) -> None:
   if changed:
     names = {"encoder": different(old["encoder"], new["encoder"]),
              "sources": "records of the dataset"}  # fmt: skip
-    what = " and ".join(names.get(key, key) for key in changed)
+    what = " and ".join(dict.fromkeys(names.get(key, key) for key in changed))
     raise ValueError(
       f"output {folder} was begun with other {what}, expected the same, or"
       " another output"

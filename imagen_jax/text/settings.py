@@ -122,7 +122,7 @@ class StoredText:
 
   @property
   def embedder(self) -> Stored:
-    """What replaces the encoder."""
+    """The replacement of the encoder."""
     return Stored(self.text.null)
 
   def shapes(self) -> Any:
