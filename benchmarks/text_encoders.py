@@ -40,8 +40,8 @@ def main() -> None:
   parser.add_argument("--tokens", type=int, default=30, help="of a caption")
   tokens = parser.parse_args().tokens
   print(
-    "| encoder | width | bucket | GB in bfloat16 | GB in int8 | GFLOP | chip-h |"
-    " GFLOP in training |\n|---|---|---|---|---|---|---|---|"
+    "| encoder | width | bucket | GB in bfloat16 | GB in int8 | GFLOP |"
+    " chip-hours | GFLOP in training |\n|---|---|---|---|---|---|---|---|"
   )
   for name in ENCODERS:
     text = build.text(read_config(name).text)

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import build, embed
+from imagen_jax import build, embed, imagen
 from imagen_jax.aot import programs
 from imagen_jax.build.configs import resolve
 from imagen_jax.data import embeddings
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
 from imagen_jax.text import buckets
-from imagen_jax.training import setup
+from imagen_jax.training import setup, summary
 from imagen_jax.training.batches import open_batches
 from imagen_jax.training.step import batch_loss, encode_text
 
@@ -338,6 +338,30 @@ def test_two_processes_write_the_same_bytes(here, tmp_path, of_two):
     said, _ = each.communicate()
     assert each.returncode == 0, said
   assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_the_same_bits(here, made, tmp_path, state_of):
+  """With sample grids, held-out losses and the empty prompt as null text."""
+  changes = {
+    "text.null": "empty", "train.sample_every": 4, "train.steps": 4,
+    "train.validate_every": 2, "train.validate_split": "test",
+    "train.validate_batches": 1, "train.checkpoint_every": 2,
+  }  # fmt: skip
+  config = stored(here, made(), **changes)
+  imagen.train(config, tmp_path / "whole")
+  half = stored(here, made(), **changes | {"train.steps": 2})
+  imagen.train(half, tmp_path / "parts")
+  imagen.train(config, tmp_path / "parts")
+  whole, parts = (state_of(tmp_path / name, 4) for name in ("whole", "parts"))
+  for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
+    np.testing.assert_array_equal(one, other)
+  assert [*(tmp_path / "parts").rglob("*.png")]
+  summary.dry_run(build.run(config), str(tmp_path / "dry"))
+  assert (tmp_path / "dry" / "dry_run.png").exists()
+  config = config_of(here, **changes)
+  with pytest.raises(ValueError, match="data.embeddings was of, is None"):
+    imagen.train(config, tmp_path / "parts")
 
 
 def test_settings_of_the_plan_are_those_that_matter(here, made, capfd):
