@@ -59,6 +59,8 @@ setup(
       "tensorboard>=2.20",
       "tensorflow-datasets>=4.9.10",
     ],
+    # The tokenizers of BERT and CLIP; T5 needs none of it.
+    "encoders": ["tokenizers>=0.21"],
     # By gcsfs etils reads and writes gs://. By the others Orbax looks into
     # buckets; by the last, if those have folders.
     "gcs": [

@@ -16,7 +16,6 @@ from imagen_jax import build
 from imagen_jax.build import configs, defaults, nets, runs
 from imagen_jax.build.keys import fields
 from imagen_jax.nets.efficient_unet import BlockSpec
-from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.training.settings import Part
 
 HEAD = ("| key | type | default | range | meaning |", "|---|---|---|---|---|")
@@ -54,7 +53,9 @@ def page() -> str:
     if name == "data":
       lines += section("data.mixture, each", Part, Part("a"))
     if name == "text":
-      lines += section("text.encoder", T5Encoder, None, nets.NET_NAMES)
+      lines += kinds_of(
+        "text.encoder", nets.ENCODERS, nets.NET_NAMES, "text.kind"
+      )
   lines += kinds_of("optimizer", runs.OPTIMIZERS)
   return "\n".join(lines)
 
@@ -63,11 +64,19 @@ def kinds_of(
   where: str,
   options: Mapping[str, Any],
   names: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+  key: str = "kind",
 ) -> Iterator[str]:
-  """Yields the lines of a sub-config with a `kind`: a table for each kind."""
+  """Yields the lines of a sub-config with kinds: a table for each.
+
+  Args:
+    where: the sub-config.
+    options: the classes by their kinds.
+    names: the keys whose values are names.
+    key: the key of the kind.
+  """
   yield from (f"## {where}", "")
   for kind, cls in options.items():
-    yield f'`kind="{kind}"`: {summary(cls)}'
+    yield f'`{key}="{kind}"`: {summary(cls)}'
     yield ""
     if isinstance(cls, type) and fields(cls):
       yield from table(cls, _instance(cls), names, {})
@@ -164,7 +173,8 @@ def accepted(cls: type, field: dataclasses.Field, example: Any) -> str:
     return ""
   if "tuple" not in hint and hint != "float":
     where = "net"
-    if cls in (BlockSpec, T5Encoder) or cls in nets.NETS.values():
+    known = {**nets.NETS, **nets.ENCODERS}
+    if cls is BlockSpec or cls in known.values():
       return refusal(lambda: nets.check_sizes({field.name: 0}, where), "")
   if "tuple" in hint or not dataclasses.is_dataclass(example):
     return ""

@@ -15,6 +15,7 @@ VERBS = (
   "compile",
   "pretrain",
   "prepare",
+  "embed",
 )
 PROGRAMS = ("text.train_vocabulary", "shapes.write_captions")
 

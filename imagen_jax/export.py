@@ -25,6 +25,7 @@ from imagen_jax import build
 from imagen_jax.checkpoints import manager
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop import diffusers, published, t5, weights
+from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.progress import print_line
 from imagen_jax.text.settings import Text
 from imagen_jax.training.setup import net_shapes
@@ -68,8 +69,12 @@ def export_text(config: Text, layout: str, output: str) -> str:
     The line to log.
 
   Raises:
-    ValueError: the encoder is quantised to int8.
+    ValueError: the encoder is quantised to int8, or is not T5's.
   """
+  if not isinstance(config.encoder, T5Encoder):
+    raise ValueError(
+      f"--text={layout} is a layout of T5, expected a config with text.kind t5"
+    )
   if config.int8:
     raise ValueError(
       "config text.int8 is True, expected False: the layouts hold floats"

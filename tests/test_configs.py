@@ -48,6 +48,13 @@ T5 = {
   "xl": (24, 2048, 32, 5120, 1_223_527_424),
   "xxl": (24, 4096, 64, 10240, XXL),
 }
+# Without poolers and heads; of CLIP without the last layer and its norm.
+OTHER_ENCODERS = {
+  "bert": 109_482_240 - 590_592,
+  "bert:base": 109_482_240 - 590_592,
+  "bert:large": 335_141_888 - 1_049_600,
+  "clip_l14": 123_060_480 - 7_087_872 - 1_536,
+}
 CASCADES = {
   "shapes": ("shapes16", "shapes64", "shapes256"),
   "imagen": ("base64", "sr256", "sr1024"),
@@ -65,6 +72,7 @@ ALL = (
   "deepfloyd_if_train",
   "t5_xxl",
   *(f"t5_xxl:{size}" for size in T5),
+  *OTHER_ENCODERS,
 )
 
 
@@ -101,6 +109,7 @@ def test_the_header_tells_the_command(name):
       "t5_xxl:huge",
       "t5_xxl.py:huge is no size of T5, expected small, base, large, xl, xxl",
     ),
+    ("bert:huge", "bert.py:huge is no size of BERT, expected base, large"),
     ("own:mine", "own.py:mine is unknown, expected t5, shipped or none"),
     ("imagen:nice", "imagen.py:nice is unknown, expected looks, fid"),
     (
@@ -251,6 +260,13 @@ def test_sizes_of_t5(size):
   for path, leaf in jax.tree.leaves_with_path(shapes):
     half = path[-1].key in ("kernel", "embedding")
     assert leaf.dtype == (jnp.bfloat16 if half else jnp.float32), path
+
+
+@pytest.mark.parametrize("name", OTHER_ENCODERS)
+def test_other_encoders_have_their_published_sizes(name):
+  text = build.text(read_config(name).text)
+  assert count(text.shapes()) == OTHER_ENCODERS[name]
+  assert text.length <= text.encoder.max_length
 
 
 def test_the_default_sizes_are_the_papers():

@@ -192,7 +192,11 @@ def test_a_text_encoder(tmp_path):
   run = build.run(args.config)
   assert run.text.dim == 512
   assert run.text.weights == "t5/model.safetensors"
-  assert {"nets/", "text/settings.py", "interop/"} <= {*inline}
+  assert {"nets/", "ENCODERS", "build/nets.py", "interop/"} <= {*inline}
+  for name in ("bert", "clip_l14"):
+    assert f"configs/{name}.py" in inline
+    text = build.text(build.configs.read_config(name).text)
+    assert type(text.encoder) in build.nets.ENCODERS.values()
 
 
 def test_a_metric():

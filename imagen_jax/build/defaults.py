@@ -17,10 +17,9 @@ from imagen_jax.build.diffusion import (
   STAGE_NAMES,
 )
 from imagen_jax.build.keys import fields
-from imagen_jax.build.nets import NET_NAMES, NETS
+from imagen_jax.build.nets import ENCODER, ENCODERS, NET_NAMES, NETS
 from imagen_jax.build.runs import OPTIMIZERS
 from imagen_jax.nets.efficient_unet import BlockSpec
-from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.parallel.mesh import MeshShape
 from imagen_jax.stage import Sampling, Stage
 from imagen_jax.text.settings import Text
@@ -56,9 +55,11 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     filled["optimizer"] = _kind(config["optimizer"], OPTIMIZERS)
   if "net" in filled.get("stage", {}):
     filled["stage"]["net"] = _kind(filled["stage"]["net"], NETS, NET_NAMES)
-  if "encoder" in (filled.get("text") or {}):
-    encoder = filled["text"]["encoder"]
-    filled["text"]["encoder"] = _section(encoder, T5Encoder, NET_NAMES)
+  if isinstance(text := filled.get("text"), Mapping):
+    text = filled["text"] = {"kind": ENCODER} | text
+    if "encoder" in text:
+      cls = ENCODERS.get(text["kind"], ENCODERS[ENCODER])
+      text["encoder"] = _section(text["encoder"], cls, NET_NAMES)
   return json.loads(json.dumps(filled))  # tuples as lists
 
 

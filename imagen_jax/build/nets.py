@@ -1,5 +1,6 @@
 """The net and the text encoder that a config describes."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,18 +8,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from imagen_jax.build.keys import as_tuple, fields, fill, kind, pick, section
-from imagen_jax.interop import diffusers, published, t5
+from imagen_jax.interop import diffusers, hub, published
 from imagen_jax.nets import layers
+from imagen_jax.nets.bert import BertEncoder
+from imagen_jax.nets.clip_text import ClipTextEncoder
 from imagen_jax.nets.efficient_unet import BlockSpec, EfficientUNet
 from imagen_jax.nets.t5 import T5Encoder, int8_dense
 from imagen_jax.nets.unet import UNet
-from imagen_jax.text.settings import NoText, Text
+from imagen_jax.text.settings import NoText, StoredText, Text
 
 NETS = {
   "UNet": UNet,
   "EfficientUNet": EfficientUNet,
   "diffusers": published.UNetFolder,
 }
+ENCODERS = {"t5": T5Encoder, "bert": BertEncoder, "clip": ClipTextEncoder}
+ENCODER = "t5"  # the kind of a config.text without one
 # Keys of nets whose values are names, and the values that these name.
 NET_NAMES = {
   "dtype": {"float32": jnp.float32, "bfloat16": jnp.bfloat16},
@@ -43,11 +48,44 @@ def text(config: Mapping[str, Any] | None) -> Text | NoText:
   """Returns the settings of config.text; None is for unconditional nets."""
   if config is None:
     return NoText()
-  sizes = section(config, "text").get("encoder", {})
-  encoder = module(_with_sizes(sizes, config), "text.encoder", T5Encoder)
-  if config.get("int8") is True:
+  given = {"kind": ENCODER} | dict(section(config, "text").items())
+  cls, rest = kind(given, "text", ENCODERS)
+  sizes = _with_sizes(rest.get("encoder", {}), rest, cls)
+  encoder = module(sizes, "text.encoder", cls)
+  if rest.get("int8") is True:
+    if cls is not T5Encoder:
+      raise ValueError(
+        f"config text.int8 is True, expected False: {given['kind']} has no int8"
+      )
     encoder = encoder.clone(dense=int8_dense)
-  return fill(Text, config, "text", fields(Text), encoder=encoder)
+  return fill(Text, rest, "text", fields(Text), encoder=encoder)
+
+
+def stored_text(
+  text: Text | NoText, config: Mapping[str, Any], folder: str | None
+) -> Text | StoredText | NoText:
+  """Returns the text encoder, or what replaces it with data.embeddings.
+
+  Args:
+    text: the encoder.
+    config: the stage's config.
+    folder: data.embeddings.
+
+  Raises:
+    ValueError: there is no encoder, or the net sees more of its outputs than is
+      stored.
+  """
+  if folder is None:
+    return text
+  if isinstance(text, NoText):
+    raise ValueError("config data.embeddings is set, but text is None")
+  norm = config["stage"]["net"].get("text_norm")
+  if norm == "group" and not text.attend_padding:
+    raise ValueError(
+      "config data.embeddings is set, but text_norm='group' of the net reads"
+      " padding, which is not stored: expected text.attend_padding=True"
+    )
+  return StoredText(text, folder)
 
 
 def required_text(config: Mapping[str, Any]) -> Text:
@@ -61,23 +99,29 @@ def required_text(config: Mapping[str, Any]) -> Text:
   return text(config["text"])
 
 
-def _with_sizes(given: Any, config: Mapping[str, Any]) -> Any:
+def _with_sizes(given: Any, config: Mapping[str, Any], cls: type) -> Any:
   """Fills config.text.encoder's missing sizes from the weights' config.json.
 
   Raises:
     ValueError: a size is in neither of them.
   """
-  needed = ("vocab_size", "emb_dim", "num_heads", "num_encoder_layers",
-            "head_dim", "mlp_dim")  # fmt: skip
+  hidden = fields(cls)
+  needed = [
+    field.name
+    for field in dataclasses.fields(cls)
+    if field.name in hidden and field.default is dataclasses.MISSING
+  ]
   given = dict(section(given, "text.encoder").items())
   if not {*needed} - {*given}:
     return given
   weights = config.get("weights")
-  found = published.encoder_sizes(weights) if isinstance(weights, str) else {}
+  found = {}
+  if isinstance(weights, str):
+    found = published.encoder_sizes(weights, cls)
   if lacking := [key for key in needed if key not in found | given]:
     raise ValueError(
       f"config text.encoder has no {', '.join(lacking)}, expected them there, "
-      f"or T5's {t5.CONFIG} beside weights {weights}"
+      f"or the encoder's {hub.CONFIG} beside weights {weights}"
     )
   return found | given
 

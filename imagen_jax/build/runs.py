@@ -12,7 +12,7 @@ from imagen_jax.build.keys import (
   kind,
   section,
 )
-from imagen_jax.build.nets import text
+from imagen_jax.build.nets import stored_text, text
 from imagen_jax.parallel.mesh import MeshShape
 from imagen_jax.training.optimizers import Adafactor, Adam, Optimizer
 from imagen_jax.training.settings import Data, Part, Training
@@ -39,10 +39,11 @@ def run(config: Mapping[str, Any]) -> Run:
     ValueError: there is a mistake anywhere in the config.
   """
   check_keys(config)
+  examples = data(config["data"])
   return Run(
     stage=stage(config["stage"]),
-    text=text(config["text"]),
-    data=data(config["data"]),
+    text=stored_text(text(config["text"]), config, examples.embeddings),
+    data=examples,
     training=training(config["train"]),
     sampling=sampling(config["sampling"]),
     optimizer=optimizer(config["optimizer"]),

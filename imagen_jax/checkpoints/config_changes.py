@@ -44,7 +44,7 @@ FREE = (
 # Compared only with checkpoints that have them: no default stands for them.
 IF_SAVED = ("dataset",)
 # Files that may move but not change: only their names are compared.
-FILES = ("text.vocabulary", "text.weights")
+FILES = ("text.vocabulary", "text.weights", "data.embeddings")
 # The rules for keys of older configs. A new key needs no rule: a config that
 # lacks it is compared at its default (build/defaults.py).
 RENAMED: Mapping[str, str] = {  # old name of a key or section: new name

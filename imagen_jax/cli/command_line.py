@@ -119,6 +119,18 @@ def join_others(args: flags.FlagValues) -> str:
   return distributed.start(args.distributed, heartbeat=args.heartbeat)
 
 
+def chosen_shards(given: str | None, count: int) -> range:
+  """Returns the shards that --shard=I/N names; ValueError if it is not that."""
+  if given is None:
+    return range(count)
+  i, _, n = given.partition("/")
+  if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+    raise ValueError(
+      f"--shard is {given!r}, expected I/N with I from 0 to N - 1, such as 0/8"
+    )
+  return range(int(i), count, int(n))
+
+
 def parse(
   define: Callable[[flags.FlagValues], None],
   argv: Sequence[str],

@@ -30,9 +30,6 @@ _SAMPLED = 8  # records of a fingerprint
 class Records(Sequence):
   """Reads the records of a split, as a Parser makes them.
 
-  A file is opened when it is first read. The open files are at most a quarter
-  of the process's limit.
-
   Args:
     builder: the prepared dataset.
     split: one of its splits, or a part of one, such as "train[:10%]".
@@ -55,9 +52,7 @@ class Records(Sequence):
       prepared.check_inside(shard.filename, builder.data_dir)
     self._ends = [*itertools.accumulate(s.take for s in self._shards)]
     self._parse = parse
-    self._open = collections.OrderedDict()  # the most recently read file last
-    self._most_open = _most_open()
-    self._lock = threading.Lock()
+    self._files = OpenFiles(self._shards)
 
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0
@@ -90,9 +85,26 @@ class Records(Sequence):
     """Reads a record."""
     shard = bisect.bisect_right(self._ends, index)
     first = self._ends[shard] - self._shards[shard].take
-    return self._reader(shard)[index - first]
+    return self._files[shard][index - first]
 
-  def _reader(self, shard: int) -> Sequence[bytes]:
+
+class OpenFiles:
+  """Opens ArrayRecord files when they are first read.
+
+  The open files are at most a quarter of the process's limit. Many threads may
+  read them.
+
+  Args:
+    files: the files, as array_record's FileInstruction describes them.
+  """
+
+  def __init__(self, files: Sequence[Any]):
+    self._shards = files
+    self._open = collections.OrderedDict()  # the most recently read file last
+    self._most_open = _most_open()
+    self._lock = threading.Lock()
+
+  def __getitem__(self, shard: int) -> Sequence[bytes]:
     """Opens a file's records, and closes the least recently read file."""
     with self._lock:
       reader = self._open.pop(shard, None)

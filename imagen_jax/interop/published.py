@@ -9,15 +9,21 @@ import jax.numpy as jnp
 from etils import epath
 
 from imagen_jax.files import expand
-from imagen_jax.interop import diffusers, t5, weights
+from imagen_jax.interop import bert, clip, diffusers, encoders, hub, t5, weights
+from imagen_jax.nets.bert import BertEncoder
+from imagen_jax.nets.clip_text import ClipTextEncoder
+from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.nets.unet import UNet
 from imagen_jax.parallel.sharding import Placement
-from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.settings import NoText, Text
+from imagen_jax.text.encoder import Encoder, TextEncoder
+from imagen_jax.text.pieces import SentencePieces, WordPieces
+from imagen_jax.text.settings import AnyText, NoText, StoredText, Text
 from imagen_jax.text.tokenizer import Tokenizer
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 SCHEME = "package://"
+# The module that reads the weights of each kind of text encoder.
+_FORMATS = {T5Encoder: t5, BertEncoder: bert, ClipTextEncoder: clip}
 # The folder of shipped files, as configs of version 0.1 name it.
 _OLD_FOLDER = "weights/"
 
@@ -131,26 +137,48 @@ def load_net(path: str, like: Any, placement: Placement | None = None) -> Any:
   return weights.load(where, like, placement)
 
 
-def check_text(text: Text | NoText) -> Tokenizer | None:
+def check_text(text: AnyText) -> Tokenizer | None:
   """Checks the files of config.text without reading the weights.
 
+  Of stored embeddings their folder is checked. The encoder's files need not be
+  there.
+
   Returns:
-    The tokenizer of its vocabulary; None without text.
+    The tokenizer of its vocabulary; None without text, or with stored
+    embeddings.
 
   Raises:
     ValueError: a file is missing or damaged, the weights belong to another
-      encoder, or they were trained with another vocabulary.
+      encoder, they were trained with another vocabulary, or the embeddings are
+      of another encoder.
   """
   if isinstance(text, NoText):
     return None
+  if isinstance(text, StoredText):
+    from imagen_jax.interop import embedded
+
+    embedded.check(text)
+    return None
   found, where = tokenizer(text), resolve(text.weights)
-  t5.check_weights(where, text.encoder, _shapes(text))
-  t5.check_vocabulary(where, text, found)
+  _format(text).check_weights(where, text.encoder, _shapes(text))
+  _check_vocabulary(where, text, found)
   return found
 
 
+def _format(text: Text) -> Any:
+  return _FORMATS[type(text.encoder)]
+
+
+def _check_vocabulary(where: epath.Path, text: Text, found: Tokenizer) -> None:
+  """Raises ValueError if an encoder was trained with another vocabulary."""
+  if _format(text) is t5:  # whose weights may record theirs
+    t5.check_vocabulary(where, text, found)
+  else:
+    encoders.check_vocabulary(text, found, _format(text).VOCABULARIES)
+
+
 def vocabulary_of(text: Text) -> str | None:
-  """Returns the fingerprint of an encoder's vocabulary.
+  """Returns the fingerprint of a T5 encoder's vocabulary.
 
   Returns:
     The fingerprint of config.text.vocabulary. If that file cannot be used, the
@@ -171,19 +199,40 @@ def vocabulary_of(text: Text) -> str | None:
   return found.fingerprint
 
 
-def tokenizer(text: Text | NoText) -> Tokenizer | None:
-  """Builds the tokenizer of config.text.vocabulary; None without text."""
+def tokenizer(text: AnyText) -> Any:
+  """Builds what turns captions into the tokens of batches.
+
+  Returns:
+    The Tokenizer of config.text.vocabulary, the stored Embeddings, or None
+    without text.
+  """
   if isinstance(text, NoText):
     return None
+  if isinstance(text, StoredText):
+    # Imported here: sampling does not need what reads embeddings.
+    from imagen_jax.interop import embedded
+
+    return embedded.open_embeddings(text)
   path = resolve(text.vocabulary)
-  return Tokenizer(path, text.length, lowercase=text.lowercase)
+  parse = SentencePieces
+  if not isinstance(text.encoder, T5Encoder):
+    parse = functools.partial(WordPieces, special=text.encoder.special)
+  return Tokenizer(path, text.length, lowercase=text.lowercase, parse=parse)
 
 
-def load_text(text: Text | NoText, placement: Placement | None = None) -> Any:
-  """Loads the weights of config.text's encoder, exported here or published."""
+def load_text(text: AnyText, placement: Placement | None = None) -> Any:
+  """Loads the weights of config.text's encoder, exported here or published.
+
+  With stored embeddings it loads what replaces them, the null text.
+  """
   if isinstance(text, NoText):
     return {}
-  return t5.load(resolve(text.weights), _shapes(text), placement)
+  if isinstance(text, StoredText):
+    from imagen_jax.interop import embedded
+
+    return embedded.load_null(text, placement)
+  load = _format(text).load
+  return load(resolve(text.weights), _shapes(text), placement)
 
 
 def text_encoder(text: Text | NoText, params: Any) -> TextEncoder | None:
@@ -193,24 +242,25 @@ def text_encoder(text: Text | NoText, params: Any) -> TextEncoder | None:
   return TextEncoder(text.embedder, params, tokenizer(text), text.batch_size)
 
 
-def encoder_sizes(path: str) -> dict[str, int]:
-  """Reads the sizes of T5 from the config.json beside its weights.
+def encoder_sizes(path: str, encoder: type[Encoder]) -> dict[str, int]:
+  """Reads the sizes of a text encoder from the config.json beside its weights.
 
   Args:
     path: of the weights, as in a config. Only config.json is fetched from the
       Hub.
+    encoder: the class of the encoder.
 
   Returns:
-    Fields of T5Encoder; empty if there is no config.json.
+    Fields of the encoder; empty if there is no config.json of its kind.
 
   Raises:
-    ValueError: the file cannot be read, or describes no encoder of T5 v1.1.
+    ValueError: the file cannot be read, or describes another kind's encoder.
   """
   if path.startswith("hf://"):
     from imagen_jax.interop import download
 
-    path = str(download.fetch(download.beside(path, t5.CONFIG)).parent)
-  return t5.read_sizes(resolve(path)) or {}
+    path = str(download.fetch(download.beside(path, hub.CONFIG)).parent)
+  return _FORMATS[encoder].SIZES.read(resolve(path)) or {}
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,7 +7,6 @@ under one of two names or under both.
 
 import os
 import re
-import reprlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -16,8 +15,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from imagen_jax import files
-from imagen_jax.interop import hub, t5x
+from imagen_jax.interop import encoders, hub, t5x
 from imagen_jax.interop.tensors import Tensor, check, place, quantised, shown
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.parallel.sharding import Placement
@@ -25,7 +23,6 @@ from imagen_jax.text.settings import Text
 from imagen_jax.text.tokenizer import Tokenizer
 
 T = TypeVar("T", Tensor, np.ndarray)
-CONFIG = hub.CONFIG
 VOCABULARY = "vocabulary_sha256"  # key in the metadata of weights
 # spiece.model of google/t5-v1_1-*, which T5, T5 v1.1 and Flan-T5 share. It has
 # 32,000 pieces. The file beside t5x's checkpoints adds 100 sentinels; its
@@ -34,27 +31,28 @@ T5_VOCABULARY = (
   "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"
 )
 T5_PIECES, T5_ROWS = (32_000, 32_100), 32_128
-# Our encoder's fields by their names in config.json, and the defaults there.
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "emb_dim": "d_model",
-  "num_heads": "num_heads",
-  "num_encoder_layers": "num_layers",
-  "head_dim": "d_kv",
-  "mlp_dim": "d_ff",
-  "relpos_buckets": "relative_attention_num_buckets",
-  "relpos_max_distance": "relative_attention_max_distance",
-}
-_DEFAULTS = {
-  "relative_attention_num_buckets": 32,
-  "relative_attention_max_distance": 128,
-}
-_MOST = 2**20  # the largest size to accept, four times mT5's table
-# The keys with one value in T5 v1.1 of any size: key, value and default.
-_FIXED = {
-  "feed_forward_proj": ("gated-gelu", "relu"),
-  "layer_norm_epsilon": (1e-6, 1e-6),
-}
+SIZES = encoders.Sizes(
+  name="T5 v1.1",
+  types=("t5", "mt5"),
+  keys={
+    "vocab_size": "vocab_size",
+    "emb_dim": "d_model",
+    "num_heads": "num_heads",
+    "num_encoder_layers": "num_layers",
+    "head_dim": "d_kv",
+    "mlp_dim": "d_ff",
+    "relpos_buckets": "relative_attention_num_buckets",
+    "relpos_max_distance": "relative_attention_max_distance",
+  },
+  defaults={
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+  },
+  fixed={
+    "feed_forward_proj": ("gated-gelu", "relu"),
+    "layer_norm_epsilon": (1e-6, 1e-6),
+  },
+)
 _TABLE, _SAME_TABLE = "shared.weight", "encoder.embed_tokens.weight"
 _NAMES = {
   "token_embedder/embedding": _TABLE,
@@ -140,55 +138,8 @@ def check_weights(path: epath.Path, encoder: T5Encoder, like: Any) -> None:
   """
   if "://" in str(path) and t5x.find(path):
     return
-  if found := read_sizes(path):
-    differ = {k: n for k, n in found.items() if getattr(encoder, k) != n}
-    if differ:
-      ours = ", ".join(f"{key} {getattr(encoder, key)}" for key in differ)
-      theirs = ", ".join(f"{_SIZES[key]} {n}" for key, n in differ.items())
-      raise ValueError(
-        f"config text.encoder has {ours}, but {CONFIG} of weights {path} has "
-        f"{theirs}"
-      )
+  SIZES.check(path, encoder)
   tensors(path, like)
-
-
-def read_sizes(path: epath.Path) -> dict[str, int] | None:
-  """Reads the sizes of an encoder from the config.json beside its weights.
-
-  Returns:
-    The fields of T5Encoder that the file has; None if there is no config.json
-    of T5.
-
-  Raises:
-    ValueError: the file cannot be read, or describes no T5 v1.1.
-  """
-  if path.is_file() and path.name.partition(".")[0] == hub.STEM:
-    path = path.parent
-  file = path / CONFIG
-  if not path.is_dir() or not file.exists():
-    return None
-  config = files.read_json(file, "config")
-  kind = config.get("model_type") if isinstance(config, dict) else None
-  if kind not in ("t5", "mt5"):
-    return None
-  for key, (value, default) in _FIXED.items():
-    if config.get(key, default) != value:
-      raise ValueError(
-        f"{file} has {key} {reprlib.repr(config.get(key, default))}, expected "
-        f"{value!r}, as T5 v1.1 has it"
-      )
-  sizes = {}
-  for key, name in _SIZES.items():
-    size = config.get(name, _DEFAULTS.get(name))
-    if size is None:
-      continue
-    if type(size) is not int or not 1 <= size <= _MOST:
-      raise ValueError(
-        f"{file} has {name} {reprlib.repr(size)}, expected a whole number of 1 "
-        f"to {_MOST}"
-      )
-    sizes[key] = size
-  return sizes
 
 
 def recorded_vocabulary(path: epath.Path) -> str | None:

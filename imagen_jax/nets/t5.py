@@ -20,6 +20,7 @@ import numpy as np
 from imagen_jax.nets.blocks import run_blocks
 from imagen_jax.nets.int8 import Int8Dense
 from imagen_jax.nets.layers import at_own_precision, pin_batch
+from imagen_jax.types import SpecialIds
 
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _MLP_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -44,6 +45,9 @@ class T5Encoder(nn.Module):
   Norms, softmax and the residual stream are float32. Deep encoders need it:
   their activations grow into the thousands.
   """
+
+  special = SpecialIds(before=(), after=1, pad=0, unknown=2)
+  max_length = None  # positions are relative
 
   vocab_size: int  # rows of the embedding table
   emb_dim: int  # width of a token

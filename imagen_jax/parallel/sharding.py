@@ -19,14 +19,14 @@ REPLICATED = "replicated"
 Rule = tuple[str, tuple[str | None, ...] | str]
 RULES: tuple[Rule, ...] = (
   # Vectors are small, and every device uses them.
-  (r"(^|/)((kernel_)?scale|bias|cls_pos)$", REPLICATED),
+  (r"(^|/)((kernel_)?scale|bias|cls_pos|null_(tokens|mask))$", REPLICATED),
   (r"/rel_embedding$", REPLICATED),
   # T5 and attention: heads, hidden features of the MLP, and the vocabulary.
   # fsdp takes an embedding's features. If it took the vocabulary, a look-up
   # would sum the whole batch over all devices.
   (r"/embedding$", ("tensor", "fsdp")),
   (r"/(text_)?(query|key|value)/kernel$", (None, "tensor")),
-  (r"/wi_[01]/kernel$", (None, "tensor")),
+  (r"/wi(_[01])?/kernel$", (None, "tensor")),
   (r"/(out|wo)/kernel$", ("tensor",)),
   # Conditioning of a net: features between the two layers of an MLP, features
   # that scale and shift channels, text features, and the pooled text's input.

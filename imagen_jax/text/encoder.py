@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from imagen_jax.nets.bert import BertEncoder
+from imagen_jax.nets.clip_text import ClipTextEncoder
 from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.parallel.mesh import (
   host_rows,
@@ -24,6 +26,7 @@ from imagen_jax.text.tokenizer import (
 )
 from imagen_jax.types import TextEmbedding
 
+Encoder = T5Encoder | BertEncoder | ClipTextEncoder
 NULLS = ("zeros", "empty")
 
 
@@ -32,7 +35,7 @@ class Embedder:
   """Holds an encoder, and how nets see its outputs.
 
   Attributes:
-    encoder: the T5 encoder.
+    encoder: the net, of T5, BERT or CLIP.
     attend_padding: whether nets attend to outputs at padding as to real tokens.
       The encoder itself never attends to padding. Not in the paper: it does not
       mention padding. DeepFloyd IF attends to it.
@@ -40,7 +43,7 @@ class Embedder:
       encodes the empty prompt, as DeepFloyd IF does.
   """
 
-  encoder: T5Encoder
+  encoder: Encoder
   attend_padding: bool = False
   null: str = "zeros"
 
@@ -77,7 +80,7 @@ class Embedder:
     """
     if self.null == "zeros":
       return self(params, ids, mask)
-    no_ids, no_mask = empty_prompt(ids.shape[1])
+    no_ids, no_mask = empty_prompt(self.encoder.special, ids.shape[1])
     ids = jnp.where(dropped[:, None], no_ids, ids)
     text = self(params, ids, jnp.where(dropped[:, None], no_mask, mask))
     return text.replace(null=text)
@@ -96,8 +99,53 @@ class Unconditional:
     """Returns None, for Conditioning.text."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """Replaces an Embedder where the embeddings of captions are read.
+
+  Attributes:
+    null: as Embedder's.
+  """
+
+  null: str = "zeros"
+
+  def for_training(
+    self, params: Any, tokens: jax.Array, mask: jax.Array, dropped: jax.Array
+  ) -> TextEmbedding:
+    """Returns the embeddings as Embedder.for_training does.
+
+    Args:
+      params: with "empty", null_tokens [1, L, D] and null_mask [1, L].
+      tokens: [B, L, D].
+      mask: bool [B, L], True = real token.
+      dropped: bool [B].
+    """
+    if self.null == "empty":
+      tokens = jnp.where(dropped[:, None, None], params["null_tokens"], tokens)
+      mask = jnp.where(dropped[:, None], params["null_mask"], mask)
+    text = TextEmbedding(tokens.astype(jnp.float32), mask)
+    return text.replace(null=text) if self.null == "empty" else text
+
+  def for_sampling(
+    self, params: Any, tokens: np.ndarray, mask: np.ndarray
+  ) -> TextEmbedding:
+    """Returns the embeddings with their null text, as TextEncoder does."""
+    text = TextEmbedding(tokens.astype(np.float32), mask)
+    if self.null == "zeros":
+      return text
+    row = TextEmbedding(params["null_tokens"], params["null_mask"])
+    null = jax.tree.map(
+      lambda all_rows, one: np.broadcast_to(
+        np.asarray(one, all_rows.dtype), all_rows.shape
+      ),
+      text,
+      to_host(row),
+    )
+    return text.replace(null=null)
+
+
 @functools.partial(jax.jit, static_argnames=("embedder", "rows"))
-def _embed(
+def encode(
   embedder: Embedder,
   params: Any,
   ids: jax.Array,
@@ -151,8 +199,9 @@ class TextEncoder:
     self._params = params
     self.tokenizer = tokenizer
     self._batch_size = batch_size
-    self._apply = functools.partial(_embed, embedder)
+    self._apply = functools.partial(encode, embedder)
     self._has_null = embedder.null == "empty"
+    self._special = encoder.special
     self.dim = encoder.emb_dim
     self.length = tokenizer.length
 
@@ -242,7 +291,8 @@ class TextEncoder:
   def _no_words(self) -> TextEmbedding:
     """The embedding of the empty prompt, one row."""
     fill = [(0, self._batch_size - 1), (0, 0)]
-    ids, mask = (np.pad(a, fill) for a in empty_prompt(self.length))
+    empty = empty_prompt(self._special, self.length)
+    ids, mask = (np.pad(a, fill) for a in empty)
     return jax.tree.map(lambda rows: rows[:1], self._encode(ids, mask, None))
 
   def _encode(

@@ -6,8 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.text.encoder import Embedder, Unconditional
+from imagen_jax.text.encoder import (
+  Embedder,
+  Encoder,
+  Stored,
+  Unconditional,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,18 +20,20 @@ class Text:
 
   Attributes:
     encoder: the net.
-    vocabulary: the path of the SentencePiece model.
+    vocabulary: the path of T5's SentencePiece model, or of the tokenizer.json
+      of BERT or CLIP.
     weights: the path of the encoder's weights.
-    length: the tokens that a prompt is cut to, 2 to 10,000. Not in the paper:
-      it gives no length, so the default of 128 is a choice.
+    length: the tokens that a prompt is cut to, 2 to 10,000. BERT has at most
+      512, CLIP 77. Not in the paper: it gives no length, so the default of 128
+      is a choice.
     batch_size: the prompts to encode at a time, 1 to 1,000,000.
     attend_padding: as in Embedder.
     null: as in Embedder.
     lowercase: as in Tokenizer.
-    int8: keeps kernels, 97 % of T5-XXL, as one byte per weight.
+    int8: keeps T5's kernels, 97 % of T5-XXL, as one byte per weight.
   """
 
-  encoder: T5Encoder
+  encoder: Encoder
   vocabulary: str
   weights: str
   length: int = 128
@@ -46,6 +52,11 @@ class Text:
       value = getattr(self, name)
       if not least <= value <= most:
         raise ValueError(f"{name} is {value}, expected {least} to {most:,}")
+    if self.length > (self.encoder.max_length or self.length):
+      raise ValueError(
+        f"length is {self.length}, expected at most {self.encoder.max_length},"
+        " the positions of the text encoder"
+      )
 
   @property
   def embedder(self) -> Embedder:
@@ -88,6 +99,49 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredText:
+  """Replaces Text where data.embeddings holds what it would compute.
+
+  Attributes:
+    text: the encoder that embedded the captions.
+    folder: the folder that the verb embed wrote.
+  """
+
+  text: Text
+  folder: str
+
+  @property
+  def length(self) -> int:
+    """The number of tokens."""
+    return self.text.length
+
+  @property
+  def dim(self) -> int:
+    """The width of a token."""
+    return self.text.dim
+
+  @property
+  def embedder(self) -> Stored:
+    """The replacement of the encoder."""
+    return Stored(self.text.null)
+
+  def shapes(self) -> Any:
+    """Returns the shapes of the null text, if that is no zeros."""
+    if self.text.null == "zeros":
+      return {}
+    row = self.inputs(1)
+    return {f"null_{name}": shape for name, shape in row.items()}
+
+  def inputs(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes and dtypes of the embeddings of a training batch."""
+    shape = (rows, self.length)
+    return {
+      "tokens": jax.ShapeDtypeStruct((*shape, self.dim), jnp.bfloat16),
+      "mask": jax.ShapeDtypeStruct(shape, jnp.bool_),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class NoText:
   """Replaces Text where nets are unconditional: config.text is None.
 
@@ -108,3 +162,6 @@ class NoText:
   def inputs(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns an empty dictionary: captions are not read."""
     return {}
+
+
+AnyText = Text | StoredText | NoText

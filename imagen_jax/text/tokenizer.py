@@ -1,17 +1,17 @@
-"""SentencePiece tokenizer with T5's ids: pad = 0, </s> = 1, unk = 2, no BOS."""
+"""Tokenizers: prompts to ids and masks of one length."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import sentencepiece
 from absl import logging
 from etils import epath
 
 from imagen_jax import files
+from imagen_jax.text.pieces import SentencePieces, WordPieces
+from imagen_jax.types import SpecialIds
 
-_SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
 # The most texts that warnings of one kind name, each once. A dataset may have
 # millions of such captions.
 _NAMED = 20
@@ -35,53 +35,71 @@ def check_prompts(prompts: Sequence[str]) -> None:
       raise ValueError(f"prompt {i} is not valid Unicode text") from None
 
 
-def empty_prompt(length: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the empty prompt, </s> and padding: ids and mask [1, length]."""
-  ids = np.full((1, length), _SPECIAL["pad"], np.int32)
-  ids[:, 0] = _SPECIAL["eos"]
-  return ids, ids == _SPECIAL["eos"]
+def empty_prompt(
+  special: SpecialIds, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the empty prompt with its padding: ids and mask [1, length]."""
+  count = len(special.empty)
+  ids = np.full((1, length), special.pad, np.int32)
+  ids[:, :count] = special.empty
+  return ids, np.arange(length)[None] < count
 
 
 class Tokenizer:
   """Encodes n prompts into ids int32 and mask bool [n, length], True = real.
 
-  A longer prompt loses its end but keeps </s>. A warning logs where it is cut.
-  Another warning logs the parts of a prompt that have no piece: the encoder
-  cannot distinguish them. Many threads may call it at once, and it can be
-  pickled for other processes.
+  A longer prompt loses its end but keeps the id after it, such as </s>. A
+  warning logs where it is cut. Another warning logs the parts of a prompt that
+  have no piece: the encoder cannot distinguish them. Many threads may call it
+  at once, and it can be pickled for other processes.
 
   Args:
-    path: the model file, which may begin with ~ or gs://.
-    length: the number of tokens of every row, at least 2.
+    path: the vocabulary's file, which may begin with ~ or gs://.
+    length: the number of tokens of every row, with the special ones. At least
+      one more than those.
     lowercase: lowercases and strips prompts first. The normalisation of most
       vocabularies does neither.
+    parse: makes the pieces from the path and the bytes of the file; T5's by
+      default.
 
   Attributes:
     length: the number of tokens of every row.
-    fingerprint: the SHA-256 of the model file, in hexadecimal.
+    lowercase: whether prompts are lowercased and stripped.
+    fingerprint: the SHA-256 of the file, in hexadecimal.
+    pieces_sha256: the SHA-256 of the pieces alone; None for SentencePiece.
 
   Raises:
-    ValueError: length is less than 2, or the model file cannot be used.
+    ValueError: length is too small, or the file cannot be used.
   """
 
   def __init__(
-    self, path: str | os.PathLike, length: int, *, lowercase: bool = False
+    self,
+    path: str | os.PathLike,
+    length: int,
+    *,
+    lowercase: bool = False,
+    parse: Callable[
+      [str | os.PathLike, bytes], SentencePieces | WordPieces
+    ] = SentencePieces,
   ):
-    if length < 2:
-      raise ValueError(
-        f"text length is {length}, expected at least 2: a word and </s>"
-      )
     self.length = length
-    self._lowercase = lowercase
+    self.lowercase = lowercase
     data = _read(path)
-    self._model = _parse(path, data)
+    self._pieces = parse(path, data)
+    least = 1 + len(self._pieces.special.empty)
+    if length < least:
+      raise ValueError(
+        f"text length is {length}, expected at least {least}: a word and the "
+        "ids that begin and end a text"
+      )
+    self.pieces_sha256 = self._pieces.sha256
     self.fingerprint = hashlib.sha256(data).hexdigest()
     self._named: dict[str, set[str]] = {_CUT: set(), _UNKNOWN: set()}
 
   @property
   def vocab_size(self) -> int:
     """The number of pieces, with the special ones."""
-    return self._model.piece_size()
+    return self._pieces.size
 
   def __call__(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Encodes prompts.
@@ -90,46 +108,47 @@ class Tokenizer:
       ValueError: a prompt is empty or is not valid text.
     """
     check_prompts(prompts)
-    ids = np.full((len(prompts), self.length), _SPECIAL["pad"], np.int32)
+    special = self._pieces.special
+    room = self.length - len(special.empty)
+    ids = np.full((len(prompts), self.length), special.pad, np.int32)
     mask = np.zeros(ids.shape, bool)
     for i, prompt in enumerate(prompts):
-      prompt = prompt.lower().strip() if self._lowercase else prompt
-      pieces = self._model.encode(prompt)
+      prompt = prompt.lower().strip() if self.lowercase else prompt
+      pieces = self._pieces.encode(prompt)
       if not pieces:  # such as zero-width spaces, which normalisation removes
         raise ValueError(f"prompt {i} is empty")
-      if len(pieces) >= self.length:
-        self._report_cut(prompt, pieces)
-        pieces = pieces[: self.length - 1]
-      if _SPECIAL["unk"] in pieces:
-        self._report_unknown(prompt, pieces)
-      ids[i, : len(pieces) + 1] = pieces + [_SPECIAL["eos"]]
-      mask[i, : len(pieces) + 1] = True
+      if len(pieces) > room:
+        self._report_cut(prompt, pieces, room)
+        pieces = pieces[:room]
+      if special.unknown in pieces:
+        self._report_unknown(prompt, len(pieces))
+      row = [*special.before, *pieces, special.after]
+      ids[i, : len(row)] = row
+      mask[i, : len(row)] = True
     return ids, mask
 
   def decode(self, ids: np.ndarray, mask: np.ndarray) -> list[str]:
     """Decodes ids and mask [n, length] to texts, as normalised and cut."""
     return [
-      self._model.decode(row[real].tolist())
+      self._pieces.decode(row[real].tolist())
       for row, real in zip(ids, mask, strict=True)
     ]
 
-  def _report_cut(self, prompt: str, pieces: list[int]) -> None:
+  def _report_cut(self, prompt: str, pieces: list[int], room: int) -> None:
     """Warns that a prompt is cut."""
     if self._is_new(_CUT, prompt):
       logging.warning(
         "prompt %s is %d tokens long, %d fit: cut after %s",
         files.quote(prompt),
-        len(pieces) + 1,
+        len(pieces) + self.length - room,
         self.length,
-        repr(self._model.decode(pieces[: self.length - 1])[-40:]),
+        repr(self._pieces.decode(pieces[:room])[-40:]),
       )
 
-  def _report_unknown(self, prompt: str, pieces: list[int]) -> None:
+  def _report_unknown(self, prompt: str, count: int) -> None:
     """Warns of the parts of a prompt, up to its cut, that have no piece."""
     if self._is_new(_UNKNOWN, prompt):
-      texts = self._model.encode(prompt, out_type=str)
-      unknown = [t for t, i in zip(texts, pieces) if i == _SPECIAL["unk"]]
-      parts = list(dict.fromkeys(unknown))
+      parts = list(dict.fromkeys(self._pieces.unknown(prompt, count)))
       named = ", ".join(files.quote(part, 40) for part in parts[:_PARTS])
       logging.warning(
         "prompt %s: the text encoder does not know %s%s",
@@ -161,22 +180,3 @@ def _read(path: str | os.PathLike) -> bytes:
     raise ValueError(
       f"vocabulary {path} cannot be read: {files.reason(error)}"
     ) from error
-
-
-def _parse(
-  path: str | os.PathLike, data: bytes
-) -> sentencepiece.SentencePieceProcessor:
-  """Parses a model file; raises ValueError unless it has T5's ids."""
-  model = sentencepiece.SentencePieceProcessor()
-  try:
-    model.LoadFromSerializedProto(data)
-  except RuntimeError as error:
-    raise ValueError(f"{path} is not a SentencePiece model") from error
-  if not data or not model.piece_size():
-    raise ValueError(f"{path} is not a SentencePiece model")
-  found = {name: getattr(model, f"{name}_id")() for name in _SPECIAL}
-  if found != _SPECIAL:
-    raise ValueError(
-      f"vocabulary {path} has the ids {found}, expected T5's {_SPECIAL}"
-    )
-  return model

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from imagen_jax.data.examples import BadRecords
+from imagen_jax.data.embeddings import read_plan
+from imagen_jax.data.examples import BadRecords, Tokenize
 from imagen_jax.data.mixture import Ingredient, Mixture
 from imagen_jax.data.pipeline import make_batches
 from imagen_jax.data.source import load_source
 from imagen_jax.stage import Stage
-from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.settings import Data
 
 Split = str | Sequence[str]  # a split, or several: the first that exists
@@ -67,22 +67,26 @@ def open_sources(
 
 
 def fingerprints(data: Data) -> list[str]:
-  """Describes the records of each dataset to train on.
+  """Describes the records of each dataset to train on, and their embeddings.
 
   Examples that are drawn when they are read have no description.
   """
   mixture = open_sources(data, data.split, captions=False)
-  return [
+  found = [
     f"{part.name}, {part.split}: {each.records.fingerprint()}"
     for part, each in zip(data.parts, mixture.ingredients)
     if hasattr(each.records, "fingerprint")
   ]
+  if data.embeddings is not None:
+    plan = read_plan(data.embeddings)
+    found.append(f"embeddings: {plan.storage} ({plan.key('').hex()[:12]})")
+  return found
 
 
 def open_batches(
   stage: Stage,
   data: Data,
-  tokenizer: Tokenizer | None,
+  tokenizer: Tokenize | None,
   *,
   split: Split,
   batch_size: int,
@@ -98,7 +102,7 @@ def open_batches(
   Args:
     stage: gives the resolutions and the crop.
     data: where the examples are.
-    tokenizer: turns captions into ids; None to read no captions.
+    tokenizer: turns captions into ids or embeddings; None to read no captions.
     split: a split that check_splits has found.
     batch_size: the number of examples in a batch, over all hosts.
     start_step: the step of the first batch.

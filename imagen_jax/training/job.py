@@ -9,11 +9,13 @@ import jax
 import numpy as np
 
 from imagen_jax.checkpoints.manager import has_checkpoint
+from imagen_jax.data.embeddings import Embeddings
 from imagen_jax.data.examples import BadRecords
 from imagen_jax.data.feed import Feed
 from imagen_jax.interop import published
 from imagen_jax.parallel import mesh
 from imagen_jax.progress import Progress
+from imagen_jax.text.settings import NoText
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.batches import Split, check_splits, open_batches
 from imagen_jax.training.preemption import Preemption
@@ -31,7 +33,8 @@ class Job:
     run: the run's settings.
     workdir: the folder of everything that the run writes.
     setup: the run's shardings and functions.
-    tokenizer: the text encoder's; None where nets are unconditional.
+    tokenizer: the text encoder's, or the stored embeddings of captions; None
+      where nets are unconditional.
     text_params: the text encoder's weights, placed on the mesh.
     progress: logs lines; quiet on all processes but the first.
     preemption: knows if the run was asked to end.
@@ -40,7 +43,7 @@ class Job:
   run: Run
   workdir: str
   setup: Setup
-  tokenizer: Tokenizer | None
+  tokenizer: Tokenizer | Embeddings | None
   text_params: Any
   progress: Progress
   preemption: Preemption
@@ -91,7 +94,8 @@ def check_files(run: Run, workdir: str) -> None:
       cannot be read or do not match the nets; or a split of the data cannot be
       used.
   """
-  captions = published.check_text(run.text) is not None
+  published.check_text(run.text)
+  captions = not isinstance(run.text, NoText)
   path = run.training.start_from
   if path and not has_checkpoint(workdir):  # a resumed run reads none
     published.check_net(path, net_shapes(run.stage, run.text))

@@ -12,6 +12,7 @@ from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.data.png import write_png
 from imagen_jax.files import reason
 from imagen_jax.interop import published
+from imagen_jax.text.settings import StoredText
 from imagen_jax.training.grids import sample_grid
 from imagen_jax.training.held_out import HeldOut
 from imagen_jax.training.job import Job
@@ -47,8 +48,14 @@ def read_samples(job: Job) -> Samples | None:
   if training.sample_every is None:
     return None
   batch = job.first_batch(training.sample_splits, training.num_samples)
-  encode = published.text_encoder(job.run.text, job.text_params)
-  text = encode and encode.from_ids(batch["tokens"], batch["mask"])
+  given = job.run.text
+  if isinstance(given, StoredText):
+    text = given.embedder.for_sampling(
+      job.text_params, batch["tokens"], batch["mask"]
+    )
+  else:
+    encode = published.text_encoder(given, job.text_params)
+    text = encode and encode.from_ids(batch["tokens"], batch["mask"])
   return Samples(batch, text)
 
 

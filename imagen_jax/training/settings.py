@@ -54,6 +54,8 @@ class Data:
       captions/text. It holds a text or a class, or a list of them.
     template: the caption, with {} where the feature's text belongs, such as
       "a photo of a {}".
+    embeddings: the folder of the captions' embeddings that the verb embed made,
+      so that the text encoder is not needed; None encodes captions in the step.
     data_dir: the folder where datasets are prepared.
     batch_size: examples in a batch, over all hosts.
     seed: seed of the order, the crops, the flips and the choice among several
@@ -83,6 +85,7 @@ class Data:
   image: str = "image"
   caption: str = "caption"
   template: str = TEMPLATE
+  embeddings: str | None = None
   data_dir: str = "~/tensorflow_datasets"
   batch_size: int = 2048
   seed: int = 0

@@ -13,7 +13,7 @@ from imagen_jax.parallel import mesh
 from imagen_jax.parallel.mesh import MeshShape
 from imagen_jax.parallel.sharding import Placement, placed
 from imagen_jax.stage import CHANNELS, Sampling, Stage
-from imagen_jax.text.settings import NoText, Text
+from imagen_jax.text.settings import AnyText, NoText
 from imagen_jax.training.optimizers import Optimizer
 from imagen_jax.training.settings import Data, Training
 from imagen_jax.training.step import (
@@ -32,7 +32,7 @@ class Run:
   Attributes:
     stage: the net, its schedule and its prediction.
     text: the frozen text encoder with the files of its weights and vocabulary;
-      or NoText for an unconditional net.
+      StoredText for embeddings of it, or NoText for an unconditional net.
     data: the examples and their batches.
     training: how long to train, and what to log and save meanwhile.
     sampling: how sample grids are sampled.
@@ -41,7 +41,7 @@ class Run:
   """
 
   stage: Stage
-  text: Text | NoText
+  text: AnyText
   data: Data
   training: Training
   sampling: Sampling
@@ -59,7 +59,7 @@ class Run:
       )
 
 
-def check_guidance(text: Text | NoText, sampling: Sampling) -> None:
+def check_guidance(text: AnyText, sampling: Sampling) -> None:
   """Raises ValueError for guidance without a text encoder."""
   if isinstance(text, NoText) and sampling.guidance != 1:
     raise ValueError(
@@ -160,18 +160,18 @@ def set_up(run: Run, devices: Mesh) -> Setup:
   )
 
 
-def init_net(stage: Stage, text: Text | NoText, key: jax.Array) -> Any:
+def init_net(stage: Stage, text: AnyText, key: jax.Array) -> Any:
   """Makes random weights of a stage's net, for the embeddings of text."""
   return stage.init(key, text_length=text.length, text_dim=text.dim)
 
 
 @functools.lru_cache(maxsize=8)  # tracing the paper's nets takes a second
-def net_shapes(stage: Stage, text: Text | NoText) -> Any:
+def net_shapes(stage: Stage, text: AnyText) -> Any:
   """Returns the shapes of a stage's weights, for the embeddings of text."""
   return jax.eval_shape(lambda: init_net(stage, text, jax.random.key(0)))
 
 
-def text_shapes(text: Text | NoText, placement: Placement) -> Any:
+def text_shapes(text: AnyText, placement: Placement) -> Any:
   """Returns shapes, dtypes and shardings of the text encoder's weights."""
   shapes = text.shapes()
   return placed(shapes, placement.params(shapes))

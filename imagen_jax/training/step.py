@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from imagen_jax.parallel.sharding import Placement, like_param
 from imagen_jax.stage import Draws, Stage
-from imagen_jax.text.encoder import Embedder, Unconditional
+from imagen_jax.text.encoder import Embedder, Stored, Unconditional
 from imagen_jax.types import TextEmbedding
 
 Batch = dict[str, jax.Array]
@@ -94,17 +94,20 @@ def place_state(
 
 
 def encode_text(
-  embedder: Embedder | Unconditional,
+  embedder: Embedder | Stored | Unconditional,
   text_params: Any,
   batch: Batch,
   dropped: jax.Array,
 ) -> TextEmbedding | None:
   """Encodes a batch's captions by the frozen encoder (Sec. 2.1).
 
+  Their stored embeddings are used as they are.
+
   Args:
     embedder: the text encoder without its weights.
     text_params: the text encoder's weights.
-    batch: tokens and mask [B, L]; neither if the net is unconditional.
+    batch: tokens and mask [B, L], or stored tokens [B, L, D]; none of them if
+      the net is unconditional.
     dropped: bool [B], True for examples that lose their captions.
 
   Returns:
@@ -212,7 +215,7 @@ def updated(
 
 def make_train_step(
   stage: Stage,
-  embedder: Embedder | Unconditional,
+  embedder: Embedder | Stored | Unconditional,
   optimizer: optax.GradientTransformation,
   *,
   decay: float,

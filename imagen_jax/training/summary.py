@@ -13,7 +13,8 @@ from imagen_jax.data.png import write_png
 from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.mesh import row_ways
 from imagen_jax.stage import Stage
-from imagen_jax.text.encoder import Embedder, Unconditional
+from imagen_jax.text.encoder import Embedder, Stored, Unconditional
+from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.grids import batch_grid
 from imagen_jax.training.job import STOPPED, check_files, open_job
 from imagen_jax.training.setup import Run
@@ -43,7 +44,7 @@ def dry_run(run: Run, workdir: str) -> bool:
       job.progress.log(STOPPED)
       return False
     captions = [""] * len(rows)
-    if job.tokenizer:
+    if isinstance(job.tokenizer, Tokenizer):  # embeddings have no texts
       captions = job.tokenizer.decode(batch["tokens"], batch["mask"])
     path = epath.Path(workdir) / "dry_run.png"
     if jax.process_index() == 0:
@@ -83,7 +84,7 @@ def memory_table(state: TrainState, text_params: Any) -> str:
 
 def model_flops(
   stage: Stage,
-  embedder: Embedder | Unconditional,
+  embedder: Embedder | Stored | Unconditional,
   params: Any,
   text_params: Any,
   batch: Batch,

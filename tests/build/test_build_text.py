@@ -32,7 +32,7 @@ def test_settings_reach_their_parts(config):
   np.testing.assert_array_equal(
     words.null.tokens[0, 1], words.null.tokens[0, 2]
   )
-  assert build.tokenizer(text)._lowercase
+  assert build.tokenizer(text).lowercase
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from imagen_jax.data import pipeline, records, source
 from imagen_jax.data.examples import BadRecords, Examples
+from imagen_jax.data.records import OpenFiles
 
 written = runpy.run_path(str(pathlib.Path(__file__).with_name("datasets.py")))
 png, some_records = written["png"], written["some_records"]
@@ -176,6 +177,7 @@ def test_many_small_reads_of_a_bucket_are_in_flight(tmp_path, bucket):
     )
     for s in opened._shards
   ]
+  opened._files = OpenFiles(opened._shards)
   opened[0], opened[63]  # which opens both files
   bucket.asked.clear()
   options = dict(size=8, tokenize=tokenize, global_batch=16, seed=0)

@@ -168,15 +168,15 @@ def test_odd_sizes_are_refused(folder, changes):
   change(folder, **changes)
   (key,) = changes
   with pytest.raises(ValueError, match=f"config.json has {key} ") as caught:
-    t5.read_sizes(folder)
+    t5.SIZES.read(folder)
   assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
 
 
 def test_a_config_json_of_something_else_is_left_alone(folder, text):
   for data in ("[]", '{"model_type": "bert"}', "{}"):
     (folder / "config.json").write_text(data)
-    assert t5.read_sizes(folder) is None
+    assert t5.SIZES.read(folder) is None
   t5.check_weights(folder, text(folder).encoder, text().shapes())
   (folder / "config.json").write_text("[" * 100_000)
   with pytest.raises(ValueError, match="is nested too deeply"):
-    t5.read_sizes(folder)
+    t5.SIZES.read(folder)

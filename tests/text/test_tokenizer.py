@@ -10,6 +10,7 @@ import sentencepiece
 from absl import logging
 from etils import epath
 
+from imagen_jax.nets.t5 import T5Encoder
 from imagen_jax.text.tokenizer import Tokenizer, empty_prompt
 
 PROMPT = "two red circles above a blue square"
@@ -72,7 +73,7 @@ def test_lowercase_is_for_vocabularies_that_know_capitals(tmp_path, captions):
 
 
 def test_the_empty_prompt():
-  ids, mask = empty_prompt(5)
+  ids, mask = empty_prompt(T5Encoder.special, 5)
   assert ids.tolist() == [[1, 0, 0, 0, 0]] and ids.dtype == np.int32
   assert mask.tolist() == [[True, False, False, False, False]]
 

@@ -62,7 +62,9 @@ def test_a_dropped_prompt_is_the_empty_one(case, attend_padding):
   embedder = Embedder(ENCODER, attend_padding, "empty")
   loss = losses(embedder, net, text, draws, batch)
   words = embedder(text, batch["tokens"], batch["mask"])
-  words = words.replace(null=embedder(text, *empty_prompt(LENGTH)))
+  words = words.replace(
+    null=embedder(text, *empty_prompt(ENCODER.special, LENGTH))
+  )
   expected, _ = STAGE.loss(net, draws, batch["image"], words)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from imagen_jax import build
+from imagen_jax import build, export
+from imagen_jax.build.configs import read_config
 from imagen_jax.interop import published, t5
 
 NEEDED = "--output and one of --workdir and --text are needed, see --help"
@@ -98,3 +99,9 @@ def test_the_names_are_those_of_the_layout(done, config, out):
   data = (out / "t5x" / "checkpoint").read_bytes()
   target = flax.serialization.msgpack_restore(data)["optimizer"]["target"]
   assert target.keys() == {"encoder", "token_embedder"}
+
+
+def test_only_t5_has_layouts():
+  text = build.text(read_config("bert").text)
+  with pytest.raises(ValueError, match="--text=t5x is a layout of T5, expecte"):
+    export.export_text(text, "t5x", "nowhere")

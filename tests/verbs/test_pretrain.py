@@ -13,7 +13,7 @@ from imagen_jax.interop import weights
 
 @pytest.fixture(scope="module")
 def done(here, run_each):
-  """A short run that succeeds, and seven that do not."""
+  """A short run that succeeds, and eight that do not."""
   (here / "captions.txt").write_text(
     "a red star\tone star that is red\na blue circle\ta circle, it is blue\n"
   )
@@ -25,6 +25,7 @@ def done(here, run_each):
     "pretrain",
     [
       [*args, good, f"--output={here}/new/text.safetensors"],
+      ["--config=bert", good, f"--output={here}/bad.safetensors"],
       [*args, good],
       [*args, good, f"--output={here}/file/new/text.safetensors"],
       [*args, f"--captions={here}/one.txt", f"--output={here}/bad.safetensors"],
@@ -63,6 +64,8 @@ def test_what_it_writes_is_the_encoder_of_the_config(done, here):
 
 def test_bad_input_is_one_line_and_makes_nothing(done, here):
   assert done.stderr.splitlines() == [
+    "error: config text is not of T5, expected text.kind t5: others are not "
+    "trained here",
     "error: --captions and --output are needed, see --help",
     f"error: output {here}/file/new cannot be written: Not a directory",
     f"error: line 2 of {here}/one.txt has 1 caption(s) in 1 column(s), "
@@ -74,5 +77,5 @@ def test_bad_input_is_one_line_and_makes_nothing(done, here):
     f"error: output {here}/new/t5.model has the wrong ending, expected "
     ".safetensors",
   ]
-  assert done.stdout.splitlines().count("exit 1") == 7
+  assert done.stdout.splitlines().count("exit 1") == 8
   assert not (here / "bad.safetensors").exists()
