@@ -6,6 +6,7 @@
 The verbs are thin wrappers over it.
 """
 
+import copy
 import json
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -255,6 +256,28 @@ class Imagen:
       ValueError: if the weights cannot be read.
     """
     return self._parts[name]
+
+  def with_sampling(self, config: Any) -> "Imagen":
+    """Returns the same nets, sampled with the settings of another config.
+
+    The two share their weights in memory, and programs where these are equal.
+
+    Args:
+      config: a ConfigDict that differs in its sampling settings alone.
+
+    Raises:
+      ValueError: if the config has other stages, or settings that do not fit.
+    """
+    cascade = build.cascade(config)
+    if (cascade.names, cascade.stages) != (self.names, self.cascade.stages):
+      raise ValueError("the config has other stages, expected other sampling")
+    other = copy.copy(self)
+    other.cascade = cascade
+    other._settings = {
+      **self._settings,
+      "config": config.to_json_best_effort(),
+    }
+    return other
 
   def ids(self, request: Request) -> tuple[str, ...]:
     """Returns the Samples.ids that a request's images will have, in order.

@@ -25,6 +25,7 @@ ROWS = (
   ("batches",),
   ("imagen", "aot", "cli"),
   ("jobs",),
+  ("scoring",),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...

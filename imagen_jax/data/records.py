@@ -2,7 +2,9 @@
 
 import bisect
 import collections
+import hashlib
 import itertools
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
+from etils import epath
 
 from imagen_jax import files
 from imagen_jax.data import prepared
@@ -55,12 +58,24 @@ class Records(Sequence):
       for name, feature in self._features.items()
       if isinstance(feature, tfds.features.Image)
     }
+    self._folder = epath.Path(builder.data_dir)
     self._open = collections.OrderedDict()  # the most recently read file last
     self._most_open = _most_open()
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0
+
+  @property
+  def identity(self) -> str:
+    """A checksum of the dataset's description and of the split's records."""
+    digest = hashlib.sha256()
+    for name in ("dataset_info.json", "features.json"):
+      digest.update((self._folder / name).read_bytes())
+    for shard in self._shards:
+      name = os.path.basename(shard.filename)
+      digest.update(f"{name} {shard.skip} {shard.take}\n".encode())
+    return digest.hexdigest()
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Reads a record; raises ValueError for one that cannot be parsed."""

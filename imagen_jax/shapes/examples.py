@@ -45,6 +45,11 @@ class Endless(collections.abc.Sequence):
       raise ValueError(f"split is {split!r}, expected one of {scenes.SPLITS}")
     self._split = split
 
+  @property
+  def identity(self) -> str:
+    """The split, of which all records follow."""
+    return f"endless {self._split}"
+
   def __len__(self) -> int:
     return 10**9  # more than a training run reads; grain shuffles up to 2^32
 
