@@ -66,9 +66,12 @@ setup(
       "google-cloud-storage>=3.0",
       "google-cloud-storage-control>=1.0",
     ],
+    # By which `evaluate --sweep` plots; Colab's version.
+    "plots": ["matplotlib>=3.10"],
     "test": [
       "codespell>=2.4",
       "ipykernel>=7.0",
+      "matplotlib>=3.10",
       "nbclient>=0.11",
       "pytest>=8.0",
       "pytest-xdist>=3.8",

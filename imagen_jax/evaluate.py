@@ -18,17 +18,20 @@ each, and plots them. Run the same command again to resume. On many hosts, run
 the command on each, with one --outdir that all of them see.
 """
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
-from imagen_jax import build, files, imagen, jobs
+from imagen_jax import build, files, imagen, jobs, scoring
 from imagen_jax.cli import command_line, program
-from imagen_jax.evals import drawn, lines
+from imagen_jax.evals import drawn, lines, points
 from imagen_jax.evals.features import (
   PIXEL_SIZE,
   PIXELS,
@@ -40,7 +43,7 @@ from imagen_jax.evals.statistics import ImageSet
 from imagen_jax.imagen import Imagen
 from imagen_jax.interop import inception, published
 from imagen_jax.interop.identity import identity
-from imagen_jax.parallel.processes import shared_errors
+from imagen_jax.parallel.processes import from_first, shared_errors
 from imagen_jax.progress import Progress, print_line
 from imagen_jax.request import stage_numbers
 from imagen_jax.scoring import Evaluation
@@ -130,6 +133,9 @@ def define_flags(values: flags.FlagValues) -> None:
     " aug_level, steps, sampler, threshold or STAGE.KEY; guidance alone takes"
     " the paper's 13 weights. Several sweeps give all combinations.",
     **on,
+  )
+  flags.DEFINE_boolean(
+    "plot", True, "Plot a sweep, which needs the extra plots.", **on
   )
   command_line.define_path(
     values, "outdir", "evaluation", "The folder of the results."
@@ -260,6 +266,11 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
   metrics = choose_metrics(
     args, text=cascade.reads_text, scenes=scenes, size=size
   )
+  if args.sweep and args.plot and not {"fid", "frechet_pixels"} & {*metrics}:
+    raise ValueError(
+      "--metrics has no distance, expected fid or frechet_pixels for the plot"
+      " of --sweep, or --noplot"
+    )
   extractors = load_extractors(args, metrics)
   return Evaluation(
     args=args,
@@ -309,6 +320,68 @@ def evaluate(evaluation: Evaluation) -> None:
   print_line(text)
 
 
+def plan_sweep(
+  evaluation: Evaluation,
+) -> list[tuple[points.Point, ConfigDict, Imagen]]:
+  """Returns the points of --sweep, each with its config and its cascade.
+
+  Raises:
+    ValueError: a point cannot be used, before any is sampled.
+  """
+  args, found = evaluation.args, []
+  for point in points.parse(args.sweep):
+    for flag in ("guidance", "steps"):
+      if args[flag].value is not None and flag in point:
+        raise ValueError(f"--{flag} is given beside --sweep={flag}")
+    try:
+      config = scoring.changed(evaluation.config, evaluation.cascade, point)
+      cascade = evaluation.cascade.with_sampling(
+        build.cascade(config).samplings,
+        {"config": config.to_json_best_effort()},
+      )
+    except ValueError as error:
+      raise ValueError(
+        f"--sweep has the point {points.label(point)}: {error}"
+      ) from error
+    found.append((point, config, cascade))
+  return found
+
+
+def sweep(evaluation: Evaluation) -> None:
+  """Samples and measures all points of a sweep, except those that are done.
+
+  Each point has a line, a folder of images and a sheet. All points share their
+  programs as far as their settings are numbers.
+  """
+  outdir, split = evaluation.outdir, evaluation.args.split
+  results, first = outdir / lines.FILE, jax.process_index() == 0
+  todo = plan_sweep(evaluation)
+  progress = Progress("sweep", len(todo), unit="point", quiet=not first)
+  of_sweep = []
+  for number, (point, config, cascade) in enumerate(todo, start=1):
+    name = points.label(point)
+    job = evaluation.plan(cascade, outdir / "images" / name)
+    with shared_errors():
+      known = (
+        lines.read(results).get(evaluation.line_id(job)) if first else None
+      )
+    if not from_first(np.array(known is not None)):
+      sample_images(job, name)
+      known = evaluation.about(config, point, job) | evaluation.measure(job)
+      with shared_errors():
+        if first:
+          lines.add(results, known)
+          evaluation.write_sheet(job, outdir / f"{split}-{name}.png")
+    of_sweep.append(known)
+    progress.show(number)
+    progress.log(json.dumps(known))
+  if first and evaluation.args.plot:
+    # Imported here: matplotlib is of the extra `plots`.
+    from imagen_jax.evals import plots
+
+    plots.pareto(of_sweep, outdir / f"{split}-sweep.png")
+
+
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
   """Evaluates a cascade by the parsed flags."""
@@ -318,16 +391,24 @@ def main(args: flags.FlagValues) -> None:
     command_line.check_at_least(args, "num_reference", 2)
   command_line.check_at_least(args, "captions_seed", 0)
   command_line.check_seed(args)
+  points.parse(args.sweep)
+  if args.sweep and args.plot:
+    importlib.import_module("imagen_jax.evals.plots")  # before long work
   outdir = epath.Path(args.outdir)
   command_line.join_others(args)
   with shared_errors():
     program.check_writable("outdir", outdir)
   evaluation = open_evaluation(args, outdir)
+  if args.sweep:
+    plan_sweep(evaluation)  # checks all points
   with shared_errors():
     if jax.process_index() == 0:
       about = {"dataset": args.dataset, "split": args.split}
       evaluation.drawn.write(outdir / f"{args.split}-captions.json", about)
-  evaluate(evaluation)
+  if args.sweep:
+    sweep(evaluation)
+  else:
+    evaluate(evaluation)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The verbs are thin wrappers over it.
 """
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ from imagen_jax.request import (
   stops,
 )
 from imagen_jax.samples import Samples, join
-from imagen_jax.stage import SamplingInputs, run_stage
+from imagen_jax.stage import Sampling, SamplingInputs, run_stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
@@ -257,26 +258,26 @@ class Imagen:
     """
     return self._parts[name]
 
-  def with_sampling(self, config: Any) -> "Imagen":
-    """Returns the same nets, sampled with the settings of another config.
+  def with_sampling(
+    self, samplings: Sequence[Sampling], settings: Mapping[str, str]
+  ) -> "Imagen":
+    """Returns the same nets with other sampling settings.
 
-    The two share their weights in memory, and programs where these are equal.
+    The two share their weights in memory, and programs as far as their settings
+    differ in numbers alone.
 
     Args:
-      config: a ConfigDict that differs in its sampling settings alone.
+      samplings: the settings of each stage.
+      settings: replaces texts that Samples.settings includes.
 
     Raises:
-      ValueError: if the config has other stages, or settings that do not fit.
+      ValueError: if settings do not fit their stage.
     """
-    cascade = build.cascade(config)
-    if (cascade.names, cascade.stages) != (self.names, self.cascade.stages):
-      raise ValueError("the config has other stages, expected other sampling")
     other = copy.copy(self)
-    other.cascade = cascade
-    other._settings = {
-      **self._settings,
-      "config": config.to_json_best_effort(),
-    }
+    other.cascade = dataclasses.replace(
+      self.cascade, samplings=tuple(samplings)
+    )
+    other._settings = {**self._settings, **settings}
     return other
 
   def ids(self, request: Request) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax import evaluate, jobs
+from imagen_jax import evaluate, files, jobs
 from imagen_jax.cascade import filled
 from imagen_jax.cli import program
 from imagen_jax.data.images import to_float
@@ -136,7 +136,7 @@ def test_the_sheet_shows_every_picture(report, outdir):
     (["--num_images=1"], "--num_images is 1, expected at least 2"),
     (["--num_reference=1"], "--num_reference is 1, expected at least 2"),
     (["--outdir={here}/file/new"], "outdir {here}/file/new cannot be written"),
-    (["--split=val"], "captioned_shapes/tiny has no split 'val', only train"),
+    (["--split=val"], "captioned_shapes/tiny has no split 'val', only trai"),
     (["--reference_split=a"], "captioned_shapes/tiny has no split 'a', only"),
     (["--metrics=judge,fd"], "--metrics has 'fd', expected some of judge, los"),
     (["--metrics=fid"], "--metrics has fid, which needs --inception"),
@@ -146,6 +146,11 @@ def test_the_sheet_shows_every_picture(report, outdir):
      "--metrics has frechet_pixels, which needs images of at least 16 pixels"),
     (["--dataset=captioned_shapes/endless"],
      "--reference_split is 'test' of captioned_shapes/endless, which has no e"),
+    (["--sweep=stepps=1,2"], "--sweep has the point stepps=1: unknown config k"),
+    (["--sweep=steps=0"], "--sweep has the point steps=0: config base.samplin"),
+    (["--sweep=sampler=euler"], "--sweep has the point sampler=euler: config"),
+    (["--sweep=guidance", "--guidance=2"], "--guidance is given beside --swee"),
+    (["--sweep=guidance", "--metrics=judge"], "--metrics has no distance, exp"),
   ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_makes_nothing(args, here, more, said):
@@ -319,3 +324,52 @@ def test_a_stage_that_upsamples_gets_real_images(
   np.testing.assert_array_equal(
     requests[0].lowres, [to_float(image) for image in expected]
   )
+
+
+def test_a_sweep_resumes_and_skips_its_points(
+  config, photos, tmp_path, requests, monkeypatch
+):
+  args = [
+    f"--config={config}",
+    f"--dataset={photos}",
+    "--split=train",
+    "--num_images=4",
+    "--sweep=guidance=1,2",
+    "--sweep=threshold=static,dynamic",
+    "--metrics=frechet_pixels",
+    "--noplot",
+    f"--outdir={tmp_path}",
+  ]
+  write = files.write
+
+  def killed(path, *rest, **more):
+    if str(path).endswith("guidance=2-threshold=static.png"):
+      raise KeyboardInterrupt
+    write(path, *rest, **more)
+
+  with monkeypatch.context() as patch:  # in the third of four points
+    patch.setattr(files, "write", killed)
+    assert call(*args)[2] == 130
+  found = lines.read(tmp_path / lines.FILE)
+  assert len(requests) == len(found) == 3
+  out, err, code = call(*args)
+  assert (err, code) == ("", None), out
+  points = [
+    line["point"] for line in lines.read(tmp_path / lines.FILE).values()
+  ]
+  assert points == [
+    {"guidance": w, "threshold": kind}
+    for w in (1, 2)
+    for kind in ("static", "dynamic")
+  ]
+  assert len(requests) == 4
+  for request, point in zip(requests, points, strict=True):
+    for sampling in request.samplings:
+      assert sampling.guidance == point["guidance"]
+      name = type(sampling.threshold).__name__
+      assert name.lower() == f"{point['threshold']}threshold"
+  shown = [json.loads(line) for line in out.splitlines() if line[0] == "{"]
+  assert [line["point"] for line in shown] == points
+  hashes = {line["config_sha256"] for line in shown}
+  assert len(hashes) == len({line["id"] for line in shown}) == 4
+  assert len(list((tmp_path / "images").iterdir())) == 4
