@@ -246,7 +246,7 @@ def open_reference(args: flags.FlagValues, size: int) -> ImageSet:
       f"--reference_split is {split!r} of {args.dataset}, which has no end,"
       " expected --num_reference, such as 10000"
     )
-  name = {"dataset": source.identity, "size": size}
+  name = {"dataset": source.fingerprint(), "size": size}
   return ImageSet(name, count, drawn.reader(source, size))
 
 
@@ -347,6 +347,17 @@ def plan_sweep(
   return found
 
 
+def summary(name: str, line: Mapping[str, Any]) -> str:
+  """Returns the main numbers of a line for the log."""
+  parts = [name]
+  for metric in ("fid", "frechet_pixels"):
+    if metric in line:
+      parts.append(f"{metric} {line[metric]['distance']:.4g}")
+  if "claims_that_hold" in line:
+    parts.append(f"judge {line['claims_that_hold']['generated']['all']:.3f}")
+  return "  ".join(parts)
+
+
 def sweep(evaluation: Evaluation) -> None:
   """Samples and measures all points of a sweep, except those that are done.
 
@@ -373,8 +384,7 @@ def sweep(evaluation: Evaluation) -> None:
           lines.add(results, known)
           evaluation.write_sheet(job, outdir / f"{split}-{name}.png")
     of_sweep.append(known)
-    progress.show(number)
-    progress.log(json.dumps(known))
+    progress.show(number, summary(name, known) if first else "")
   if first and evaluation.args.plot:
     # Imported here: matplotlib is of the extra `plots`.
     from imagen_jax.evals import plots

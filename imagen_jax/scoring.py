@@ -211,7 +211,7 @@ class Evaluation:
         "features": [each.name for each in self.extractors.values()],
         "reference": self.reference
         and [self.reference.count, self.reference.name],
-        "captions": [self.source.identity, self.drawn.numbers],
+        "captions": [self.source.fingerprint(), self.drawn.numbers],
       }
     )
 
@@ -228,7 +228,7 @@ class Evaluation:
       "weights": {part: build.identity(config, part) for part in parts},
       "trained_steps": trained_steps(config, self.names),
       "dataset": args.dataset,
-      "dataset_sha256": self.source.identity,
+      "records": self.source.fingerprint(),
       "split": args.split,
       "reference_split": args.reference_split or args.split,
       "captions_sha256": lines.checksum(self.drawn.captions),

@@ -66,16 +66,15 @@ class Records(Sequence):
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0
 
-  @property
-  def identity(self) -> str:
-    """A checksum of the dataset's description and of the split's records."""
+  def fingerprint(self) -> str:
+    """Describes the records, so that other ones are noticed."""
     digest = hashlib.sha256()
     for name in ("dataset_info.json", "features.json"):
       digest.update((self._folder / name).read_bytes())
     for shard in self._shards:
       name = os.path.basename(shard.filename)
       digest.update(f"{name} {shard.skip} {shard.take}\n".encode())
-    return digest.hexdigest()
+    return f"{len(self):,} records ({digest.hexdigest()[:12]})"
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Reads a record; raises ValueError for one that cannot be parsed."""

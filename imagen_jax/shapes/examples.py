@@ -45,9 +45,8 @@ class Endless(collections.abc.Sequence):
       raise ValueError(f"split is {split!r}, expected one of {scenes.SPLITS}")
     self._split = split
 
-  @property
-  def identity(self) -> str:
-    """The split, of which all records follow."""
+  def fingerprint(self) -> str:
+    """Describes the records, which follow from the split."""
     return f"endless {self._split}"
 
   def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """The metrics of a run: collected at every step, written every few steps."""
 
+import types
 from collections.abc import Callable, Mapping
 
 import jax
@@ -23,6 +24,7 @@ from imagen_jax.training.metrics_window import (
 from imagen_jax.training.setup import Run
 
 Callback = Callable[[int, dict[str, float]], None]
+EMPTY: Mapping[str, float] = types.MappingProxyType({})
 MICRO = 1e6  # processes exchange whole numbers, these in millionths
 
 
@@ -60,8 +62,12 @@ class Log:
     """Collects the metrics of a step that was dispatched to the devices."""
     self._window.add(step, found)
 
-  def write(self, step: int) -> None:
+  def write(self, step: int, found: Mapping[str, float] = EMPTY) -> None:
     """Writes the metrics of all steps up to this one, and waits for them.
+
+    Args:
+      step: the newest step.
+      found: further metrics of this step.
 
     Raises:
       ValueError: too many steps in a row were not finite (MetricsWindow.take).
@@ -71,7 +77,7 @@ class Log:
     with self.clock.part("compute"):  # waits for dispatched steps
       numbers, skipped = self._window.take()
       own = {name: round(MICRO * value) for name, value in own.items()}
-      found, reasons = gather_host_stats(
+      stats, reasons = gather_host_stats(
         (self.bad.count, self.bad.small, self.bad.read, *own.values()),
         "; ".join(self.bad.reasons),
       )
@@ -79,7 +85,7 @@ class Log:
     if skipped:
       self._progress.log(skipped_sentence(skipped))
     # 2. Report bad records, and once that there are small images.
-    bad, small, read = found[:, :3].sum(axis=0).tolist()
+    bad, small, read = stats[:, :3].sum(axis=0).tolist()
     if bad > self._last_bad:
       self._progress.log(bad_sentence(bad, read, reasons))
     if small and not self._small:
@@ -88,13 +94,14 @@ class Log:
     steps, images = step - self._last, self._run.data.batch_size
     spent = self.clock.take()
     numbers |= pace(spent, steps, images, self.flops)
-    numbers |= worst(list(own), found[:, 3:] / MICRO, steps)
+    numbers |= worst(list(own), stats[:, 3:] / MICRO, steps)
     numbers |= {"bad_records": bad, "goodput": self.goodput.add(step, spent)}
     if self._run.data.least_side:
       numbers["small_images"] = small
     updates = step - int(numbers["skipped_steps"])
     numbers["learning_rate"] = float(self._run.optimizer.schedule(updates - 1))
     self._last, self._last_bad, self._small = step, bad, small
+    numbers |= found
     # 4. Write all.
     with self.clock.part("host"):
       self.metrics.write(step, numbers)

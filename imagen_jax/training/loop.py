@@ -14,6 +14,13 @@ from imagen_jax.data.feed import Feed, Stopped
 from imagen_jax.interop import published
 from imagen_jax.parallel import compile_cache, mesh
 from imagen_jax.progress import Progress
+from imagen_jax.training.evaluation import (
+  BEST,
+  Best,
+  Evaluator,
+  check_evaluation,
+  read_evaluator,
+)
 from imagen_jax.training.goodput import Goodput
 from imagen_jax.training.job import STOPPED, Job, check_files, open_job
 from imagen_jax.training.lock import Writer, one_writer
@@ -77,6 +84,7 @@ def train(
   """
   goodput = Goodput()
   check_files(run, workdir)
+  check_evaluation(run)
   with (
     hold_workdir(workdir) as writer,
     compile_cache.enabled(workdir),
@@ -86,7 +94,7 @@ def train(
     try:
       with contextlib.ExitStack() as stack:
         # 1. Set up: read the examples of sample grids, open checkpoints.
-        samples = read_samples(job)
+        samples, evaluator = read_samples(job), read_evaluator(job)
         saved = stack.enter_context(open_checkpoints(job))
 
         # 2. Restore or initialise the state; the data continues at its step.
@@ -105,8 +113,9 @@ def train(
           step_fn, batch = compile_step(job, state, feed, log)
           watchdog = stack.enter_context(open_watchdog(run, on_hang))
           outputs = Outputs(
-            job, writer, log, trace, saved, config, samples, watchdog
-          )
+            job, writer, log, trace, saved, config, samples, watchdog,
+            best=evaluator and open_best(evaluator, stack),
+          )  # fmt: skip
           outputs.compile(state)
           log.write_goodput(step)
 
@@ -150,6 +159,14 @@ def open_checkpoints(job: Job) -> Checkpoints:
     keep_every=training.keep_every,
     log=job.progress.log,
   )
+
+
+def open_best(evaluator: Evaluator, stack: contextlib.ExitStack) -> Best:
+  """Opens the folder of the best checkpoint, which the exit stack closes."""
+  job = evaluator.job
+  saved = Checkpoints(f"{job.workdir}/{BEST}", keep=1, log=job.progress.log)
+  saved.clean()  # of saves that kill -9 ended
+  return Best(evaluator, stack.enter_context(saved))
 
 
 def initial_state(job: Job) -> TrainState:

@@ -12,6 +12,7 @@ from imagen_jax.checkpoints.manager import Checkpoints
 from imagen_jax.data.png import write_png
 from imagen_jax.files import reason
 from imagen_jax.interop import published
+from imagen_jax.training.evaluation import Best
 from imagen_jax.training.grids import sample_grid
 from imagen_jax.training.job import Job
 from imagen_jax.training.lock import Writer
@@ -129,6 +130,8 @@ class Outputs:
     samples: the examples of sample grids, written every train.sample_every
       steps; None writes none.
     watchdog: watches for hangs, except while a sample grid is sampled.
+    best: evaluates the averaged weights every train.evaluate_every steps, and
+      keeps the best checkpoint; None evaluates none.
   """
 
   job: Job
@@ -139,6 +142,7 @@ class Outputs:
   config: Config
   samples: Samples | None
   watchdog: Watchdog
+  best: Best | None = None
 
   def compile(self, state: TrainState) -> None:
     """Compiles what later steps write, before the first step.
@@ -149,13 +153,22 @@ class Outputs:
       self.saved.compile(state)
       if self.samples is not None:
         self._sample(state.ema, steps=0)
+      if self.best is not None:
+        self.best.evaluator.sample(state.ema, steps=0)
 
   def write(self, step: int, state: TrainState, last: bool) -> None:
     """Writes due outputs after a step; always logs and saves the last step."""
     training, progress = self.job.run.training, self.job.progress
     self.trace.end(step, state)
-    if last or step % training.log_every == 0:
-      self.log.write(step)
+    found = {}
+    if self.best is not None and (
+      step == training.steps
+      # A run that was asked to end saves first, and has little time.
+      or (step % training.evaluate_every == 0 and not last)
+    ):
+      found |= self._evaluate(step, state)
+    if last or step % training.log_every == 0 or found:
+      self.log.write(step, found)
     save = last or step % training.checkpoint_every == 0
     draw = self.samples is not None and (
       step % training.sample_every == 0 or step == training.steps
@@ -171,6 +184,20 @@ class Outputs:
       with self.log.goodput.part("samples"), self.watchdog.paused():
         self._draw(step, state.ema)
     progress.resume()
+
+  def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    """Evaluates the averaged weights, and offers the state as the best."""
+    with self.log.clock.part("compute"):
+      jax.block_until_ready(state)  # so that the pause excludes the step
+    self.job.progress.pause()
+    with self.log.goodput.part("samples"), self.watchdog.paused():
+      found = self.best.evaluator.measure(state.ema)
+    name = self.best.evaluator.metric
+    with self.log.clock.part("checkpoint"):
+      self.best.offer(step, found[name], state, self.config)
+    self.job.progress.resume()
+    self.job.progress.log(f"step {step}: {name} {found[name]:.4g}")
+    return found
 
   def _draw(self, step: int, params: Any) -> None:
     """Writes a sample grid to workdir/samples and for TensorBoard."""

@@ -6,6 +6,8 @@ from typing import Any
 from imagen_jax.data.feed import BUFFER, READS
 from imagen_jax.data.images import MAX_PIXELS, PIL_MAX_PIXELS
 
+EVALUATE_METRICS = ("frechet_pixels", "judge")
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -92,6 +94,13 @@ class Training:
       run; fewer are skipped.
     num_samples: examples in a sample grid.
     sample_split: the split of these examples.
+    evaluate_every: steps between two evaluations of samples of the averaged
+      weights, with one at the end; None makes none. The best checkpoint is kept
+      in best/.
+    evaluate_metric: frechet_pixels, the Frechet distance to real images at
+      16x16 pixels; or judge, the share of claims that images of
+      captioned_shapes show.
+    evaluate_images: images in an evaluation, of sample_split.
     start_from: the weights that a new run starts from, named as in a cascade's
       config; None for random weights.
   """
@@ -109,6 +118,9 @@ class Training:
   max_skipped: int = 10
   num_samples: int = 16
   sample_split: str = "test"
+  evaluate_every: int | None = None
+  evaluate_metric: str = "frechet_pixels"
+  evaluate_images: int = 512
   start_from: str | None = None
 
   def __post_init__(self):
@@ -122,7 +134,13 @@ class Training:
       "num_samples",
     )
     check_ranges(self, lowest=dict.fromkeys(counts, 1))
-    for name in ("keep_every", "sample_every"):
+    check_ranges(self, lowest={"evaluate_images": 2})
+    if self.evaluate_metric not in EVALUATE_METRICS:
+      raise ValueError(
+        f"evaluate_metric is {self.evaluate_metric!r}, expected"
+        f" {' or '.join(EVALUATE_METRICS)}"
+      )
+    for name in ("keep_every", "sample_every", "evaluate_every"):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name} is {value}, expected at least 1, or None")

@@ -60,6 +60,7 @@ FREELY = {
     "train.sample_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_every", "train.num_samples", "train.max_skipped",
     "train.sample_split", "train.start_from", "train.hang_after",
+    "train.evaluate_every", "train.evaluate_metric", "train.evaluate_images",
   ),
   7,
 )  # fmt: skip

@@ -6,6 +6,9 @@ import itertools
 import json
 import pathlib
 import runpy
+import subprocess
+import sys
+import time
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -135,8 +138,8 @@ def test_the_sheet_shows_every_picture(report, outdir):
   [
     (["--num_images=1"], "--num_images is 1, expected at least 2"),
     (["--num_reference=1"], "--num_reference is 1, expected at least 2"),
-    (["--outdir={here}/file/new"], "outdir {here}/file/new cannot be written"),
-    (["--split=val"], "captioned_shapes/tiny has no split 'val', only trai"),
+    (["--outdir={here}/file/new"], "outdir {here}/file/new cannot be writt"),
+    (["--split=val"], "captioned_shapes/tiny has no split 'val', only tra"),
     (["--reference_split=a"], "captioned_shapes/tiny has no split 'a', only"),
     (["--metrics=judge,fd"], "--metrics has 'fd', expected some of judge, los"),
     (["--metrics=fid"], "--metrics has fid, which needs --inception"),
@@ -146,7 +149,7 @@ def test_the_sheet_shows_every_picture(report, outdir):
      "--metrics has frechet_pixels, which needs images of at least 16 pixels"),
     (["--dataset=captioned_shapes/endless"],
      "--reference_split is 'test' of captioned_shapes/endless, which has no e"),
-    (["--sweep=stepps=1,2"], "--sweep has the point stepps=1: unknown config k"),
+    (["--sweep=stepps=1,2"], "--sweep has the point stepps=1: unknown config "),
     (["--sweep=steps=0"], "--sweep has the point steps=0: config base.samplin"),
     (["--sweep=sampler=euler"], "--sweep has the point sampler=euler: config"),
     (["--sweep=guidance", "--guidance=2"], "--guidance is given beside --swee"),
@@ -368,8 +371,44 @@ def test_a_sweep_resumes_and_skips_its_points(
       assert sampling.guidance == point["guidance"]
       name = type(sampling.threshold).__name__
       assert name.lower() == f"{point['threshold']}threshold"
-  shown = [json.loads(line) for line in out.splitlines() if line[0] == "{"]
-  assert [line["point"] for line in shown] == points
-  hashes = {line["config_sha256"] for line in shown}
-  assert len(hashes) == len({line["id"] for line in shown}) == 4
+  shown = [line for line in out.splitlines() if line.startswith("sweep ")]
+  assert len(shown) == 4 and "guidance=2-threshold=static  frechet" in shown[2]
+  assert len({line["config_sha256"] for line in found}) == 4
   assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_has_the_lines_of_one_that_is_not(
+  here, config, tmp_path
+):
+  """kill -9 in the second of three points, then the same command."""
+  args = [
+    f"--config={config}",
+    "--dataset=captioned_shapes/tiny",
+    f"--data_dir={here}/data",
+    "--num_images=12",
+    "--batch_size=2",
+    "--config.text.length=40",
+    "--sweep=base.guidance=1.5,2,4",
+    "--noplot",
+  ]
+  words = [sys.executable, "-m", "imagen_jax.evaluate", *args]
+  outdir = tmp_path / "killed"
+  process = subprocess.Popen([*words, f"--outdir={outdir}"])
+  second = outdir / "images" / "base.guidance=2"
+  deadline = time.monotonic() + 300
+  while len([*second.glob("*.png")]) < 4 and time.monotonic() < deadline:
+    time.sleep(0.01)
+  process.kill()
+  process.wait()
+  assert len(lines.read(outdir / lines.FILE)) == 1
+  times = {p: p.stat().st_mtime_ns for p in outdir.glob("images/*/*.png")}
+  assert 16 <= len(times) < 36
+  for folder in (outdir, tmp_path / "whole"):
+    assert subprocess.run([*words, f"--outdir={folder}"]).returncode == 0
+  assert {path: path.stat().st_mtime_ns for path in times} == times
+  killed, whole = (
+    [*lines.read(folder / lines.FILE).values()]
+    for folder in (outdir, tmp_path / "whole")
+  )
+  assert len(whole) == 3 and killed == whole
