@@ -26,7 +26,9 @@ setup(
   package_dir={CONFIGS: "configs"},
   # py.typed: type checkers read the package's own annotations.
   package_data={
-    "imagen_jax": ["py.typed", "weights/*.model", "weights/*.safetensors"]
+    "imagen_jax": ["py.typed", "weights/*.model", "weights/*.safetensors"],
+    "imagen_jax.evals": ["*.html"],
+    "imagen_jax.evals.suites": ["*.tsv"],
   },
   # Enough to sample, export and compile. The lower bounds are Colab's versions.
   install_requires=[

@@ -24,31 +24,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict
 
-from imagen_jax import build, files, imagen, jobs, scoring
+from imagen_jax import build, files, imagen, jobs, scoring, suite, sweep
 from imagen_jax.cli import command_line, program
 from imagen_jax.evals import drawn, lines, points
 from imagen_jax.evals.features import (
-  PIXEL_SIZE,
-  PIXELS,
   RESIZES,
-  Extractor,
-  inception_extractor,
 )
 from imagen_jax.evals.statistics import ImageSet
 from imagen_jax.imagen import Imagen
-from imagen_jax.interop import inception, published
-from imagen_jax.interop.identity import identity
-from imagen_jax.parallel.processes import from_first, shared_errors
-from imagen_jax.progress import Progress, print_line
+from imagen_jax.parallel.processes import shared_errors
+from imagen_jax.progress import print_line
 from imagen_jax.request import stage_numbers
 from imagen_jax.scoring import Evaluation
 
-METRICS = ("judge", "loss", "frechet_pixels", "fid")
 MOST_REFERENCE = 10**7  # images; a split of more has no end
 
 
@@ -68,11 +59,22 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     "data_dir", "~/tensorflow_datasets", "Where the dataset is prepared.", **on
   )
+  define_metrics(values)
+  define_sampling(values)
+  define_points(values)
+  command_line.define_path(
+    values, "outdir", "evaluation", "The folder of the results."
+  )
+
+
+def define_metrics(values: flags.FlagValues) -> None:
+  """Defines the flags of what is measured."""
+  on = dict(flag_values=values)
   flags.DEFINE_list(
     "metrics",
     None,
-    f"The metrics, of {', '.join(METRICS)}. By default all that the config, the"
-    " dataset and --inception allow; a sweep leaves out loss.",
+    f"The metrics, of {', '.join(scoring.METRICS)}. By default all that the"
+    " config, the dataset and --inception allow; a sweep leaves out loss.",
     **on,
   )
   flags.DEFINE_integer(
@@ -113,6 +115,11 @@ def define_flags(values: flags.FlagValues) -> None:
     "How images are resized for Inception: tf1 is FID's own.",
     **on,
   )
+
+
+def define_sampling(values: flags.FlagValues) -> None:
+  """Defines the flags of how images are sampled."""
+  on = dict(flag_values=values)
   flags.DEFINE_string(
     "stages",
     None,
@@ -126,6 +133,28 @@ def define_flags(values: flags.FlagValues) -> None:
     "guidance", None, "Guidance weight of every stage; 1 is no guidance.", **on
   )
   flags.DEFINE_integer("steps", None, "Sampling steps of every stage.", **on)
+
+
+def define_points(values: flags.FlagValues) -> None:
+  """Defines the flags of suites and sweeps."""
+  on = dict(flag_values=values)
+  flags.DEFINE_string(
+    "suite",
+    None,
+    "Samples a suite of prompts instead of a dataset's captions: shapes, or a"
+    " .tsv or .csv file of categories and prompts.",
+    **on,
+  )
+  flags.DEFINE_integer(
+    "images_per_prompt", 8, "Images of a suite's prompt.", **on
+  )
+  command_line.define_path(
+    values,
+    "against",
+    None,
+    "Another model's --outdir of the suite, or a folder of GenEval's layout:"
+    " writes OUTDIR/comparison.html, a page to vote on.",
+  )
   flags.DEFINE_multi_string(
     "sweep",
     [],
@@ -136,9 +165,6 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_boolean(
     "plot", True, "Plot a sweep, which needs the extra plots.", **on
-  )
-  command_line.define_path(
-    values, "outdir", "evaluation", "The folder of the results."
   )
 
 
@@ -179,59 +205,6 @@ def load_captions(
   return load(), False
 
 
-def choose_metrics(
-  args: flags.FlagValues, *, text: bool, scenes: bool, size: int
-) -> tuple[str, ...]:
-  """Returns the metrics of --metrics, or all that can be computed.
-
-  Args:
-    args: the flags.
-    text: whether the cascade reads text.
-    scenes: whether records have scenes.
-    size: the images' resolution, in pixels.
-
-  Raises:
-    ValueError: a metric is unknown or cannot be computed.
-  """
-  lacks = {
-    "judge": "" if scenes else "a cascade with text and records with scenes",
-    "loss": "" if text else "a cascade with text",
-    "frechet_pixels": (
-      f"images of at least {PIXEL_SIZE} pixels" if size < PIXEL_SIZE else ""
-    ),
-    "fid": "" if args.inception else "--inception",
-  }
-  if args.metrics is None:
-    left_out = {"loss"} if args.sweep else {}
-    return tuple(m for m in METRICS if not lacks[m] and m not in left_out)
-  for metric in args.metrics:
-    if metric not in METRICS:
-      raise ValueError(
-        f"--metrics has {metric!r}, expected some of {', '.join(METRICS)}"
-      )
-    if lacks[metric]:
-      raise ValueError(f"--metrics has {metric}, which needs {lacks[metric]}")
-  return tuple(m for m in METRICS if m in args.metrics)
-
-
-def load_extractors(
-  args: flags.FlagValues, metrics: Sequence[str]
-) -> dict[str, Extractor]:
-  """Returns the features of the distances among the metrics.
-
-  Raises:
-    ValueError: the weights of Inception cannot be used.
-  """
-  found = {}
-  if "frechet_pixels" in metrics:
-    found["frechet_pixels"] = PIXELS
-  if "fid" in metrics:
-    params = inception.load(published.resolve(args.inception))
-    digest = identity(args.inception)
-    found["fid"] = inception_extractor(params, digest, args.resize)
-  return found
-
-
 def open_reference(args: flags.FlagValues, size: int) -> ImageSet:
   """Opens the real images that distances are of.
 
@@ -263,7 +236,7 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
   cascade.check([cascade.names[i] for i in stages])
   source, scenes = load_captions(args, cascade)
   size = cascade.cascade.stages[stages[-1]].size
-  metrics = choose_metrics(
+  metrics = scoring.choose_metrics(
     args, text=cascade.reads_text, scenes=scenes, size=size
   )
   if args.sweep and args.plot and not {"fid", "frechet_pixels"} & {*metrics}:
@@ -271,7 +244,7 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
       "--metrics has no distance, expected fid or frechet_pixels for the plot"
       " of --sweep, or --noplot"
     )
-  extractors = load_extractors(args, metrics)
+  extractors = scoring.load_extractors(args, metrics)
   return Evaluation(
     args=args,
     config=config,
@@ -291,22 +264,11 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
   )
 
 
-def sample_images(job: jobs.Job, title: str) -> None:
-  """Samples the missing images of a job into its folder."""
-  quiet = jax.process_index() > 0
-  progress = Progress(title, len(job.missing), unit="image", quiet=quiet)
-  count = 0
-  for more, _ in job.run():
-    count += more
-    if more:
-      progress.show(count)
-
-
 def evaluate(evaluation: Evaluation) -> None:
   """Samples and measures one point, and writes its results."""
   config, outdir = evaluation.config, evaluation.outdir
-  job = evaluation.plan(evaluation.cascade, outdir / "images")
-  sample_images(job, "images")
+  job = evaluation.plan(outdir / "images")
+  jobs.sample_all(job, "images")
   found = evaluation.measure(job)
   if jax.process_index() > 0:
     return  # the first process writes
@@ -320,83 +282,19 @@ def evaluate(evaluation: Evaluation) -> None:
   print_line(text)
 
 
-def plan_sweep(
-  evaluation: Evaluation,
-) -> list[tuple[points.Point, ConfigDict, Imagen]]:
-  """Returns the points of --sweep, each with its config and its cascade.
-
-  Raises:
-    ValueError: a point cannot be used, before any is sampled.
-  """
-  args, found = evaluation.args, []
-  for point in points.parse(args.sweep):
-    for flag in ("guidance", "steps"):
-      if args[flag].value is not None and flag in point:
-        raise ValueError(f"--{flag} is given beside --sweep={flag}")
-    try:
-      config = scoring.changed(evaluation.config, evaluation.cascade, point)
-      cascade = evaluation.cascade.with_sampling(
-        build.cascade(config).samplings,
-        {"config": config.to_json_best_effort()},
-      )
-    except ValueError as error:
-      raise ValueError(
-        f"--sweep has the point {points.label(point)}: {error}"
-      ) from error
-    found.append((point, config, cascade))
-  return found
-
-
-def summary(name: str, line: Mapping[str, Any]) -> str:
-  """Returns the main numbers of a line for the log."""
-  parts = [name]
-  for metric in ("fid", "frechet_pixels"):
-    if metric in line:
-      parts.append(f"{metric} {line[metric]['distance']:.4g}")
-  if "claims_that_hold" in line:
-    parts.append(f"judge {line['claims_that_hold']['generated']['all']:.3f}")
-  return "  ".join(parts)
-
-
-def sweep(evaluation: Evaluation) -> None:
-  """Samples and measures all points of a sweep, except those that are done.
-
-  Each point has a line, a folder of images and a sheet. All points share their
-  programs as far as their settings are numbers.
-  """
-  outdir, split = evaluation.outdir, evaluation.args.split
-  results, first = outdir / lines.FILE, jax.process_index() == 0
-  todo = plan_sweep(evaluation)
-  progress = Progress("sweep", len(todo), unit="point", quiet=not first)
-  of_sweep = []
-  for number, (point, config, cascade) in enumerate(todo, start=1):
-    name = points.label(point)
-    job = evaluation.plan(cascade, outdir / "images" / name)
-    with shared_errors():
-      known = (
-        lines.read(results).get(evaluation.line_id(job)) if first else None
-      )
-    if not from_first(np.array(known is not None)):
-      sample_images(job, name)
-      known = evaluation.about(config, point, job) | evaluation.measure(job)
-      with shared_errors():
-        if first:
-          lines.add(results, known)
-          evaluation.write_sheet(job, outdir / f"{split}-{name}.png")
-    of_sweep.append(known)
-    progress.show(number, summary(name, known) if first else "")
-  if first and evaluation.args.plot:
-    # Imported here: matplotlib is of the extra `plots`.
-    from imagen_jax.evals import plots
-
-    plots.pareto(of_sweep, outdir / f"{split}-sweep.png")
-
-
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
   """Evaluates a cascade by the parsed flags."""
   command_line.check_at_least(args, "num_images", 2)
-  command_line.check_at_least(args, "batch_size", 1)
+  for flag in ("batch_size", "images_per_prompt"):
+    command_line.check_at_least(args, flag, 1)
+  for flag in ("sweep", "metrics"):
+    if args.suite and args[flag].value:
+      raise ValueError(
+        f"--{flag} is given beside --suite, expected one of both"
+      )
+  if args.against and not args.suite:
+    raise ValueError("--against is given without --suite, which it compares")
   if args.num_reference is not None:
     command_line.check_at_least(args, "num_reference", 2)
   command_line.check_at_least(args, "captions_seed", 0)
@@ -408,15 +306,18 @@ def main(args: flags.FlagValues) -> None:
   command_line.join_others(args)
   with shared_errors():
     program.check_writable("outdir", outdir)
+  if args.suite:
+    suite.sample_suite(args, outdir)
+    return
   evaluation = open_evaluation(args, outdir)
   if args.sweep:
-    plan_sweep(evaluation)  # checks all points
+    sweep.plan(evaluation)  # checks all points
   with shared_errors():
     if jax.process_index() == 0:
       about = {"dataset": args.dataset, "split": args.split}
       evaluation.drawn.write(outdir / f"{args.split}-captions.json", about)
   if args.sweep:
-    sweep(evaluation)
+    sweep.run(evaluation)
   else:
     evaluate(evaluation)
 

@@ -6,8 +6,6 @@
 The verbs are thin wrappers over it.
 """
 
-import copy
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -41,7 +39,7 @@ from imagen_jax.request import (
   stops,
 )
 from imagen_jax.samples import Samples, join
-from imagen_jax.stage import Sampling, SamplingInputs, run_stage
+from imagen_jax.stage import SamplingInputs, run_stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.tokenizer import check_prompts
 from imagen_jax.types import TextEmbedding
@@ -257,28 +255,6 @@ class Imagen:
       ValueError: if the weights cannot be read.
     """
     return self._parts[name]
-
-  def with_sampling(
-    self, samplings: Sequence[Sampling], settings: Mapping[str, str]
-  ) -> "Imagen":
-    """Returns the same nets with other sampling settings.
-
-    The two share their weights in memory, and programs as far as their settings
-    differ in numbers alone.
-
-    Args:
-      samplings: the settings of each stage.
-      settings: replaces texts that Samples.settings includes.
-
-    Raises:
-      ValueError: if settings do not fit their stage.
-    """
-    other = copy.copy(self)
-    other.cascade = dataclasses.replace(
-      self.cascade, samplings=tuple(samplings)
-    )
-    other._settings = {**self._settings, **settings}
-    return other
 
   def ids(self, request: Request) -> tuple[str, ...]:
     """Returns the Samples.ids that a request's images will have, in order.

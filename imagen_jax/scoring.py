@@ -24,19 +24,26 @@ from imagen_jax.data.png import grid, write_png
 from imagen_jax.evals import drawn as draws
 from imagen_jax.evals import judged, lines, points
 from imagen_jax.evals.drawn import Drawn
-from imagen_jax.evals.features import Extractor
+from imagen_jax.evals.features import (
+  PIXEL_SIZE,
+  PIXELS,
+  Extractor,
+  inception_extractor,
+)
 from imagen_jax.evals.frechet import FeatureStats, frechet_distance
 from imagen_jax.evals.statistics import ImageSet, image_stats
 from imagen_jax.evals.text_use import text_use
 from imagen_jax.imagen import Imagen
-from imagen_jax.interop import published, weights
+from imagen_jax.interop import inception, published, weights
 from imagen_jax.interop.identity import identity
 from imagen_jax.parallel import compile_cache
 from imagen_jax.request import Row
+from imagen_jax.stage import Sampling
 
 SHOWN = 32  # images on a sheet
 # The sub-configs of `sampling` that a sweep names by a word of its own.
 KINDS = {"sampler": "step", "threshold": "threshold"}
+METRICS = ("judge", "loss", "frechet_pixels", "fid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,21 +138,26 @@ class Evaluation:
         found[name] = text_use(stage, net, encode, self.source, self.args.seed)
     return found
 
-  def plan(self, cascade: Imagen, folder: epath.Path) -> jobs.Job:
-    """Plans the images of a point."""
+  def plan(
+    self,
+    folder: epath.Path,
+    point: tuple[str, Sequence[Sampling]] | None = None,
+  ) -> jobs.Job:
+    """Plans the images of the config's settings, or of a point of a sweep."""
     count, seed = len(self.drawn.numbers), self.args.seed
     captions = self.drawn.captions
     ends = self.cascade.names[self.stages[0]], self.names[-1]
     return jobs.plan(
-      cascade,
+      self.cascade,
       captions,
       [Row(i if captions else 0, seed, i) for i in range(count)],
       folder,
       stages=ends,
       image=self.lowres,
       batch_size=self.args.batch_size,
-      guidance=self.args.guidance,
-      steps=self.args.steps,
+      point=point,
+      guidance=self.args.guidance if point is None else None,
+      steps=self.args.steps if point is None else None,
       progress=False,
     )
 
@@ -280,3 +292,56 @@ def changed(
       with settings.unlocked():  # numbers of another kind do not fit
         settings[KINDS[key]] = ConfigDict({"kind": value})
   return config
+
+
+def choose_metrics(
+  args: flags.FlagValues, *, text: bool, scenes: bool, size: int
+) -> tuple[str, ...]:
+  """Returns the metrics of --metrics, or all that can be computed.
+
+  Args:
+    args: the flags.
+    text: whether the cascade reads text.
+    scenes: whether records have scenes.
+    size: the images' resolution, in pixels.
+
+  Raises:
+    ValueError: a metric is unknown or cannot be computed.
+  """
+  lacks = {
+    "judge": "" if scenes else "a cascade with text and records with scenes",
+    "loss": "" if text else "a cascade with text",
+    "frechet_pixels": (
+      f"images of at least {PIXEL_SIZE} pixels" if size < PIXEL_SIZE else ""
+    ),
+    "fid": "" if args.inception else "--inception",
+  }
+  if args.metrics is None:
+    left_out = {"loss"} if args.sweep else {}
+    return tuple(m for m in METRICS if not lacks[m] and m not in left_out)
+  for metric in args.metrics:
+    if metric not in METRICS:
+      raise ValueError(
+        f"--metrics has {metric!r}, expected some of {', '.join(METRICS)}"
+      )
+    if lacks[metric]:
+      raise ValueError(f"--metrics has {metric}, which needs {lacks[metric]}")
+  return tuple(m for m in METRICS if m in args.metrics)
+
+
+def load_extractors(
+  args: flags.FlagValues, metrics: Sequence[str]
+) -> dict[str, Extractor]:
+  """Returns the features of the distances among the metrics.
+
+  Raises:
+    ValueError: the weights of Inception cannot be used.
+  """
+  found = {}
+  if "frechet_pixels" in metrics:
+    found["frechet_pixels"] = PIXELS
+  if "fid" in metrics:
+    params = inception.load(published.resolve(args.inception))
+    digest = identity(args.inception)
+    found["fid"] = inception_extractor(params, digest, args.resize)
+  return found

@@ -15,7 +15,7 @@ import pytest
 from imagen_jax.cascade import Cascade, image_keys
 from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import DynamicThreshold, NoThreshold
-from imagen_jax.diffusion.samplers import DDIM, Ancestral, LearnedAncestral
+from imagen_jax.diffusion.samplers import DDIM, Ancestral
 from imagen_jax.imagen import Imagen
 from imagen_jax.parallel.mesh import make_mesh, replicated
 from imagen_jax.progress import compilations
@@ -208,26 +208,6 @@ def test_other_values_compile_nothing():
   with compilations() as found:  # no guidance is another program
     same.sample("dark", guidance=1.0, progress=False)
   assert found.count == 2
-
-
-def test_other_sampling_shares_weights_and_programs():
-  """As a sweep does: other numbers compile nothing and read nothing."""
-  log = []
-  imagen = make_imagen(make_cascade(THREE[0], guidance=2.0), log=log)
-  first = imagen.sample("light", progress=False)
-  read = len(log)
-  samplings = make_cascade(THREE[0], guidance=3.0).samplings
-  other = imagen.with_sampling(samplings, {"config": "{}"})
-  with compilations() as found:
-    second = other.sample("light", progress=False)
-  assert (found.count, len(log)) == (0, read)
-  assert not np.array_equal(first.arrays, second.arrays)
-  assert second.ids != first.ids and second.settings["config"] == "{}"
-  again = imagen.sample("light", progress=False)
-  np.testing.assert_array_equal(again.arrays, first.arrays)
-  with pytest.raises(ValueError, match="stage small: sampling is with the lea"):
-    learned = dataclasses.replace(samplings[0], step=LearnedAncestral())
-    imagen.with_sampling([learned], {})
 
 
 def test_one_number_guides_the_stages_that_guide():

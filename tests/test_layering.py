@@ -26,6 +26,7 @@ ROWS = (
   ("imagen", "aot", "cli"),
   ("jobs",),
   ("scoring",),
+  ("suite", "sweep"),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...

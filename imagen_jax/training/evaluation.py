@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -26,8 +26,10 @@ from imagen_jax.shapes.scenes import Scene
 from imagen_jax.stage import Stage
 from imagen_jax.text.settings import NoText
 from imagen_jax.training.grids import sample
-from imagen_jax.training.job import Job
 from imagen_jax.training.setup import Run
+
+if TYPE_CHECKING:  # it imports this module
+  from imagen_jax.training.job import Job
 
 BEST = "best"  # the folder of the best checkpoint, in the workdir
 HISTORY = "best.json"  # the values of the checkpoints that were the best
@@ -82,7 +84,7 @@ class Evaluator:
     scenes: the captions' scenes, for the judge; None for a distance.
   """
 
-  job: Job
+  job: "Job"
   batch: dict[str, np.ndarray]
   scenes: list[Scene] | None
 
@@ -139,7 +141,7 @@ class Evaluator:
     return value > best if self.scenes is not None else value < best
 
 
-def read_evaluator(job: Job) -> Evaluator | None:
+def read_evaluator(job: "Job") -> Evaluator | None:
   """Reads the records of evaluations; None without train.evaluate_every.
 
   Raises:

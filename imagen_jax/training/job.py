@@ -16,6 +16,7 @@ from imagen_jax.parallel import mesh
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.batches import check_splits, open_batches
+from imagen_jax.training.evaluation import check_evaluation
 from imagen_jax.training.preemption import Preemption
 from imagen_jax.training.setup import Run, Setup, net_shapes, set_up
 
@@ -83,7 +84,7 @@ def check_files(run: Run, workdir: str) -> None:
   Raises:
     ValueError: the vocabulary, the text encoder's weights or train.start_from
       cannot be read or do not match the nets; or a split of the data cannot be
-      used.
+      used, or does not suit train.evaluate_metric.
   """
   captions = published.check_text(run.text) is not None
   path = run.training.start_from
@@ -92,6 +93,7 @@ def check_files(run: Run, workdir: str) -> None:
   training = run.training
   sample_split = training.sample_split if training.sample_every else None
   check_splits(run.data, sample_split, captions=captions)
+  check_evaluation(run)
 
 
 @contextlib.contextmanager

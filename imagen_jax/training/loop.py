@@ -18,7 +18,6 @@ from imagen_jax.training.evaluation import (
   BEST,
   Best,
   Evaluator,
-  check_evaluation,
   read_evaluator,
 )
 from imagen_jax.training.goodput import Goodput
@@ -84,7 +83,6 @@ def train(
   """
   goodput = Goodput()
   check_files(run, workdir)
-  check_evaluation(run)
   with (
     hold_workdir(workdir) as writer,
     compile_cache.enabled(workdir),
@@ -112,10 +110,10 @@ def train(
           # 3. Compile all programs.
           step_fn, batch = compile_step(job, state, feed, log)
           watchdog = stack.enter_context(open_watchdog(run, on_hang))
+          best = evaluator and open_best(evaluator, stack)
           outputs = Outputs(
-            job, writer, log, trace, saved, config, samples, watchdog,
-            best=evaluator and open_best(evaluator, stack),
-          )  # fmt: skip
+            job, writer, log, trace, saved, config, samples, watchdog, best
+          )
           outputs.compile(state)
           log.write_goodput(step)
 

@@ -14,7 +14,6 @@ from imagen_jax.parallel.flops import count_flops
 from imagen_jax.parallel.mesh import row_ways
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import Embedder, Unconditional
-from imagen_jax.training.evaluation import check_evaluation
 from imagen_jax.training.grids import batch_grid
 from imagen_jax.training.job import STOPPED, check_files, open_job
 from imagen_jax.training.setup import Run
@@ -33,7 +32,6 @@ def dry_run(run: Run, workdir: str) -> bool:
     False if the run was asked to end before it was done.
   """
   check_files(run, workdir)
-  check_evaluation(run)
   with open_job(run, workdir) as job:
     data, training, setup = run.data, run.training, job.setup
     rows = range(min(training.num_samples, data.batch_size))
