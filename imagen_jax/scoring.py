@@ -129,7 +129,7 @@ class Evaluation:
 
   @functools.cached_property
   def loss(self) -> dict[str, dict[str, float]]:
-    """Each stage's losses, which do not depend on sampling settings."""
+    """The losses of each stage, which do not depend on sampling settings."""
     encode, found = self.cascade.part("text"), {}
     with compile_cache.enabled():
       for i in self.stages:
