@@ -24,6 +24,7 @@ from imagen_jax.interop import published
 from imagen_jax.parallel.processes import from_first
 from imagen_jax.shapes.scenes import Scene
 from imagen_jax.stage import Stage
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.settings import NoText
 from imagen_jax.training.grids import sample
 from imagen_jax.training.setup import Run
@@ -98,6 +99,11 @@ class Evaluator:
     """The moments of the real images' pixels."""
     return FeatureStats.of(pixel_features(images.to_uint8(self.batch["image"])))
 
+  @functools.cached_property
+  def encode(self) -> TextEncoder | None:
+    """The encoder of the captions; None for an unconditional net."""
+    return published.text_encoder(self.job.run.text, self.job.text_params)
+
   def measure(self, params: Any) -> dict[str, float]:
     """Measures the averaged weights; alike on all processes.
 
@@ -124,12 +130,13 @@ class Evaluator:
     """
     run = self.job.run
     size, count = run.training.num_samples, len(self.batch["image"])
-    encode = published.text_encoder(run.text, self.job.text_params)
     found = []
     for start in range(0, count if steps is None else 1, size):
       rows = np.minimum(np.arange(start, start + size), count - 1)
       part = {name: array[rows] for name, array in self.batch.items()}
-      text = encode and encode.from_ids(part["tokens"], part["mask"])
+      text = None
+      if self.encode is not None:
+        text = self.encode.from_ids(part["tokens"], part["mask"])
       keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), rows)
       found.append(
         sample(run.stage, run.sampling, params, text, part, keys, steps=steps)

@@ -193,6 +193,7 @@ class Outputs:
     with self.log.goodput.part("samples"), self.watchdog.paused():
       found = self.best.evaluator.measure(state.ema)
     name = self.best.evaluator.metric
+    self.writer.check(step)
     with self.log.clock.part("checkpoint"):
       self.best.offer(step, found[name], state, self.config)
     self.job.progress.resume()
