@@ -49,11 +49,11 @@ def define_flags(values: flags.FlagValues) -> None:
   command_line.define_config(values, "configs/shapes.py")
   command_line.define_compile_cache(values)
   command_line.define_distributed(values)
-  flags.DEFINE_string(
+  command_line.define_path(
+    values,
     "dataset",
     "captioned_shapes",
     "The dataset's TFDS name, or the folder of a prepared dataset.",
-    **on,
   )
   flags.DEFINE_string("split", "test", "Split of the captions.", **on)
   flags.DEFINE_string(
@@ -138,12 +138,12 @@ def define_sampling(values: flags.FlagValues) -> None:
 def define_points(values: flags.FlagValues) -> None:
   """Defines the flags of suites and sweeps."""
   on = dict(flag_values=values)
-  flags.DEFINE_string(
+  command_line.define_path(
+    values,
     "suite",
     None,
     "Samples a suite of prompts instead of a dataset's captions: shapes, or a"
     " .tsv or .csv file of categories and prompts.",
-    **on,
   )
   flags.DEFINE_integer(
     "images_per_prompt", 8, "Images of a suite's prompt.", **on
@@ -301,7 +301,7 @@ def main(args: flags.FlagValues) -> None:
   command_line.check_seed(args)
   points.parse(args.sweep)
   if args.sweep and args.plot:
-    importlib.import_module("imagen_jax.evals.plots")  # before long work
+    importlib.import_module("matplotlib")  # before long work
   outdir = epath.Path(args.outdir)
   command_line.join_others(args)
   with shared_errors():

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from imagen_jax import build, jobs, scoring
-from imagen_jax.evals import lines, points
+from imagen_jax.evals import lines, plots, points
 from imagen_jax.parallel.processes import from_first, shared_errors
 from imagen_jax.progress import Progress
 from imagen_jax.scoring import Evaluation
@@ -83,7 +83,4 @@ def run(evaluation: Evaluation) -> None:
     of_sweep.append(known)
     progress.show(number, summary(name, known) if first else "")
   if first and evaluation.args.plot:
-    # Imported here: matplotlib is of the extra `plots`.
-    from imagen_jax.evals import plots
-
     plots.pareto(of_sweep, outdir / f"{split}-sweep.png")

@@ -1,14 +1,10 @@
-"""Plots of a sweep: the distance to real images against the use of captions.
-
-Needs matplotlib, of the extra `plots`.
-"""
+"""Plots of a sweep: the distance to real images against the use of captions."""
 
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from matplotlib.figure import Figure
 
 from imagen_jax import files
 
@@ -67,6 +63,8 @@ def pareto(lines: Sequence[Line], path: epath.Path) -> None:
   Raises:
     ValueError: the lines have no distance, or the file cannot be written.
   """
+  from matplotlib.figure import Figure  # of the extra `plots`
+
   across, up, found = curves(lines)
   figure = Figure(figsize=(7, 5), layout="constrained")
   axes = figure.subplots()

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-plots = pytest.importorskip("imagen_jax.evals.plots")
+from imagen_jax.evals import plots
 
 
 def line(point, distance, share=None, metric="fid"):
@@ -42,6 +42,7 @@ def test_without_a_judge_the_axis_is_the_key(values):
 
 
 def test_the_plot_is_a_png(tmp_path):
+  pytest.importorskip("matplotlib")
   path = epath.Path(tmp_path / "new" / "plot.png")
   plots.pareto([line({"w": w}, w, 0.5) for w in (1, 2)], path)
   with Image.open(path) as image:

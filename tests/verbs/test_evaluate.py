@@ -1,6 +1,8 @@
 """The verb evaluate: its results on any dataset and config, and bad input."""
 
 import json
+import sys
+import types
 
 import pytest
 from PIL import Image
@@ -128,11 +130,24 @@ def test_the_sheet_shows_every_picture(report, outdir):
   ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_makes_nothing(
-  evaluate, args, here, more, said
+  evaluate, args, here, more, said, monkeypatch
 ):
+  monkeypatch.setitem(sys.modules, "matplotlib", types.ModuleType("mpl"))
   (here / "file").touch()
   more = [text.format(here=here) for text in more]
   _, err, code = evaluate(*args, f"--outdir={here}/none", *more)
   assert err.startswith(f"error: {said.format(here=here)}")
   assert (code, err.count("\n")) == (1, 1)
   assert not (here / "none").exists()
+
+
+def test_a_sweep_without_matplotlib_names_the_extra(
+  evaluate, args, here, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "matplotlib", None)
+  more = ["--sweep=steps=1", f"--outdir={here}/none"]
+  assert evaluate(*args, *more)[1:] == (
+    "error: the package matplotlib is not installed, expected the extra plots: "
+    "pip install 'imagen_jax[plots]'\n",
+    1,
+  )
