@@ -26,7 +26,9 @@ setup(
   package_dir={CONFIGS: "configs"},
   # py.typed: type checkers read the package's own annotations.
   package_data={
-    "imagen_jax": ["py.typed", "weights/*.model", "weights/*.safetensors"]
+    "imagen_jax": ["py.typed", "weights/*.model", "weights/*.safetensors"],
+    "imagen_jax.evals": ["*.html"],
+    "imagen_jax.evals.suites": ["*.tsv"],
   },
   # Enough to sample, export and compile. The lower bounds are Colab's versions.
   install_requires=[
@@ -68,9 +70,12 @@ setup(
       "google-cloud-storage>=3.0",
       "google-cloud-storage-control>=1.0",
     ],
+    # By which `evaluate --sweep` plots; Colab's version.
+    "plots": ["matplotlib>=3.10"],
     "test": [
       "codespell>=2.4",
       "ipykernel>=7.0",
+      "matplotlib>=3.10",
       "nbclient>=0.11",
       "pytest>=8.0",
       "pytest-xdist>=3.8",

@@ -24,7 +24,8 @@ class Cascade:
   Attributes:
     names: the name of each stage.
     stages: a base stage, then super-resolution stages. Each upsamples images of
-      the size that the stage before it makes.
+      the size that the stage before it makes. A single stage may be a
+      super-resolution stage, for images that it is given.
     samplings: the sampling settings of each stage.
   """
 
@@ -36,7 +37,7 @@ class Cascade:
     assert len(self.names) == len(self.stages) == len(self.samplings)
     if not self.stages:
       raise ValueError("a cascade has no stages, expected at least one")
-    size = None
+    size = self.stages[0].lowres_size if len(self.stages) == 1 else None
     for name, stage, sampling in zip(
       self.names, self.stages, self.samplings, strict=True
     ):

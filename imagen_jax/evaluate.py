@@ -1,47 +1,47 @@
-r"""Measures how well a cascade's images match captions of captioned_shapes.
+r"""Measures how good a cascade's images are, and how well they match captions.
 
   python -m imagen_jax.evaluate --config=configs/shapes.py --split=test \
     --num_images=200 --outdir=DIR
 
-One image is sampled per caption. The judge of shapes/ counts which claims of
-the caption's scene the image shows. For comparison, it counts claims of another
-caption's scene, and the real image's claims. Shares have Wilson intervals of
-95 %. The Frechet distance of generated and real images is that of pixels, as
-Inception knows no drawings (docs/evaluation.md). For each stage, the loss under
-an image's own caption is compared with the loss under another caption. Writes
-DIR/SPLIT.json, and DIR/SPLIT.png with captions in its metadata. On many hosts,
-run the command on each, with one --outdir that all of them see.
+The config is a cascade's or a stage's. The dataset is any with images. Captions
+of the split are drawn by --captions_seed, and one image is sampled for each.
+The metrics (docs/evaluation.md):
+
+  frechet_pixels: Frechet distance of images and a full split, by 16x16 pixels.
+  fid: the same by Inception's features, FID, given --inception.
+  judge: shares of captions' claims that images of captioned_shapes show.
+  loss: each stage's loss under an image's own and under another caption.
+
+Writes DIR/SPLIT.json, a line of DIR/evaluations.jsonl, and DIR/SPLIT.png with
+captions in its metadata. --sweep measures many sampling settings, one line
+each, and plots them. Run the same command again to resume. On many hosts, run
+the command on each, with one --outdir that all of them see.
 """
 
-import collections
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from etils import epath
 
-from imagen_jax import build, files, imagen, jobs
+from imagen_jax import build, files, imagen, jobs, scoring, suite, sweep
 from imagen_jax.cli import command_line, program
-from imagen_jax.data import images as image_data
-from imagen_jax.data.png import grid, write_png
-from imagen_jax.evals.features import pixel_features
-from imagen_jax.evals.frechet import FeatureStats, frechet_distance
-from imagen_jax.evals.intervals import wilson
-from imagen_jax.evals.text_use import caption_losses
+from imagen_jax.data.captions import check_template
+from imagen_jax.evals import drawn, lines, points
+from imagen_jax.evals.features import (
+  RESIZES,
+)
+from imagen_jax.evals.statistics import ImageSet
 from imagen_jax.imagen import Imagen
-from imagen_jax.interop import published, weights
-from imagen_jax.parallel import compile_cache
-from imagen_jax.parallel.mesh import to_host
 from imagen_jax.parallel.processes import shared_errors
-from imagen_jax.progress import Progress, print_line
-from imagen_jax.request import Row
-from imagen_jax.shapes.judge import judge, share, tally
-from imagen_jax.shapes.scenes import Scene, from_json
+from imagen_jax.progress import print_line
+from imagen_jax.request import stage_numbers
+from imagen_jax.scoring import Evaluation
 
-LOSS_BATCHES = 4  # of 64 examples, for the loss under right and wrong captions
+MOST_REFERENCE = 10**7  # images; a split of more has no end
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -50,18 +50,90 @@ def define_flags(values: flags.FlagValues) -> None:
   command_line.define_config(values, "configs/shapes.py")
   command_line.define_compile_cache(values)
   command_line.define_distributed(values)
-  flags.DEFINE_string(
+  command_line.define_path(
+    values,
     "dataset",
     "captioned_shapes",
-    "The dataset, or captioned_shapes/tiny.",
-    **on,
+    "The dataset's TFDS name, or the folder of a prepared dataset.",
   )
-  flags.DEFINE_string("split", "test", "Split of the dataset.", **on)
+  flags.DEFINE_string("split", "test", "Split of the captions.", **on)
   flags.DEFINE_string(
     "data_dir", "~/tensorflow_datasets", "Where the dataset is prepared.", **on
   )
+  flags.DEFINE_string("image", "image", "The feature of the image.", **on)
+  flags.DEFINE_string(
+    "caption", "caption", "The feature of the caption: captions/text.", **on
+  )
+  flags.DEFINE_string(
+    "template", "{}", "The caption, with {} for the feature's text.", **on
+  )
+  define_metrics(values)
+  define_sampling(values)
+  define_points(values)
+  command_line.define_path(
+    values, "outdir", "evaluation", "The folder of the results."
+  )
+
+
+def define_metrics(values: flags.FlagValues) -> None:
+  """Defines the flags of what is measured."""
+  on = dict(flag_values=values)
+  flags.DEFINE_list(
+    "metrics",
+    None,
+    f"The metrics, of {', '.join(scoring.METRICS)}. By default all that the"
+    " config, the dataset and --inception allow; a sweep leaves out loss.",
+    **on,
+  )
   flags.DEFINE_integer(
     "num_images", 200, "The number of captions to sample.", **on
+  )
+  flags.DEFINE_integer(
+    "captions_seed", 0, "Seed of the choice of captions.", **on
+  )
+  flags.DEFINE_string(
+    "reference_split",
+    None,
+    "Split of the real images of distances, by default --split.",
+    **on,
+  )
+  flags.DEFINE_integer(
+    "num_reference",
+    None,
+    "How many real images of the reference split to take, by default all.",
+    **on,
+  )
+  command_line.define_path(
+    values,
+    "reference_dir",
+    None,
+    "The folder of real images' statistics, by default OUTDIR/statistics.",
+  )
+  command_line.define_path(
+    values,
+    "inception",
+    None,
+    "Weights of Inception v3 for FID: classify_image_graph_def.pb, or"
+    " safetensors, also on hf://.",
+  )
+  flags.DEFINE_enum(
+    "resize",
+    "tf1",
+    list(RESIZES),
+    "How images are resized for Inception: tf1 is FID's own.",
+    **on,
+  )
+
+
+def define_sampling(values: flags.FlagValues) -> None:
+  """Defines the flags of how images are sampled."""
+  on = dict(flag_values=values)
+  flags.DEFINE_string(
+    "stages",
+    None,
+    "FIRST:LAST, the stages to run, as in sample. A first stage that upsamples"
+    " gets the captions' real images at low resolution.",
+    **on,
   )
   flags.DEFINE_integer("batch_size", 16, "Images at a time.", **on)
   flags.DEFINE_integer("seed", 0, "Seed of the samples.", **on)
@@ -69,216 +141,200 @@ def define_flags(values: flags.FlagValues) -> None:
     "guidance", None, "Guidance weight of every stage; 1 is no guidance.", **on
   )
   flags.DEFINE_integer("steps", None, "Sampling steps of every stage.", **on)
+
+
+def define_points(values: flags.FlagValues) -> None:
+  """Defines the flags of suites and sweeps."""
+  on = dict(flag_values=values)
   command_line.define_path(
-    values, "outdir", "evaluation", "The folder of the results."
+    values,
+    "suite",
+    None,
+    "Samples a suite of prompts instead of a dataset's captions: shapes, or a"
+    " .tsv or .csv file of categories and prompts.",
+  )
+  flags.DEFINE_integer(
+    "images_per_prompt", 8, "Images of a suite's prompt.", **on
+  )
+  command_line.define_path(
+    values,
+    "against",
+    None,
+    "Another model's --outdir of the suite, or a folder of GenEval's layout:"
+    " writes OUTDIR/comparison.html, a page to vote on.",
+  )
+  flags.DEFINE_multi_string(
+    "sweep",
+    [],
+    "KEY=V1,V2,... evaluates each value of a key of sampling, such as guidance,"
+    " aug_level, steps, sampler, threshold or STAGE.KEY; guidance alone takes"
+    " the paper's 13 weights. Several sweeps give all combinations.",
+    **on,
+  )
+  flags.DEFINE_boolean(
+    "plot", True, "Plot a sweep, which needs the extra plots.", **on
   )
 
 
-def draw(
-  cascade: Imagen,
-  captions: list[str],
-  folder: epath.Path,
-  *,
-  seed: int,
-  **options: Any,
-) -> list[np.ndarray]:
-  """Samples one uint8 image per caption: image i of the seed for caption i.
+def load_records(
+  args: flags.FlagValues, split: str, key: str, *features: str
+) -> Sequence[Mapping[str, Any]]:
+  """Opens a split of the dataset."""
+  # Imported here, as the core does not need the dataset's packages.
+  from imagen_jax.data.source import load_source
 
-  The first of several processes returns them. The others return none.
-
-  Each image is written as a PNG to the folder. Finished images in the folder
-  are read instead, so an interrupted evaluation resumes.
-
-  Args:
-    cascade: the cascade.
-    captions: the prompts.
-    folder: the folder of the PNGs.
-    seed: of the samples.
-    **options: as in jobs.plan.
-  """
-  rows = [Row(i, seed, i) for i in range(len(captions))]
-  job = jobs.plan(cascade, captions, rows, folder, progress=False, **options)
-  quiet = jax.process_index() > 0
-  progress = Progress("images", len(job.missing), quiet=quiet)
-  count = 0
-  for more, _ in job.run():
-    count += more
-    if more:
-      progress.show(count)
-  return [] if quiet else [jobs.read_image(path) for path in job.paths]
+  return load_source(
+    args.dataset,
+    split,
+    args.data_dir,
+    features=features,
+    paths={"image": args.image, "caption": args.caption},
+    template=args.template,
+    key=key,
+  )
 
 
-def count_claims(
-  images: list[np.ndarray], scenes: list[Scene]
-) -> collections.Counter:
-  """Counts the claims of scenes by (kind, whether the image shows it)."""
-  counts = collections.Counter()
-  for image, scene in zip(images, scenes, strict=True):
-    counts += tally(judge(image, scene))
-  return counts
-
-
-def shares(counts: collections.Counter) -> dict[str, float]:
-  """Computes the share of claims that hold, by kind and over all kinds."""
-  return {kind: round(value, 4) for kind, value in share(counts).items()}
-
-
-def intervals(counts: collections.Counter) -> dict[str, list[float]]:
-  """Computes the 95 % interval of each of the shares."""
-  found = {}
-  for kind in share(counts):
-    of_kind = {key: n for key, n in counts.items() if kind in (key[0], "all")}
-    held = sum(n for (_, holds), n in of_kind.items() if holds)
-    found[kind] = [round(v, 4) for v in wilson(held, sum(of_kind.values()))]
-  return found
-
-
-def pixel_distance(
-  images: list[np.ndarray], real: list[np.ndarray]
-) -> dict[str, Any]:
-  """Computes the Frechet distance of the images' pixels, and what it is of."""
-  moments = []
-  for group in (images, real):
-    features = [pixel_features(image[None]) for image in group]
-    moments.append(FeatureStats.of(np.concatenate(features)))
-  return {
-    "distance": frechet_distance(*moments),
-    "num_images": [stats.count for stats in moments],
-    "dimension": moments[0].dim,
-    "rank_deficient": any(stats.rank_deficient for stats in moments),
-  }
-
-
-def read_scenes(records: Sequence[Mapping[str, Any]]) -> list[Scene]:
-  """Reads the scenes of records; ValueError names a record without a scene."""
-  scenes = []
-  for number, record in enumerate(records):
-    try:
-      scenes.append(from_json(record["scene"])[0])
-    except ValueError as error:
-      raise ValueError(f"record {number}: {error}") from error
-  return scenes
-
-
-def text_use(
-  cascade: Imagen, source: Any, seed: int
-) -> dict[str, dict[str, float]]:
-  """Computes each stage's mean loss under images' own and other captions.
+def load_captions(
+  args: flags.FlagValues, cascade: Imagen
+) -> tuple[Sequence[Mapping[str, Any]], bool]:
+  """Opens the split of the captions.
 
   Returns:
-    {stage: {"own_caption", "other_caption": mean losses, "own_lower": the share
-    of images whose own caption gives the lower loss}}.
+    (records, whether they have scenes).
+
+  Raises:
+    ValueError: the split lacks a feature that a metric needs.
   """
-  from imagen_jax.data.pipeline import make_batches
+  features = ("image", "caption") if cascade.reads_text else ("image",)
+  load = lambda *more: load_records(
+    args, args.split, "--split", *features, *more
+  )
+  asked = "judge" in (args.metrics or ())
+  if cascade.reads_text and (asked or args.metrics is None):
+    try:
+      return load("scene"), True
+    except ValueError:
+      if asked:
+        raise
+  return load(), False
 
-  encode, result = cascade.part("text"), {}
-  for name, stage in zip(cascade.names, cascade.cascade.stages, strict=True):
-    net = cascade.part(name)
-    batches = make_batches(
-      source,
-      size=stage.size,
-      lowres_size=stage.lowres_size,
-      crop=stage.crop_size,
-      tokenize=encode.tokenizer,
-      global_batch=64,
-      seed=seed,
+
+def open_reference(args: flags.FlagValues, size: int) -> ImageSet:
+  """Opens the real images that distances are of.
+
+  Raises:
+    ValueError: the split cannot be used, or has no end.
+  """
+  split = args.reference_split or args.split
+  source = load_records(args, split, "--reference_split", "image")
+  count = min(args.num_reference or len(source), len(source))
+  if count > MOST_REFERENCE:
+    raise ValueError(
+      f"--reference_split is {split!r} of {args.dataset}, which has no end,"
+      " expected --num_reference, such as 10000"
     )
-    loss = jax.jit(caption_losses, static_argnums=0)
-    own, other = [], []
-    for i in range(LOSS_BATCHES):
-      batch = next(batches)
-      text = encode.from_ids(batch["tokens"], batch["mask"])
-      key = jax.random.fold_in(jax.random.key(seed), i)
-      pair = loss(stage, net, key, batch["image"], text, batch.get("lowres"))
-      for losses, found in zip((own, other), to_host(pair), strict=True):
-        losses.append(found)
-    own, other = np.concatenate(own), np.concatenate(other)
-    result[name] = {
-      "own_caption": float(own.mean()),
-      "other_caption": float(other.mean()),
-      "own_lower": float((own < other).mean()),
-    }
-  return result
+  name = {"dataset": source.fingerprint(), "image": args.image, "size": size}
+  return ImageSet(name, count, drawn.reader(source, size))
 
 
-def trained_steps(config: Any, names: tuple[str, ...]) -> dict[str, str]:
-  """Reads each stage's training steps from the metadata of its weights file."""
-  paths = {name: published.resolve(config[name].weights) for name in names}
-  return {
-    name: weights.read_metadata(path).get("step", "unknown")
-    for name, path in paths.items()
-    if path.suffix == ".safetensors"
-  }
+def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
+  """Checks all that an evaluation needs, before anything is sampled.
+
+  Raises:
+    ValueError: the config, its weights, the dataset or a metric cannot be used.
+  """
+  config = build.as_cascade(args.config)
+  cascade = imagen.load(config)
+  ends = command_line.read_stages(args.stages)
+  stages = stage_numbers(cascade.cascade, ends)
+  cascade.check([cascade.names[i] for i in stages])
+  source, scenes = load_captions(args, cascade)
+  size = cascade.cascade.stages[stages[-1]].size
+  metrics = scoring.choose_metrics(
+    args, text=cascade.reads_text, scenes=scenes, size=size
+  )
+  if args.sweep and args.plot and not {"fid", "frechet_pixels"} & {*metrics}:
+    raise ValueError(
+      "--metrics has no distance, expected fid or frechet_pixels for the plot"
+      " of --sweep, or --noplot"
+    )
+  extractors = scoring.load_extractors(args, metrics)
+  return Evaluation(
+    args=args,
+    config=config,
+    cascade=cascade,
+    stages=stages,
+    metrics=metrics,
+    source=source,
+    drawn=drawn.draw(
+      source,
+      args.num_images,
+      args.captions_seed,
+      captions=cascade.reads_text,
+    ),
+    reference=open_reference(args, size) if extractors else None,
+    extractors=extractors,
+    outdir=outdir,
+  )
+
+
+def evaluate(evaluation: Evaluation) -> None:
+  """Samples and measures one point, and writes its results."""
+  config, outdir = evaluation.config, evaluation.outdir
+  job = evaluation.plan(outdir / "images")
+  jobs.sample_all(job, "images")
+  found = evaluation.measure(job)
+  if jax.process_index() > 0:
+    return  # the first process writes
+  line = evaluation.about(config, {}, job) | found
+  lines.add(outdir / lines.FILE, line)
+  split = evaluation.args.split
+  report = line | {"config": json.loads(config.to_json_best_effort())}
+  text = json.dumps(report, indent=2)
+  files.write(outdir / f"{split}.json", text + "\n", parents=True)
+  evaluation.write_sheet(job, outdir / f"{split}.png")
+  print_line(text)
 
 
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
   """Evaluates a cascade by the parsed flags."""
-  # Imported here, as the core does not need the dataset's packages.
-  from imagen_jax.data.source import load_source
-
-  config = args.config
   command_line.check_at_least(args, "num_images", 2)
-  command_line.check_at_least(args, "batch_size", 1)
+  for flag in ("batch_size", "images_per_prompt"):
+    command_line.check_at_least(args, flag, 1)
+  for flag in ("sweep", "metrics"):
+    if args.suite and args[flag].value:
+      raise ValueError(
+        f"--{flag} is given beside --suite, expected one of both"
+      )
+  if args.against and not args.suite:
+    raise ValueError("--against is given without --suite, which it compares")
+  if args.num_reference is not None:
+    command_line.check_at_least(args, "num_reference", 2)
+  command_line.check_at_least(args, "captions_seed", 0)
   command_line.check_seed(args)
+  check_template("--template", args.template)
+  points.parse(args.sweep)
+  if args.sweep and args.plot:
+    importlib.import_module("matplotlib")  # before long work
   outdir = epath.Path(args.outdir)
   command_line.join_others(args)
   with shared_errors():
     program.check_writable("outdir", outdir)
-  cascade = imagen.load(config)
-  build.required_text(config)
-  cascade.check(cascade.names)  # before the dataset is prepared
-  source = load_source(
-    args.dataset,
-    args.split,
-    args.data_dir,
-    features=("image", "caption", "scene"),
-    key="--split",
-  )
-  count = min(args.num_images, len(source))
-  records = [source[i] for i in range(count)]
-  captions = [record["caption"] for record in records]
-  scenes = read_scenes(records)
-  others = scenes[1:] + scenes[:1]
-  real = [image_data.decode(record["image"]) for record in records]
-  images = draw(
-    cascade,
-    captions,
-    outdir / "images",
-    seed=args.seed,
-    batch_size=args.batch_size,
-    guidance=args.guidance,
-    steps=args.steps,
-  )
-  with compile_cache.enabled():
-    loss = text_use(cascade, source, args.seed)
-  if jax.process_index() > 0:
-    return  # the first process judges the images
-  counts = {
-    "generated": count_claims(images, scenes),
-    "generated, other caption": count_claims(images, others),
-    "real": count_claims(real, scenes),
-  }
-  report = {
-    "split": args.split,
-    "num_images": count,
-    "seed": args.seed,
-    "guidance": args.guidance,
-    "steps": args.steps,
-    "config": json.loads(config.to_json_best_effort()),
-    "trained_steps": trained_steps(config, cascade.names),
-    "claims_that_hold": {name: shares(n) for name, n in counts.items()},
-    "claims_that_hold_95": {name: intervals(n) for name, n in counts.items()},
-    "frechet_pixels": pixel_distance(images, real),
-    "loss": loss,
-  }
-  text = json.dumps(report, indent=2)
-  files.write(outdir / f"{args.split}.json", text + "\n", parents=True)
-  shown = min(count, 32)
-  note = {"captions": json.dumps(captions[:shown])}
-  sheet = grid([image[::2, ::2] for image in images[:shown]], columns=8)
-  write_png(outdir / f"{args.split}.png", sheet, note)
-  print_line(text)
+  if args.suite:
+    suite.sample_suite(args, outdir)
+    return
+  evaluation = open_evaluation(args, outdir)
+  if args.sweep:
+    sweep.plan(evaluation)  # checks all points
+  with shared_errors():
+    if jax.process_index() == 0:
+      about = {"dataset": args.dataset, "split": args.split}
+      evaluation.drawn.write(outdir / f"{args.split}-captions.json", about)
+  if args.sweep:
+    sweep.run(evaluation)
+  else:
+    evaluate(evaluation)
 
 
 if __name__ == "__main__":

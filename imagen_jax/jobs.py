@@ -19,6 +19,7 @@ from PIL import Image
 from imagen_jax import files
 from imagen_jax.imagen import Imagen
 from imagen_jax.parallel.processes import from_first, shared_errors
+from imagen_jax.progress import Progress
 from imagen_jax.request import Request, Row
 from imagen_jax.samples import (
   Samples,
@@ -27,6 +28,7 @@ from imagen_jax.samples import (
   image_name,
   write_sheets,
 )
+from imagen_jax.stage import Sampling
 
 THREADS = 32  # that write or check files, mostly waiting for a store
 
@@ -115,6 +117,8 @@ def plan(
   prompts: Sequence[str] | None,
   rows: Sequence[Row],
   folder: str | os.PathLike,
+  *,
+  point: tuple[str, Sequence[Sampling]] | None = None,
   **options: Any,
 ) -> Job:
   """Returns the job of sampling rows into a folder; samples nothing yet.
@@ -129,12 +133,20 @@ def plan(
     rows: the images (request.image_rows).
     folder: the folder of the PNGs, of which all processes see the same one;
       gs:// works.
+    point: a name, and sampling settings of every stage that replace the
+      cascade's. Points share their programs as far as only numbers differ.
     **options: guidance, steps and so on, as for Imagen.sample.
 
   Raises:
     ValueError: if an argument cannot be used, or if weights do not exist.
   """
   request = cascade.request(prompts, rows, **options)
+  if point is not None:
+    name, samplings = point
+    changes = {**request.changes, "point": name}
+    request = dataclasses.replace(
+      request, samplings=tuple(samplings), changes=changes
+    )
   ids, folder = cascade.ids(request), epath.Path(files.expand(folder))
   check_shared(folder)
   paths = tuple(
@@ -155,6 +167,20 @@ def plan(
       lacks = ~are_finished(folder, paths, ids)
   missing = np.flatnonzero(from_first(lacks))
   return Job(cascade, request, ids, paths, tuple(missing.tolist()))
+
+
+def sample_all(job: Job, title: str) -> None:
+  """Samples the missing images of a job into its folder, showing progress.
+
+  All processes call it.
+  """
+  quiet = jax.process_index() > 0
+  progress = Progress(title, len(job.missing), unit="image", quiet=quiet)
+  count = 0
+  for more, _ in job.run():
+    count += more
+    if more:
+      progress.show(count)
 
 
 def are_finished(

@@ -130,7 +130,7 @@ def make_request(
     raise ValueError(
       f"text has {text.mask.shape[0]} row(s), expected {count}, one per prompt"
     )
-  numbers = _stage_numbers(cascade, stages)
+  numbers = stage_numbers(cascade, stages)
   samplings, changes = _samplings(cascade, prompts, guidance, steps)
   negative = _one_each("negative_prompt", negative_prompt, str, count)
   if negative is not None:
@@ -224,7 +224,7 @@ def image_rows(
   return [Row(p, *pair) for p in range(prompts) for pair in pairs]
 
 
-def _stage_numbers(
+def stage_numbers(
   cascade: Cascade, stages: tuple[str | None, str | None] | None
 ) -> range:
   """Returns the numbers of the stages from first to last, both included."""

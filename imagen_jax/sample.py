@@ -100,20 +100,6 @@ def read_prompts(args: flags.FlagValues) -> list[str] | None:
   return prompts or None
 
 
-def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
-  """Returns the two ends of --stages, None for an end that is left out.
-
-  Raises:
-    ValueError: the text is not FIRST:LAST.
-  """
-  if text is None:
-    return None
-  first, colon, last = text.partition(":")
-  if not colon:
-    raise ValueError(f"--stages is {text!r}, expected FIRST:LAST")
-  return first or None, last or None
-
-
 @program.verb(define_flags)
 def main(args: flags.FlagValues) -> None:
   """Samples images and writes them."""
@@ -138,7 +124,7 @@ def main(args: flags.FlagValues) -> None:
     guidance=args.guidance,
     steps=args.steps,
     negative_prompt=args.negative_prompt,
-    stages=read_stages(args.stages),
+    stages=command_line.read_stages(args.stages),
     image=args.image,
     batch_size=args.batch_size,
   )

@@ -14,6 +14,7 @@ from imagen_jax.diffusion.gaussian import X
 from imagen_jax.diffusion.guidance import NoThreshold
 from imagen_jax.imagen import Imagen
 from imagen_jax.parallel.mesh import make_mesh
+from imagen_jax.progress import compilations
 from imagen_jax.request import image_rows
 from imagen_jax.samples import Samples
 from imagen_jax.stage import Sampling, Stage
@@ -51,6 +52,28 @@ def make_imagen(log=None):
     devices=make_mesh(devices=jax.devices()[:1]),
     batch_size=2,
   )
+
+
+def test_points_share_programs_and_have_images_of_their_own(tmp_path):
+  """As in a sweep: other numbers compile nothing and read nothing."""
+  log = []
+  imagen = make_imagen(log)
+  found = {}
+  for name, guidance in (("a", 2.0), ("b", 3.0), ("c", 2.0)):
+    point = (name, [Sampling(steps=2, guidance=guidance)])
+    rows = image_rows(1, num_images=2)
+    job = jobs.plan(
+      imagen, ["light"], rows, tmp_path, point=point, progress=False
+    )
+    with compilations() as compiled:
+      jobs.sample_all(job, name)
+    found[name] = job.ids, [jobs.read_image(path) for path in job.paths]
+    if name != "a":
+      assert (compiled.count, log.count("small")) == (0, 1)
+  assert len(list(tmp_path.iterdir())) == 6
+  assert len({*found["a"][0], *found["b"][0], *found["c"][0]}) == 6
+  np.testing.assert_array_equal(found["a"][1], found["c"][1])
+  assert not np.array_equal(found["a"][1], found["b"][1])
 
 
 def test_only_the_batches_at_work_are_in_memory(tmp_path, monkeypatch):

@@ -25,6 +25,8 @@ ROWS = (
   ("batches",),
   ("imagen", "aot", "cli"),
   ("jobs",),
+  ("scoring",),
+  ("suite", "sweep"),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}
 VERB = len(ROWS)  # every other name at the top: train, sample, ...

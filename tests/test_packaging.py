@@ -24,6 +24,7 @@ SOURCES = (
   "pyproject.toml",
   "setup.py",
 )
+SHIPPED = (".py", ".typed", ".model", ".safetensors", ".html", ".tsv")
 
 
 def shipped_files(root: pathlib.Path) -> set[str]:
@@ -33,7 +34,7 @@ def shipped_files(root: pathlib.Path) -> set[str]:
     f"{name}/{path.relative_to(root / folder).as_posix()}"
     for folder, name in folders.items()
     for path in (root / folder).rglob("*")
-    if path.suffix in (".py", ".typed", ".model", ".safetensors")
+    if path.suffix in SHIPPED
   }
 
 
@@ -48,7 +49,7 @@ def described(monkeypatch):
 
 
 def test_every_file_is_of_a_package_that_is_listed(described):
-  """And nothing but py.typed and the weights is shipped as data."""
+  """And only py.typed, weights, a page and suites are shipped as data."""
   names = set()
   for package in described["packages"]:
     home = package.replace(".", "/")

@@ -5,7 +5,12 @@ also holds the defaults. A key or value that does not fit raises an error that
 names both.
 """
 
-from imagen_jax.build.cascades import cascade, height_stages, sampling_devices
+from imagen_jax.build.cascades import (
+  as_cascade,
+  cascade,
+  height_stages,
+  sampling_devices,
+)
 from imagen_jax.build.defaults import as_json
 from imagen_jax.build.diffusion import (
   SAMPLERS,
@@ -47,6 +52,7 @@ __all__ = [
   "SAMPLERS",
   "STAGE_KEYS",
   "THRESHOLDS",
+  "as_cascade",
   "as_json",
   "cascade",
   "check_files",

@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from imagen_jax.build.diffusion import sampling, stage
 from imagen_jax.build.keys import as_tuple, check_names, fits, section
 from imagen_jax.build.nets import text
-from imagen_jax.build.runs import mesh
+from imagen_jax.build.runs import check_keys, mesh
 from imagen_jax.cascade import Cascade
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.training.setup import check_guidance
@@ -52,6 +53,28 @@ def cascade(config: Mapping[str, Any]) -> Cascade:
     except ValueError as error:
       raise ValueError(f"stage {name}: {error}") from error
   return cascade
+
+
+def as_cascade(config: ConfigDict) -> ConfigDict:
+  """Returns a cascade of one stage, "stage", for a stage's config.
+
+  A cascade's config stays as it is.
+  """
+  if "stages" in config or "stage" not in config:
+    return config
+  check_keys(config)
+  parts = ("stage", "sampling", "weights")
+  found = ConfigDict(
+    {
+      "stages": ("stage",),
+      "stage": {key: config[key] for key in parts},
+      "text": config.text,
+      "batch_size": config.data.batch_size,
+    }
+  )
+  if "mesh" in config:
+    found.mesh = config.mesh
+  return found
 
 
 def height_stages(config: Mapping[str, Any], devices: Mesh) -> tuple[str, ...]:

@@ -131,14 +131,14 @@ class Checkpoints:
         damaged[step] = error
         continue
       self._set_aside(damaged, step)
-      self._clean()
+      self.clean()
       return state
     if damaged:
       raise ValueError(
         f"no checkpoint in {self._directory} can be read, the newest, "
         f"{max(damaged)}, because: {damaged[max(damaged)]}"
       )
-    self._clean()
+    self.clean()
     return None
 
   def save(self, step: int, state: Any, config: Mapping[str, Any]) -> None:
@@ -211,7 +211,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
     self._meeting.reset()
     with contextlib.suppress(Exception):  # a store that is out of reach
-      raise_together(self._clean)
+      raise_together(self.clean)
       self._manager.reload()
 
   def _failed(self, error: Exception) -> str:
@@ -227,7 +227,7 @@ class Checkpoints:
       path.write_bytes(bytes(4096))  # a bucket has no folders to test
       path.unlink()
 
-  def _clean(self) -> None:
+  def clean(self) -> None:
     """Removes remains of interrupted and failed saves, where possible."""
     # In a bucket, a folder without files does not exist.
     if jax.process_index() == 0 and self._directory.exists():

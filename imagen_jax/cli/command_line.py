@@ -204,3 +204,17 @@ def check_seed(args: flags.FlagValues) -> None:
   check_at_least(args, "seed", 0)
   if args.seed >= 2**32:
     raise ValueError(f"--seed is {args.seed}, expected less than 2**32")
+
+
+def read_stages(text: str | None) -> tuple[str | None, str | None] | None:
+  """Returns the two ends of --stages, None for an end that is left out.
+
+  Raises:
+    ValueError: the text is not FIRST:LAST.
+  """
+  if text is None:
+    return None
+  first, colon, last = text.partition(":")
+  if not colon:
+    raise ValueError(f"--stages is {text!r}, expected FIRST:LAST")
+  return first or None, last or None

@@ -29,6 +29,7 @@ EXTRAS = {
   "array_record": "train",
   "gcsfs": "gcs",
   "grain": "train",
+  "matplotlib": "plots",
   "pyarrow": "train",
   "tensorboard": "train",
   "tensorflow_datasets": "train",

@@ -1,5 +1,6 @@
 """Features of images, by which distributions of images are compared."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,12 +8,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from imagen_jax.nets.inception import InceptionV3
 
 INCEPTION_SIZE = 299  # pixels
 PIXEL_SIZE = 16  # pixels, of pixel_features
+FID_TAP = "2048"  # the tap of InceptionV3 by which FID is defined
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+  """Holds a kind of features.
+
+  Attributes:
+    name: identifies the features: values of two names do not compare.
+    compute: maps images uint8 [B, H, W, 3] to features [B, d].
+  """
+
+  name: str
+  compute: Callable[[np.ndarray], Any]
 
 
 def resize_tf1(images: np.ndarray, size: int = INCEPTION_SIZE) -> jax.Array:
@@ -103,6 +120,32 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
     )
   small = _by_pil(images, PIXEL_SIZE, Image.Resampling.BOX)
   return small.reshape(len(images), -1) / 127.5 - 1
+
+
+PIXELS = Extractor(f"pixels{PIXEL_SIZE}", pixel_features)
+
+
+def inception_extractor(params: Any, digest: str, resize: str) -> Extractor:
+  """Returns FID's features, computed on all devices of this process.
+
+  Args:
+    params: of InceptionV3, from interop.inception.load.
+    digest: identifies the weights.
+    resize: "tf1" or "clean", as for inception_features.
+  """
+  devices = Mesh(np.array(jax.local_devices()), ("rows",))
+  params = jax.device_put(params, NamedSharding(devices, P()))
+  rows = NamedSharding(devices, P("rows"))
+
+  def compute(images: np.ndarray) -> np.ndarray:
+    _check_images(images)
+    count = len(images)
+    fill = np.repeat(images[-1:], -count % devices.size, axis=0)
+    resized = RESIZES[resize](np.concatenate([images, fill]))
+    taps = _inception(params, jax.device_put(resized, rows))
+    return np.asarray(taps[FID_TAP])[:count]
+
+  return Extractor(f"inception {digest} {resize}", compute)
 
 
 @jax.jit

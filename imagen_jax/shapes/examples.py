@@ -45,6 +45,10 @@ class Endless(collections.abc.Sequence):
       raise ValueError(f"split is {split!r}, expected one of {scenes.SPLITS}")
     self._split = split
 
+  def fingerprint(self) -> str:
+    """Describes the records, which follow from the split."""
+    return f"endless {self._split}"
+
   def __len__(self) -> int:
     return 10**9  # more than a training run reads; grain shuffles up to 2^32
 

@@ -67,15 +67,11 @@ def open_sources(
 
 
 def fingerprints(data: Data) -> list[str]:
-  """Describes the records of each dataset to train on, and their embeddings.
-
-  Examples that are drawn when they are read have no description.
-  """
+  """Describes the records of each dataset to train on, and their embeddings."""
   mixture = open_sources(data, data.split, captions=False)
   found = [
     f"{part.name}, {part.split}: {each.records.fingerprint()}"
     for part, each in zip(data.parts, mixture.ingredients)
-    if hasattr(each.records, "fingerprint")
   ]
   if data.embeddings is not None:
     plan = read_plan(data.embeddings)

@@ -27,9 +27,7 @@ def sample_grid(
 ) -> np.ndarray:
   """Samples images for a batch and arranges them beside the true images.
 
-  The noise is fixed, so that grids of different steps can be compared. The
-  resolution is the one that is trained on. Copies of the last example fill the
-  rows up to what the devices of params shard.
+  The noise is fixed, so that grids of different steps can be compared.
 
   Args:
     stage: the stage that is trained.
@@ -46,6 +44,47 @@ def sample_grid(
   """
   count, side = batch["image"].shape[:2]
   lowres = batch.get("lowres")
+  keys = jax.random.split(jax.random.key(0), count)
+  samples = sample(stage, sampling, params, text, batch, keys, steps=steps)
+  columns = [samples, batch["image"]]
+  columns = columns if lowres is None else [lowres, *columns]
+  return grid(
+    _cells(columns, max(side, LEAST)),
+    columns=len(columns) * max(1, round(math.sqrt(count) / 2)),
+  )
+
+
+def sample(
+  stage: Stage,
+  sampling: Sampling,
+  params: Any,
+  text: TextEmbedding | None,
+  batch: dict[str, np.ndarray],
+  keys: jax.Array,
+  *,
+  steps: int | None = None,
+) -> np.ndarray:
+  """Samples images for a batch, at the resolution that is trained on.
+
+  Copies of the last example fill the rows up to what the devices of params
+  shard.
+
+  Args:
+    stage: the stage that is trained.
+    sampling: how the images are sampled.
+    params: the net's weights, sharded over a mesh.
+    text: the embeddings of the captions; None for an unconditional net.
+    batch: float images `image`, for their shape, and `lowres` for
+      super-resolution.
+    keys: typed PRNG keys, one per example.
+    steps: sampling steps to run; None runs all. With 0 the program is compiled
+      and the samples are noise.
+
+  Returns:
+    float32 [B, side, side, 3], on the host.
+  """
+  count, side = batch["image"].shape[:2]
+  lowres = batch.get("lowres")
   small = dataclasses.replace(
     stage,
     size=side,
@@ -55,7 +94,6 @@ def sample_grid(
   devices = jax.tree.leaves(params)[0].sharding.mesh
   size = mesh.whole_rows(devices, count)
   rows = mesh.batch_sharding(devices, size)
-  keys = jax.random.split(jax.random.key(0), count)
   fill = lambda x: np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)])
   put = lambda tree: mesh.put_rows(jax.tree.map(fill, tree), rows)
   keys = jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(keys))))
@@ -69,12 +107,7 @@ def sample_grid(
     sampling.args(),
     rows=rows,
   ).z
-  columns = [mesh.to_host(samples)[:count], batch["image"]]
-  columns = columns if lowres is None else [lowres, *columns]
-  return grid(
-    _cells(columns, max(side, LEAST)),
-    columns=len(columns) * max(1, round(math.sqrt(count) / 2)),
-  )
+  return mesh.to_host(samples)[:count]
 
 
 def batch_grid(batch: dict[str, np.ndarray], captions: list[str]) -> np.ndarray:

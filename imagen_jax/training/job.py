@@ -18,6 +18,7 @@ from imagen_jax.progress import Progress
 from imagen_jax.text.settings import NoText
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.training.batches import Split, check_splits, open_batches
+from imagen_jax.training.evaluation import check_evaluation
 from imagen_jax.training.preemption import Preemption
 from imagen_jax.training.setup import Run, Setup, net_shapes, set_up
 
@@ -92,7 +93,7 @@ def check_files(run: Run, workdir: str) -> None:
   Raises:
     ValueError: the vocabulary, the text encoder's weights or train.start_from
       cannot be read or do not match the nets; or a split of the data cannot be
-      used.
+      used, or does not suit train.evaluate_metric.
   """
   published.check_text(run.text)
   captions = not isinstance(run.text, NoText)
@@ -106,6 +107,7 @@ def check_files(run: Run, workdir: str) -> None:
   if training.validate_every and training.validate_split is not None:
     splits["train.validate_split"] = training.validate_split
   check_splits(run.data, splits, captions=captions)
+  check_evaluation(run)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,12 @@ from imagen_jax.interop import published
 from imagen_jax.parallel import compile_cache, mesh
 from imagen_jax.progress import Progress
 from imagen_jax.training.batches import fingerprints
+from imagen_jax.training.evaluation import (
+  BEST,
+  Best,
+  Evaluator,
+  read_evaluator,
+)
 from imagen_jax.training.goodput import Goodput
 from imagen_jax.training.held_out import read_held_out
 from imagen_jax.training.job import STOPPED, Job, check_files, open_job
@@ -90,6 +96,7 @@ def train(
       with contextlib.ExitStack() as stack:
         # 1. Set up: read the examples of sample grids, open checkpoints.
         samples, held_out = read_samples(job), read_held_out(job)
+        evaluator = read_evaluator(job)
         saved = stack.enter_context(open_checkpoints(job))
 
         # 2. Restore or initialise the state; the data continues at its step.
@@ -107,8 +114,18 @@ def train(
           # 3. Compile all programs.
           step_fn, batch = compile_step(job, state, feed, log)
           watchdog = stack.enter_context(open_watchdog(run, on_hang))
+          best = evaluator and open_best(evaluator, stack)
           outputs = Outputs(
-            job, writer, log, trace, saved, config, samples, watchdog, held_out
+            job=job,
+            writer=writer,
+            log=log,
+            trace=trace,
+            saved=saved,
+            config=config,
+            samples=samples,
+            watchdog=watchdog,
+            held_out=held_out,
+            best=best,
           ).compile(state)
           log.write_goodput(step)
 
@@ -152,6 +169,14 @@ def open_checkpoints(job: Job) -> Checkpoints:
     keep_every=training.keep_every,
     log=job.progress.log,
   )
+
+
+def open_best(evaluator: Evaluator, stack: contextlib.ExitStack) -> Best:
+  """Opens the folder of the best checkpoint, which the exit stack closes."""
+  job = evaluator.job
+  saved = Checkpoints(f"{job.workdir}/{BEST}", keep=1, log=job.progress.log)
+  saved.clean()  # of saves that kill -9 ended
+  return Best(evaluator, stack.enter_context(saved))
 
 
 def initial_state(job: Job) -> TrainState:

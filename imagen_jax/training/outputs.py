@@ -1,7 +1,8 @@
 """The outputs of a training run in its workdir, and when they are written."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from imagen_jax.data.png import write_png
 from imagen_jax.files import reason
 from imagen_jax.interop import published
 from imagen_jax.text.settings import StoredText
+from imagen_jax.training.evaluation import Best
 from imagen_jax.training.grids import sample_grid
 from imagen_jax.training.held_out import HeldOut
 from imagen_jax.training.job import Job
@@ -139,6 +141,8 @@ class Outputs:
     watchdog: watches for hangs, except while a sample grid is sampled.
     held_out: measures the loss on held-out images every train.validate_every
       steps; None measures none.
+    best: evaluates the averaged weights every train.evaluate_every steps, and
+      keeps the best checkpoint; None evaluates none.
   """
 
   job: Job
@@ -150,6 +154,7 @@ class Outputs:
   samples: Samples | None
   watchdog: Watchdog
   held_out: HeldOut | None = None
+  best: Best | None = None
 
   def compile(self, state: TrainState) -> "Outputs":
     """Compiles what later steps write, before the first step.
@@ -163,6 +168,8 @@ class Outputs:
       self.saved.compile(state)
       if self.samples is not None:
         self._sample(state.ema, steps=0)
+      if self.best is not None:
+        self.best.evaluator.sample(state.ema, steps=0)
       held_out = self.held_out and self.held_out.compile(state.ema)
     return dataclasses.replace(self, held_out=held_out)
 
@@ -174,7 +181,13 @@ class Outputs:
     if self.held_out is not None and (
       step % training.validate_every == 0 or step == training.steps
     ):
-      found = self._validate(step, state)
+      found |= self._validate(step, state)
+    if self.best is not None and (
+      step == training.steps
+      # A run that was asked to end saves first, and has little time.
+      or (step % training.evaluate_every == 0 and not last)
+    ):
+      found |= self._evaluate(step, state)
     if last or step % training.log_every == 0 or found:
       self.log.write(step, found)
     save = last or step % training.checkpoint_every == 0
@@ -195,15 +208,32 @@ class Outputs:
 
   def _validate(self, step: int, state: TrainState) -> dict[str, float]:
     """Measures the loss on held-out images, and logs it."""
+    with self._measuring(state):
+      found = self.held_out.losses(state.ema)
+    loss = found["validation_loss"]
+    self.job.progress.log(f"step {step}: loss {loss:.4f} on held-out images")
+    return found
+
+  def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    """Evaluates the averaged weights, and offers the state as the best."""
+    with self._measuring(state):
+      found = self.best.evaluator.measure(state.ema)
+    name = self.best.evaluator.metric
+    self.writer.check(step)
+    with self.log.clock.part("checkpoint"):
+      self.best.offer(step, found[name], state, self.config)
+    self.job.progress.log(f"step {step}: {name} {found[name]:.4g}")
+    return found
+
+  @contextlib.contextmanager
+  def _measuring(self, state: TrainState) -> Iterator[None]:
+    """Waits for the step, and counts what follows as samples."""
     with self.log.clock.part("compute"):
       jax.block_until_ready(state)  # so that the pause excludes the step
     self.job.progress.pause()
     with self.log.goodput.part("samples"), self.watchdog.paused():
-      found = self.held_out.losses(state.ema)
+      yield
     self.job.progress.resume()
-    loss = found["validation_loss"]
-    self.job.progress.log(f"step {step}: loss {loss:.4f} on held-out images")
-    return found
 
   def _draw(self, step: int, params: Any) -> None:
     """Writes a sample grid to workdir/samples and for TensorBoard."""

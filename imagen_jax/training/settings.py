@@ -8,6 +8,8 @@ from imagen_jax.data.captions import TEMPLATE, check_template
 from imagen_jax.data.feed import BUFFER, READS
 from imagen_jax.data.images import MAX_PIXELS, PIL_MAX_PIXELS
 
+EVALUATE_METRICS = ("frechet_pixels", "judge")
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -164,6 +166,14 @@ class Training:
     validate_batches: batches of held-out images, each of data.batch_size.
     validate_split: the split of these images; None for the first that exists of
       validation and test. If neither does, nothing is measured.
+    evaluate_every: steps between two evaluations of samples of the averaged
+      weights, with one at the end; None makes none. The best checkpoint is kept
+      in best/.
+    evaluate_metric: frechet_pixels, the Frechet distance to real images at
+      16x16 pixels; or judge, the share of claims that images of
+      captioned_shapes show.
+    evaluate_images: images in an evaluation, of sample_split, and of the first
+      dataset of a mixture.
     start_from: the weights that a new run starts from, named as in a cascade's
       config; None for random weights.
   """
@@ -184,6 +194,9 @@ class Training:
   validate_every: int | None = None
   validate_batches: int = 4
   validate_split: str | None = None
+  evaluate_every: int | None = None
+  evaluate_metric: str = "frechet_pixels"
+  evaluate_images: int = 512
   start_from: str | None = None
 
   def __post_init__(self):
@@ -198,7 +211,18 @@ class Training:
       "validate_batches",
     )
     check_ranges(self, lowest=dict.fromkeys(counts, 1))
-    for name in ("keep_every", "sample_every", "validate_every"):
+    check_ranges(self, lowest={"evaluate_images": 2})
+    if self.evaluate_metric not in EVALUATE_METRICS:
+      raise ValueError(
+        f"evaluate_metric is {self.evaluate_metric!r}, expected"
+        f" {' or '.join(EVALUATE_METRICS)}"
+      )
+    for name in (
+      "keep_every",
+      "sample_every",
+      "validate_every",
+      "evaluate_every",
+    ):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name} is {value}, expected at least 1, or None")

@@ -61,6 +61,7 @@ FREELY = {
     "train.keep_every", "train.num_samples", "train.max_skipped",
     "train.sample_split", "train.start_from", "train.hang_after",
     "train.validate_every", "train.validate_batches", "train.validate_split",
+    "train.evaluate_every", "train.evaluate_metric", "train.evaluate_images",
   ),
   7,
 )  # fmt: skip

@@ -64,7 +64,10 @@ def test_verbs_work_together_in_another_program():
     ("train", ["workdir"]),
     ("sample", ["prompts_file", "image", "weights", "outdir"]),
     ("export", ["workdir", "output"]),
-    ("evaluate", ["outdir"]),
+    (
+      "evaluate",
+      ["dataset", "reference_dir", "inception", "suite", "against", "outdir"],
+    ),
     ("pretrain", ["captions", "output"]),
     ("compile", ["json"]),
   ],

@@ -1,6 +1,7 @@
 """Tiny configs, random weights, and ways to call the verbs."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from imagen_jax import build, sample
+from imagen_jax.cli import program
 from imagen_jax.interop import weights
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -257,3 +259,22 @@ def here(tmp_path_factory, config):
   (here / "cascade.py").write_text(STAGE_CASCADE)
   load_source("captioned_shapes/tiny", "train", here / "data")
   return here
+
+
+@pytest.fixture(scope="session")
+def evaluate():
+  """Calls the verb evaluate; what it printed, and its exit code."""
+
+  def call(*args: str) -> tuple[str, str, int | None]:
+    from imagen_jax import evaluate
+
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      try:
+        with program.as_exit_codes():
+          evaluate.main([*args])
+      except SystemExit as end:
+        code = end.code
+    return out.getvalue(), err.getvalue(), code
+
+  return call

@@ -23,6 +23,7 @@ from PIL import Image
 import imagen_jax
 from imagen_jax import build, export, imagen
 from imagen_jax.build import defaults, runs
+from imagen_jax.checkpoints.manager import newest
 from imagen_jax.interop.weights import read_metadata
 from imagen_jax.progress import compilations
 from imagen_jax.training.loop import Trained
@@ -96,6 +97,9 @@ def interruptible():
 def test_an_old_run_is_interrupted_and_goes_on(small, old, interruptible):
   """As it did then: in the main thread, then in one that has no signals."""
   small.train.steps = 6
+  small.train.evaluate_every = 3  # also compiled before the first step
+  small.train.evaluate_metric = "judge"
+  small.train.evaluate_images = 5
   before, seen = process(), {}
 
   def interrupt(step, metrics):
@@ -128,6 +132,8 @@ def test_an_old_run_is_interrupted_and_goes_on(small, old, interruptible):
   last = seen[6]
   assert set(map(type, last.values())) == {float}
   assert {"loss", "learning_rate", "seconds/step", "bad_records"} <= last.keys()
+  assert last["evaluate/judge_low"] <= last["evaluate/judge"]
+  assert newest(f"{old}/best")[0] == 6  # step 5 was not for an evaluation
   seen[6] = last["loss"]
   expected = losses(old.parent / "more" / "metrics.jsonl")
   assert losses(old / "metrics.jsonl") == {**losses_until(expected, 3), **seen}

@@ -6,6 +6,7 @@ With a net like the real ones; faults/test_job_faults.py has a quick one.
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+from imagen_jax.interop.inception import params_like
+from imagen_jax.interop.weights import save_weights
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
@@ -188,26 +192,44 @@ def test_two_write_only_where_both_can(config, start_two, tmp_path):
 
 
 def test_two_evaluate(here, config, start_two, tmp_path):
-  """One of them judges the images of both."""
-  path = tmp_path / "meshed.py"
+  """They sample like one process, and measure the same images alike."""
+  path, inception = tmp_path / "meshed.py", tmp_path / "inception.safetensors"
   path.write_text(MESHED.format(tiny=str(config), axis="fsdp", batch=2))
+  rng = np.random.default_rng(0)
+  # Kernels alone are random: gains and variances are 1.
+  random = lambda leaf: np.float32(
+    rng.normal(size=leaf.shape) * np.sqrt(2 * leaf.shape[-1] / leaf.size)
+    if leaf.ndim > 1
+    else np.ones(leaf.shape)
+  )
+  save_weights(inception, jax.tree.map(random, params_like()), dtype=None)
   args = ["imagen_jax.evaluate", f"--config={path}", "--num_images=5"]
   args += ["--config.text.length=40", "--dataset=captioned_shapes/tiny"]
   args += [f"--data_dir={here}/data", "--batch_size=2"]
   ended(start_alone([*args, f"--outdir={tmp_path}/one"]))
+  args += [f"--inception={inception}"]
   _, (silent, _) = ended(start_two([*args, f"--outdir={tmp_path}/two"]))
   check_silent(silent)
   folders = [tmp_path / name / "images" for name in ("one", "two")]
   assert len(check_same_pictures(*folders)) == 5
-  reports = [
+  shutil.copytree(folders[1], tmp_path / "again" / "images")
+  ended(start_alone([*args, f"--outdir={tmp_path}/again"]))
+  one, two, again = (
     json.loads((tmp_path / name / "test.json").read_text())
-    for name in ("one", "two")
-  ]
+    for name in ("one", "two", "again")
+  )
   losses = [
     [value for loss in report["loss"].values() for value in loss.values()]
-    for report in reports
+    for report in (one, two)
   ]
   np.testing.assert_allclose(*losses, rtol=1e-4)
+  assert two["claims_that_hold_95"] == again["claims_that_hold_95"]
+  for metric in ("frechet_pixels", "fid"):
+    assert two[metric]["num_images"] == [5, 16]
+    distances = two[metric]["distance"], again[metric]["distance"]
+    np.testing.assert_allclose(*distances, rtol=1e-6)
+    assert distances[0] > 0
+  assert not list(tmp_path.glob("two/statistics/*-of-2*"))
 
 
 def test_two_need_a_mesh_to_sample(config, start_two, tmp_path):

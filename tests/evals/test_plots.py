@@ -1,0 +1,54 @@
+"""The plot of a sweep."""
+
+import pytest
+from etils import epath
+from PIL import Image
+
+from imagen_jax.evals import plots
+
+
+def line(point, distance, share=None, metric="fid"):
+  found = {
+    "point": point,
+    metric: {"distance": distance, "num_images": [9, 99]},
+  }
+  if share is not None:
+    found["claims_that_hold"] = {"generated": {"all": share}}
+    found["claims_that_hold_95"] = {"generated": {"all": [share / 2, 1.0]}}
+  return found
+
+
+def test_curves_are_of_the_first_key():
+  lines = [
+    line({"guidance": w, "sampler": s}, 10 - w, w / 10)
+    for w in (1, 2)
+    for s in ("ddim", "ancestral")
+  ]
+  across, up, found = plots.curves(lines)
+  assert (across, up) == ("claims that hold (95 % interval)", "FID, 9 images")
+  assert found == {
+    f"sampler={s}": [(1, 0.1, 9, 0.05, 1.0), (2, 0.2, 8, 0.1, 1.0)]
+    for s in ("ddim", "ancestral")
+  }
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.3), ("none", "static")])
+def test_without_a_judge_the_axis_is_the_key(values):
+  lines = [line({"key": v}, 3, metric="frechet_pixels") for v in values]
+  across, _, found = plots.curves(lines)
+  assert across == "key"
+  expected = (0, 1) if isinstance(values[0], str) else values
+  assert tuple(point[1] for point in found[""]) == expected
+
+
+def test_the_plot_is_a_png(tmp_path):
+  pytest.importorskip("matplotlib")
+  path = epath.Path(tmp_path / "new" / "plot.png")
+  plots.pareto([line({"w": w}, w, 0.5) for w in (1, 2)], path)
+  with Image.open(path) as image:
+    assert image.size == (840, 600)
+
+
+def test_a_sweep_without_a_distance():
+  with pytest.raises(ValueError, match="no distance to plot"):
+    plots.curves([{"point": {"w": 1}}])
