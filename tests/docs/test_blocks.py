@@ -44,16 +44,19 @@ FEW = {{
   "train": "--config.train.steps=2 --config.optimizer.warmup_steps=1"
   " --config.data.batch_size=4 --config.train.num_samples=2",
   "sample": "--steps=1",
-  "evaluate": "--steps=1 --num_images=2 --dataset=captioned_shapes/endless",
+  "evaluate": "--steps=1 --num_images=2 --images_per_prompt=1"
+  " --dataset=captioned_shapes/tiny --noplot",
   "pretrain": "--steps=2 --batch_size=8",
 }}
-DRAWN = "--config.data.name=captioned_shapes/endless --config.data.cache=False"
 args = sys.argv[1:]
 if args[:1] == ["-m"]:
   verb = args[1].removeprefix("imagen_jax.")
   args += FEW.get(verb, "").split()
-  if verb == "train" and "data.name" not in " ".join(args):
-    args += DRAWN.split()
+  if verb in ("train", "embed") and "data.name" not in " ".join(args):
+    args.append("--config.data.name=captioned_shapes/tiny")
+  if "own.py" in " ".join(args):
+    net = {{"embed_dim": 16, "text_width": 32, "num_res_blocks": 1}}
+    args += [f"--config.stage.net.{{key}}={{net[key]}}" for key in net]
 os.execv("{python}", ["{python}", *args])
 """
 
@@ -144,6 +147,7 @@ def folder(tmp_path, monkeypatch):
   shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
   monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
   monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' eight devices
   monkeypatch.chdir(tmp_path)
   return tmp_path
