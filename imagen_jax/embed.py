@@ -25,6 +25,7 @@ from imagen_jax.cli import command_line, program
 from imagen_jax.interop import published
 from imagen_jax.parallel import compile_cache, mesh
 from imagen_jax.progress import Progress, print_line
+from imagen_jax.shapes.examples import Endless
 from imagen_jax.text.buckets import BucketEncoder
 from imagen_jax.text.settings import Text
 from imagen_jax.text.tokenizer import Tokenizer
@@ -176,7 +177,7 @@ def open_records(config: Any) -> list[tuple[str, Sequence[Mapping]]]:
   for key, split in splits.items():
     mixture = open_sources(data, split, captions=True, key=key)
     for part, each in zip(data.parts, mixture.ingredients):
-      if not hasattr(each.records, "fingerprint"):
+      if isinstance(each.records, Endless):
         raise ValueError(
           f"data.name is {part.name}, which has no end, expected a stored"
           " dataset"

@@ -17,6 +17,8 @@ lock = threading.Lock()
 class Source:
   def __init__(self, source):
     self.source, self.left = source, {reads}
+  def fingerprint(self):
+    return "a stand-in"
   def __len__(self):
     return len(self.source)
   def __getitem__(self, index):
@@ -26,9 +28,11 @@ class Source:
     while hangs:
       time.sleep(1000)
     return self.source[index]
-batches.load_source = lambda name, split, folder, **_: (
-  Source(load(name, split, folder)) if split == {split!r}
-  else load(name, split, folder))
+def stand_in(name, split, folder, **_):
+  first = split if isinstance(split, str) else split[0]
+  found = load(name, split, folder)
+  return Source(found) if first == {split!r} else found
+batches.load_source = stand_in
 """
 
 
