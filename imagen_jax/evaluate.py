@@ -9,6 +9,8 @@ The metrics (docs/evaluation.md):
 
   frechet_pixels: Frechet distance of images and a full split, by 16x16 pixels.
   fid: the same by Inception's features, FID, given --inception.
+  clip: CLIP score, the mean cosine of images and captions, given --clip.
+  cmmd: a distance of images and a full split by CLIP's features.
   judge: shares of captions' claims that images of captioned_shapes show.
   loss: each stage's loss under an image's own and under another caption.
 
@@ -82,7 +84,8 @@ def define_metrics(values: flags.FlagValues) -> None:
     "metrics",
     None,
     f"The metrics, of {', '.join(scoring.METRICS)}. By default all that the"
-    " config, the dataset and --inception allow; a sweep leaves out loss.",
+    " config, the dataset, --inception and --clip allow; a sweep leaves out"
+    " loss.",
     **on,
   )
   flags.DEFINE_integer(
@@ -115,6 +118,13 @@ def define_metrics(values: flags.FlagValues) -> None:
     None,
     "Weights of Inception v3 for FID: classify_image_graph_def.pb, or"
     " safetensors, also on hf://.",
+  )
+  command_line.define_path(
+    values,
+    "clip",
+    None,
+    "The folder of a full CLIP in Hugging Face's format, also on hf://:"
+    " config.json, model.safetensors and tokenizer.json.",
   )
   flags.DEFINE_enum(
     "resize",
@@ -259,6 +269,12 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
       " of --sweep, or --noplot"
     )
   extractors = scoring.load_extractors(args, metrics)
+  by_clip = scoring.load_clip(args, metrics)
+  reference = None
+  if extractors or "cmmd" in metrics:
+    reference = open_reference(args, size)
+  if "cmmd" in metrics:
+    scoring.check_cmmd(args.num_images, reference.count)
   return Evaluation(
     args=args,
     config=config,
@@ -272,8 +288,9 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
       args.captions_seed,
       captions=cascade.reads_text,
     ),
-    reference=open_reference(args, size) if extractors else None,
+    reference=reference,
     extractors=extractors,
+    clip=by_clip,
     outdir=outdir,
   )
 

@@ -151,13 +151,16 @@ def towers(path: epath.Path) -> Towers:
   """Describes the nets of a full CLIP, from its config.json and weights.
 
   Args:
-    path: as in tensors, with a config.json beside the weights.
+    path: a folder of config.json and safetensors.
 
   Raises:
     ValueError: there is no full CLIP, or not one of OpenAI's kind.
   """
-  if not path.exists():
-    raise ValueError(f"weights {path} are not there, expected a folder of CLIP")
+  if not path.is_dir():
+    raise ValueError(
+      f"weights {path} are no folder, expected one with {hub.CONFIG} and"
+      " safetensors of CLIP"
+    )
   sizes, image = SIZES.read(path), IMAGE_SIZES.read(path)
   if sizes is None or image is None:
     raise ValueError(

@@ -112,5 +112,5 @@ def test_another_net_is_refused_before_it_is_read(folder, changes, said):
 
 
 def test_a_missing_folder(tmp_path):
-  with pytest.raises(ValueError, match="none are not there, expected a folder"):
+  with pytest.raises(ValueError, match="none are no folder, expected one with"):
     clip.towers(epath.Path(tmp_path / "none"))
