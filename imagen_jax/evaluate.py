@@ -29,7 +29,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from imagen_jax import build, files, imagen, jobs, scoring, suite, sweep
+from imagen_jax import build, files, imagen, jobs, metrics, suite, sweep
 from imagen_jax.cli import command_line, program
 from imagen_jax.data.captions import check_template
 from imagen_jax.evals import drawn, lines, points
@@ -83,7 +83,7 @@ def define_metrics(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
     "metrics",
     None,
-    f"The metrics, of {', '.join(scoring.METRICS)}. By default all that the"
+    f"The metrics, of {', '.join(metrics.METRICS)}. By default all that the"
     " config, the dataset, --inception and --clip allow; a sweep leaves out"
     " loss.",
     **on,
@@ -260,27 +260,27 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
   cascade.check([cascade.names[i] for i in stages])
   source, scenes = load_captions(args, cascade)
   size = cascade.cascade.stages[stages[-1]].size
-  metrics = scoring.choose_metrics(
+  chosen = metrics.choose_metrics(
     args, text=cascade.reads_text, scenes=scenes, size=size
   )
-  if args.sweep and args.plot and not {"fid", "frechet_pixels"} & {*metrics}:
+  if args.sweep and args.plot and not {"fid", "frechet_pixels"} & {*chosen}:
     raise ValueError(
       "--metrics has no distance, expected fid or frechet_pixels for the plot"
       " of --sweep, or --noplot"
     )
-  extractors = scoring.load_extractors(args, metrics)
-  by_clip = scoring.load_clip(args, metrics)
+  extractors = metrics.load_extractors(args, chosen)
+  by_clip = metrics.load_clip(args, chosen)
   reference = None
-  if extractors or "cmmd" in metrics:
+  if extractors or "cmmd" in chosen:
     reference = open_reference(args, size)
-  if "cmmd" in metrics:
-    scoring.check_cmmd(args.num_images, reference.count)
+  if "cmmd" in chosen:
+    metrics.check_cmmd(args.num_images, reference.count)
   return Evaluation(
     args=args,
     config=config,
     cascade=cascade,
     stages=stages,
-    metrics=metrics,
+    metrics=chosen,
     source=source,
     drawn=drawn.draw(
       source,

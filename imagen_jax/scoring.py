@@ -28,36 +28,21 @@ from imagen_jax.evals.clip_score import clip_score
 from imagen_jax.evals.cmmd import cmmd
 from imagen_jax.evals.drawn import Drawn
 from imagen_jax.evals.embeddings import Embeddings
-from imagen_jax.evals.features import (
-  PIXEL_SIZE,
-  PIXELS,
-  Extractor,
-  inception_extractor,
-)
+from imagen_jax.evals.features import Extractor
 from imagen_jax.evals.frechet import FeatureStats, frechet_distance
 from imagen_jax.evals.statistics import ImageSet, Kept, image_stats
 from imagen_jax.evals.text_use import text_use
 from imagen_jax.imagen import Imagen
-from imagen_jax.interop import (
-  clip,
-  encoders,
-  hub,
-  inception,
-  published,
-  weights,
-)
+from imagen_jax.interop import published, weights
 from imagen_jax.interop.identity import identity
 from imagen_jax.parallel import compile_cache
 from imagen_jax.parallel.processes import shared_errors
 from imagen_jax.request import Row
 from imagen_jax.stage import Sampling
-from imagen_jax.text.settings import Text
 
 SHOWN = 32  # images on a sheet
 # The sub-configs of `sampling` that a sweep names by a word of its own.
 KINDS = {"sampler": "step", "threshold": "threshold"}
-MOST_CMMD = 100_000  # images, as CMMD compares all pairs
-METRICS = ("judge", "loss", "frechet_pixels", "fid", "clip", "cmmd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +54,7 @@ class Evaluation:
     config: the cascade's config.
     cascade: the cascade.
     stages: the numbers of the stages that run.
-    metrics: names of METRICS.
+    metrics: the names of the metrics.
     source: the split of the captions.
     drawn: the captions' records.
     reference: the real images that distances are of; None without distances.
@@ -374,110 +359,3 @@ def changed(
       with settings.unlocked():  # numbers of another kind do not fit
         settings[KINDS[key]] = ConfigDict({"kind": value})
   return config
-
-
-def choose_metrics(
-  args: flags.FlagValues, *, text: bool, scenes: bool, size: int
-) -> tuple[str, ...]:
-  """Returns the metrics of --metrics, or all that can be computed.
-
-  Args:
-    args: the flags.
-    text: whether the cascade reads text.
-    scenes: whether records have scenes.
-    size: the images' resolution, in pixels.
-
-  Raises:
-    ValueError: a metric is unknown or cannot be computed.
-  """
-  lacks = {
-    "judge": "" if scenes else "a cascade with text and records with scenes",
-    "loss": "" if text else "a cascade with text",
-    "frechet_pixels": (
-      f"images of at least {PIXEL_SIZE} pixels" if size < PIXEL_SIZE else ""
-    ),
-    "fid": "" if args.inception else "--inception",
-    "clip": "" if args.clip and text else "--clip and a cascade with text",
-    "cmmd": "" if args.clip else "--clip",
-  }
-  if args.metrics is None:
-    left_out = {"loss"} if args.sweep else {}
-    return tuple(m for m in METRICS if not lacks[m] and m not in left_out)
-  for metric in args.metrics:
-    if metric not in METRICS:
-      raise ValueError(
-        f"--metrics has {metric!r}, expected some of {', '.join(METRICS)}"
-      )
-    if lacks[metric]:
-      raise ValueError(f"--metrics has {metric}, which needs {lacks[metric]}")
-  return tuple(m for m in METRICS if m in args.metrics)
-
-
-def check_cmmd(num_images: int, num_reference: int) -> None:
-  """Checks that CMMD can compare all pairs of images.
-
-  Raises:
-    ValueError: there are too many images.
-  """
-  for flag, count in (
-    ("num_images", num_images),
-    ("num_reference", num_reference),
-  ):
-    if count > MOST_CMMD:
-      raise ValueError(
-        f"--metrics has cmmd of {count} images, expected --{flag} of at most"
-        f" {MOST_CMMD}, or --metrics without cmmd"
-      )
-
-
-def load_extractors(
-  args: flags.FlagValues, metrics: Sequence[str]
-) -> dict[str, Extractor]:
-  """Returns the features of the distances among the metrics.
-
-  Raises:
-    ValueError: the weights of Inception cannot be used.
-  """
-  found = {}
-  if "frechet_pixels" in metrics:
-    found["frechet_pixels"] = PIXELS
-  if "fid" in metrics:
-    params = inception.load(published.resolve(args.inception))
-    digest = identity(args.inception)
-    found["fid"] = inception_extractor(params, digest, args.resize)
-  return found
-
-
-def load_clip(
-  args: flags.FlagValues, metrics: Sequence[str]
-) -> ClipFeatures | None:
-  """Checks --clip, whose weights are read when features are first computed.
-
-  Returns:
-    What computes its features; None without metrics that need them.
-
-  Raises:
-    ValueError: its files are missing, damaged, or not of a full CLIP.
-  """
-  if not {"clip", "cmmd"} & {*metrics}:
-    return None
-  folder = published.resolve(args.clip)
-  nets = clip.towers(folder)
-  text = Text(
-    nets.text,
-    vocabulary=str(folder / "tokenizer.json"),
-    weights=str(folder),
-    length=nets.text.max_length,
-  )
-  tokenizer = published.tokenizer(text)
-  encoders.check_vocabulary(text, tokenizer, clip.VOCABULARIES)
-  file = hub.find(folder)
-  one = file.suffix == ".safetensors"  # else an index of shards
-  return ClipFeatures(
-    text=nets.text,
-    image=nets.image,
-    load=lambda: clip.load_towers(folder, nets.shapes()),
-    tokenizer=tokenizer,
-    model=nets.name,
-    digest=identity(str(file if one else folder)),
-  )

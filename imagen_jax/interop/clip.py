@@ -1,6 +1,7 @@
 """Weights of CLIP's towers in Hugging Face's format."""
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -127,14 +128,15 @@ class Towers:
 
   @property
   def name(self) -> str:
-    """OpenAI's name of the model, such as ViT-L/14@336px."""
+    """The name that OpenAI gives the model, such as ViT-L/14@336px."""
     net = self.image
     kind = {768: "B", 1024: "L"}.get(net.emb_dim, str(net.emb_dim))
     at = "" if net.image_size == 224 else f"@{net.image_size}px"
     return f"ViT-{kind}/{net.patch_size}{at}"
 
+  @functools.cached_property
   def shapes(self) -> dict[str, Any]:
-    """Returns the shapes of the parameters, under "text" and "image"."""
+    """The shapes of the parameters, under "text" and "image"."""
     ids = jnp.zeros((1, self.text.max_length), jnp.int32)
     size = self.image.image_size
     image = jnp.zeros((1, size, size, 3))
@@ -181,7 +183,7 @@ def towers(path: epath.Path) -> Towers:
     )
   except ValueError as error:
     raise ValueError(f"{hub.CONFIG} of weights {path}: {error}") from error
-  tower_tensors(path, found.shapes())
+  tower_tensors(path, found.shapes)
   return found
 
 

@@ -46,7 +46,7 @@ def folder(arrays, tmp_path):
 def test_features_equal_transformers(arrays, folder):
   where = folder()
   nets = clip.towers(where)
-  params = clip.load_towers(where, nets.shapes())
+  params = clip.load_towers(where, nets.shapes)
   text, image = jax.jit(nets.text.apply), jax.jit(nets.image.apply)
   ids, mask = arrays["ids"], arrays["mask"]
   images = image({"params": params["image"]}, arrays["pixels"])
@@ -81,7 +81,7 @@ def test_published_sizes(width, heads, patch, size, positions, name):
     ClipImageFeatures(size, patch, width, heads, 1, 4 * width),
   )
   assert nets.name == name
-  shapes = nets.shapes()["image"]
+  shapes = nets.shapes["image"]
   assert shapes["position_embedder"]["embedding"].shape == (positions, width)
 
 

@@ -5,6 +5,7 @@ import json
 import pathlib
 import runpy
 
+import jax
 import numpy as np
 import pytest
 from absl import logging
@@ -60,7 +61,7 @@ def test_score_and_cmmd_resumed(
   # From the same images and captions.
   where = published.resolve(str(folder))
   nets = clip.towers(where)
-  params = clip.load_towers(where, nets.shapes())
+  params = clip.load_towers(where, nets.shapes)
   features = ClipFeatures(nets.text, nets.image, lambda: params, None, "", "")
   listed = json.loads((outdir / "train-captions.json").read_text())
   source = load_source(str(photos), "train", "", features=("image",))
@@ -76,7 +77,7 @@ def test_score_and_cmmd_resumed(
   ids[:, 0], ids[ids < 0] = 49406, 49407
   counts = np.array([len(text.strip()) + 2 for text in texts])
   mask = np.arange(9) < counts[:, None]
-  rows = nets.text.apply({"params": params["text"]}, ids, mask)
+  rows = jax.jit(nets.text.apply)({"params": params["text"]}, ids, mask)
   found = report["cmmd"]
   assert found["distance"] == pytest.approx(cmmd(made, real), rel=1e-4)
   assert found["num_images"] == [8, 12] and found["model"] == "ViT-32/5@23px"
