@@ -9,6 +9,8 @@ The metrics (docs/evaluation.md):
 
   frechet_pixels: Frechet distance of images and a full split, by 16x16 pixels.
   fid: the same by Inception's features, FID, given --inception.
+  clip: CLIP score, the mean cosine of images and captions, given --clip.
+  cmmd: a distance of images and a full split by CLIP's features.
   judge: shares of captions' claims that images of captioned_shapes show.
   loss: each stage's loss under an image's own and under another caption.
 
@@ -27,7 +29,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from imagen_jax import build, files, imagen, jobs, scoring, suite, sweep
+from imagen_jax import build, files, imagen, jobs, metrics, suite, sweep
 from imagen_jax.cli import command_line, program
 from imagen_jax.data.captions import check_template
 from imagen_jax.evals import drawn, lines, points
@@ -81,8 +83,9 @@ def define_metrics(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
     "metrics",
     None,
-    f"The metrics, of {', '.join(scoring.METRICS)}. By default all that the"
-    " config, the dataset and --inception allow; a sweep leaves out loss.",
+    f"The metrics, of {', '.join(metrics.METRICS)}. By default all that the"
+    " config, the dataset, --inception and --clip allow; a sweep leaves out"
+    " loss.",
     **on,
   )
   flags.DEFINE_integer(
@@ -115,6 +118,13 @@ def define_metrics(values: flags.FlagValues) -> None:
     None,
     "Weights of Inception v3 for FID: classify_image_graph_def.pb, or"
     " safetensors, also on hf://.",
+  )
+  command_line.define_path(
+    values,
+    "clip",
+    None,
+    "The folder of a full CLIP in Hugging Face's format, also on hf://:"
+    " config.json, model.safetensors and tokenizer.json.",
   )
   flags.DEFINE_enum(
     "resize",
@@ -250,21 +260,27 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
   cascade.check([cascade.names[i] for i in stages])
   source, scenes = load_captions(args, cascade)
   size = cascade.cascade.stages[stages[-1]].size
-  metrics = scoring.choose_metrics(
+  chosen = metrics.choose_metrics(
     args, text=cascade.reads_text, scenes=scenes, size=size
   )
-  if args.sweep and args.plot and not {"fid", "frechet_pixels"} & {*metrics}:
+  if args.sweep and args.plot and not {"fid", "frechet_pixels"} & {*chosen}:
     raise ValueError(
       "--metrics has no distance, expected fid or frechet_pixels for the plot"
       " of --sweep, or --noplot"
     )
-  extractors = scoring.load_extractors(args, metrics)
+  extractors = metrics.load_extractors(args, chosen)
+  by_clip = metrics.load_clip(args, chosen)
+  reference = None
+  if extractors or "cmmd" in chosen:
+    reference = open_reference(args, size)
+  if "cmmd" in chosen:
+    metrics.check_cmmd(args.num_images, reference.count)
   return Evaluation(
     args=args,
     config=config,
     cascade=cascade,
     stages=stages,
-    metrics=metrics,
+    metrics=chosen,
     source=source,
     drawn=drawn.draw(
       source,
@@ -272,8 +288,9 @@ def open_evaluation(args: flags.FlagValues, outdir: epath.Path) -> Evaluation:
       args.captions_seed,
       captions=cascade.reads_text,
     ),
-    reference=open_reference(args, size) if extractors else None,
+    reference=reference,
     extractors=extractors,
+    clip=by_clip,
     outdir=outdir,
   )
 

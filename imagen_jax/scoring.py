@@ -23,27 +23,26 @@ from imagen_jax.data import images
 from imagen_jax.data.png import grid, write_png
 from imagen_jax.evals import drawn as draws
 from imagen_jax.evals import judged, lines, points
+from imagen_jax.evals.clip_features import ClipFeatures
+from imagen_jax.evals.clip_score import clip_score
+from imagen_jax.evals.cmmd import cmmd
 from imagen_jax.evals.drawn import Drawn
-from imagen_jax.evals.features import (
-  PIXEL_SIZE,
-  PIXELS,
-  Extractor,
-  inception_extractor,
-)
+from imagen_jax.evals.embeddings import Embeddings
+from imagen_jax.evals.features import Extractor
 from imagen_jax.evals.frechet import FeatureStats, frechet_distance
-from imagen_jax.evals.statistics import ImageSet, image_stats
+from imagen_jax.evals.statistics import ImageSet, Kept, image_stats
 from imagen_jax.evals.text_use import text_use
 from imagen_jax.imagen import Imagen
-from imagen_jax.interop import inception, published, weights
+from imagen_jax.interop import published, weights
 from imagen_jax.interop.identity import identity
 from imagen_jax.parallel import compile_cache
+from imagen_jax.parallel.processes import shared_errors
 from imagen_jax.request import Row
 from imagen_jax.stage import Sampling
 
 SHOWN = 32  # images on a sheet
 # The sub-configs of `sampling` that a sweep names by a word of its own.
 KINDS = {"sampler": "step", "threshold": "threshold"}
-METRICS = ("judge", "loss", "frechet_pixels", "fid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +54,12 @@ class Evaluation:
     config: the cascade's config.
     cascade: the cascade.
     stages: the numbers of the stages that run.
-    metrics: names of METRICS.
+    metrics: the names of the metrics.
     source: the split of the captions.
     drawn: the captions' records.
     reference: the real images that distances are of; None without distances.
-    extractors: the features of each distance, by the metric's name.
+    extractors: the features of each Frechet distance, by the metric's name.
+    clip: computes CLIP's features; None without metrics that need them.
     outdir: the folder of the results.
   """
 
@@ -72,6 +72,7 @@ class Evaluation:
   drawn: Drawn
   reference: ImageSet | None
   extractors: Mapping[str, Extractor]
+  clip: ClipFeatures | None
   outdir: epath.Path
 
   @property
@@ -85,27 +86,54 @@ class Evaluation:
     return tuple(self.cascade.names[i] for i in self.stages)
 
   def stats(
-    self, images: ImageSet, metric: str, folder: epath.Path, title: str
-  ) -> FeatureStats | None:
-    """Returns the moments of images' features, as image_stats does."""
+    self,
+    images: ImageSet,
+    extractor: Extractor,
+    folder: epath.Path,
+    title: str,
+    kind: type[Kept] = FeatureStats,
+  ) -> Kept | None:
+    """Returns what is kept of images' features, as image_stats does."""
     return image_stats(
       images,
-      self.extractors[metric],
+      extractor,
       folder,
       batch_size=self.args.batch_size,
       title=title,
+      kind=kind,
     )
+
+  @property
+  def reference_folder(self) -> epath.Path:
+    """The folder of what is kept of the real images."""
+    folder = self.args.reference_dir or self.outdir / "statistics"
+    return epath.Path(folder)
 
   @functools.cached_property
   def references(self) -> dict[str, FeatureStats | None]:
     """The moments of the real images, by metric."""
-    folder = self.args.reference_dir or self.outdir / "statistics"
     return {
       metric: self.stats(
-        self.reference, metric, epath.Path(folder), "real images"
+        self.reference, extractor, self.reference_folder, "real images"
       )
-      for metric in self.extractors
+      for metric, extractor in self.extractors.items()
     }
+
+  @functools.cached_property
+  def real_embeddings(self) -> Embeddings | None:
+    """The real images' features by CLIP; None but on the first process."""
+    return self.stats(
+      self.reference,
+      self.clip.extractor,
+      self.reference_folder,
+      "clip of real images",
+      Embeddings,
+    )
+
+  @functools.cached_property
+  def caption_features(self) -> np.ndarray:
+    """The captions' features by CLIP."""
+    return self.clip.of_captions(self.drawn.captions, self.args.batch_size)
 
   @functools.cached_property
   def real_claims(self) -> collections.Counter:
@@ -183,11 +211,13 @@ class Evaluation:
         },
       }
     made = ImageSet({"images": lines.checksum(job.ids)}, len(job.ids), read)
-    for metric in self.extractors:
-      folder = self.outdir / "statistics"
-      ours = self.stats(made, metric, folder, f"{metric} of samples")
+    folder = self.outdir / "statistics"
+    for metric, extractor in self.extractors.items():
+      ours = self.stats(made, extractor, folder, f"{metric} of samples")
       if (real := self.references[metric]) and ours:
         found[metric] = self.distance(metric, ours, real)
+    if self.clip:
+      found |= self.compare_by_clip(made, folder)
     if "loss" in self.metrics:
       found["loss"] = self.loss
     return found
@@ -207,6 +237,37 @@ class Evaluation:
       found |= {"resize": self.args.resize, "weights": digest}
     return found
 
+  def compare_by_clip(
+    self, made: ImageSet, folder: epath.Path
+  ) -> dict[str, Any]:
+    """Computes the metrics of CLIP's features, as measure does."""
+    ours = self.stats(
+      made, self.clip.extractor, folder, "clip of samples", Embeddings
+    )
+    real = self.real_embeddings if "cmmd" in self.metrics else None
+    about = {"model": self.clip.model, "weights": self.clip.digest}
+    found = {}
+    with shared_errors():
+      if "clip" in self.metrics and ours:
+        score = clip_score(ours.rows, self.caption_features)
+        tokens = self.clip.tokenizer
+        found["clip"] = {
+          "score": score.score,
+          "standard_error": score.standard_error,
+          "shuffled": score.shuffled,
+          "num_images": score.count,
+          "captions_cut": tokens.count_cut(self.drawn.captions),
+          "tokens": tokens.length,
+          **about,
+        }
+      if real and ours:
+        found["cmmd"] = {
+          "distance": cmmd(ours.known, real.known),
+          "num_images": [ours.count, real.count],
+          **about,
+        }
+    return found
+
   def write_sheet(self, job: jobs.Job, path: epath.Path) -> None:
     """Writes the first images on a sheet, with captions in its metadata."""
     shown = [jobs.read_image(path) for path in job.paths[:SHOWN]]
@@ -214,13 +275,19 @@ class Evaluation:
     sheet = grid([image[::2, ::2] for image in shown], columns=8)
     write_png(path, sheet, note)
 
+  @property
+  def all_extractors(self) -> list[Extractor]:
+    """The features of all metrics."""
+    by_clip = [self.clip.extractor] if self.clip else []
+    return [*self.extractors.values(), *by_clip]
+
   def line_id(self, job: jobs.Job) -> str:
     """Returns a checksum of all that the metrics of a job depend on."""
     return lines.checksum(
       {
         "images": job.ids,
         "metrics": self.metrics,
-        "features": [each.name for each in self.extractors.values()],
+        "features": [each.name for each in self.all_extractors],
         "reference": self.reference
         and [self.reference.count, self.reference.name],
         "captions": [self.source.fingerprint(), self.drawn.numbers],
@@ -292,56 +359,3 @@ def changed(
       with settings.unlocked():  # numbers of another kind do not fit
         settings[KINDS[key]] = ConfigDict({"kind": value})
   return config
-
-
-def choose_metrics(
-  args: flags.FlagValues, *, text: bool, scenes: bool, size: int
-) -> tuple[str, ...]:
-  """Returns the metrics of --metrics, or all that can be computed.
-
-  Args:
-    args: the flags.
-    text: whether the cascade reads text.
-    scenes: whether records have scenes.
-    size: the images' resolution, in pixels.
-
-  Raises:
-    ValueError: a metric is unknown or cannot be computed.
-  """
-  lacks = {
-    "judge": "" if scenes else "a cascade with text and records with scenes",
-    "loss": "" if text else "a cascade with text",
-    "frechet_pixels": (
-      f"images of at least {PIXEL_SIZE} pixels" if size < PIXEL_SIZE else ""
-    ),
-    "fid": "" if args.inception else "--inception",
-  }
-  if args.metrics is None:
-    left_out = {"loss"} if args.sweep else {}
-    return tuple(m for m in METRICS if not lacks[m] and m not in left_out)
-  for metric in args.metrics:
-    if metric not in METRICS:
-      raise ValueError(
-        f"--metrics has {metric!r}, expected some of {', '.join(METRICS)}"
-      )
-    if lacks[metric]:
-      raise ValueError(f"--metrics has {metric}, which needs {lacks[metric]}")
-  return tuple(m for m in METRICS if m in args.metrics)
-
-
-def load_extractors(
-  args: flags.FlagValues, metrics: Sequence[str]
-) -> dict[str, Extractor]:
-  """Returns the features of the distances among the metrics.
-
-  Raises:
-    ValueError: the weights of Inception cannot be used.
-  """
-  found = {}
-  if "frechet_pixels" in metrics:
-    found["frechet_pixels"] = PIXELS
-  if "fid" in metrics:
-    params = inception.load(published.resolve(args.inception))
-    digest = identity(args.inception)
-    found["fid"] = inception_extractor(params, digest, args.resize)
-  return found

@@ -50,6 +50,10 @@ def summary(name: str, line: Mapping[str, Any]) -> str:
   for metric in ("fid", "frechet_pixels"):
     if metric in line:
       parts.append(f"{metric} {line[metric]['distance']:.4g}")
+  if "clip" in line:
+    parts.append(f"clip {line['clip']['score']:.4f}")
+  if "cmmd" in line:
+    parts.append(f"cmmd {line['cmmd']['distance']:.4g}")
   if "claims_that_hold" in line:
     parts.append(f"judge {line['claims_that_hold']['generated']['all']:.3f}")
   return "  ".join(parts)

@@ -25,7 +25,7 @@ ROWS = (
   ("batches",),
   ("imagen", "aot", "cli"),
   ("jobs",),
-  ("scoring",),
+  ("scoring", "metrics"),
   ("suite", "sweep"),
 )
 RANKS = {name: rank for rank, names in enumerate(ROWS) for name in names}

@@ -93,7 +93,7 @@ def inception_features(
   Raises:
     ValueError: images are not uint8, or resize has another name.
   """
-  _check_images(images)
+  check_images(images)
   if resize not in RESIZES:
     known = ", ".join(map(repr, RESIZES))
     raise ValueError(f"resize is {resize!r}, expected one of {known}")
@@ -112,7 +112,7 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: images are not uint8, or smaller.
   """
-  _check_images(images)
+  check_images(images)
   if min(images.shape[1:3]) < PIXEL_SIZE:
     height, width = images.shape[1:3]
     raise ValueError(
@@ -133,19 +133,28 @@ def inception_extractor(params: Any, digest: str, resize: str) -> Extractor:
     digest: identifies the weights.
     resize: "tf1" or "clean", as for inception_features.
   """
-  devices = Mesh(np.array(jax.local_devices()), ("rows",))
-  params = jax.device_put(params, NamedSharding(devices, P()))
-  rows = NamedSharding(devices, P("rows"))
+  replicated, rows = local_shardings()
+  params = jax.device_put(params, replicated)
 
   def compute(images: np.ndarray) -> np.ndarray:
-    _check_images(images)
-    count = len(images)
-    fill = np.repeat(images[-1:], -count % devices.size, axis=0)
-    resized = RESIZES[resize](np.concatenate([images, fill]))
+    check_images(images)
+    resized = RESIZES[resize](fill_rows(images, rows.mesh.size))
     taps = _inception(params, jax.device_put(resized, rows))
-    return np.asarray(taps[FID_TAP])[:count]
+    return np.asarray(taps[FID_TAP])[: len(images)]
 
   return Extractor(f"inception {digest} {resize}", compute)
+
+
+def local_shardings() -> tuple[NamedSharding, NamedSharding]:
+  """Returns shardings over this process's devices: replicated, and by rows."""
+  devices = Mesh(np.array(jax.local_devices()), ("rows",))
+  return NamedSharding(devices, P()), NamedSharding(devices, P("rows"))
+
+
+def fill_rows(array: np.ndarray, multiple: int) -> np.ndarray:
+  """Repeats the last row until `multiple` divides the number of rows."""
+  fill = np.repeat(array[-1:], -len(array) % multiple, axis=0)
+  return np.concatenate([array, fill])
 
 
 @jax.jit
@@ -179,7 +188,7 @@ def _by_pil(
   return out
 
 
-def _check_images(images: np.ndarray) -> None:
+def check_images(images: np.ndarray) -> None:
   """Raises ValueError for other than uint8 [B, H, W, 3]."""
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
     raise ValueError(

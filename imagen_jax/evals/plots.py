@@ -1,7 +1,7 @@
 """Plots of a sweep: the distance to real images against the use of captions."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -9,6 +9,7 @@ from etils import epath
 from imagen_jax import files
 
 Line = Mapping[str, Any]  # of evals.lines
+_Z_95 = 1.96  # standard errors, half of a normal interval of 95 %
 
 
 def curves(
@@ -16,8 +17,9 @@ def curves(
 ) -> tuple[str, str, dict[str, list[tuple[Any, float, float, float, float]]]]:
   """Computes what pareto draws.
 
-  The horizontal axis is the share of claims that hold or, without a judge, the
-  value of the first key of the sweep.
+  The horizontal axis is the CLIP score, as in the paper. Without it, it is the
+  share of claims that hold, and without a judge the value of the sweep's first
+  key.
 
   Args:
     lines: the points of a sweep, in order.
@@ -33,22 +35,44 @@ def curves(
   if metric is None:
     raise ValueError("the sweep has no distance to plot, expected fid or"
                      " frechet_pixels among its metrics")  # fmt: skip
-  first, judged = next(iter(lines[0]["point"])), "claims_that_hold" in lines[0]
+  first = next(iter(lines[0]["point"]))
+  across, place = _axis(lines[0])
   found: dict[str, list] = {}
   for number, line in enumerate(lines):
     (_, value), *others = line["point"].items()
     series = ", ".join(f"{key}={other}" for key, other in others)
-    x = value if isinstance(value, int | float) else number
-    low = high = x
-    if judged:
-      x = line["claims_that_hold"]["generated"]["all"]
-      low, high = line["claims_that_hold_95"]["generated"]["all"]
+    at = value if isinstance(value, int | float) else number
+    x, low, high = place(line) if place else (at, at, at)
     point = (value, x, line[metric]["distance"], low, high)
     found.setdefault(series, []).append(point)
   count = lines[0][metric]["num_images"][0]
-  across = "claims that hold (95 % interval)" if judged else first
   up = {"fid": "FID", "frechet_pixels": "Frechet distance of pixels"}[metric]
-  return across, f"{up}, {count} images", found
+  return across or first, f"{up}, {count} images", found
+
+
+def _axis(
+  line: Line,
+) -> tuple[str, Callable[[Line], tuple[float, float, float]] | None]:
+  """Returns the measured horizontal axis: its label, and how to read a line.
+
+  The function returns x and both ends of its interval of 95 %. It is None where
+  neither CLIP nor a judge measured how well images match captions.
+  """
+
+  def by_clip(line):
+    score, error = (line["clip"][k] for k in ("score", "standard_error"))
+    return score, score - _Z_95 * error, score + _Z_95 * error
+
+  def by_judge(line):
+    low, high = line["claims_that_hold_95"]["generated"]["all"]
+    return line["claims_that_hold"]["generated"]["all"], low, high
+
+  if "clip" in line:
+    model = line["clip"]["model"]
+    return f"CLIP score of {model} (95 % interval)", by_clip
+  if "claims_that_hold" in line:
+    return "claims that hold (95 % interval)", by_judge
+  return "", None
 
 
 def pareto(lines: Sequence[Line], path: epath.Path) -> None:

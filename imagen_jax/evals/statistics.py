@@ -1,8 +1,9 @@
-"""Moments of many images' features, kept in files so that kill -9 loses little.
+"""Features of many images, kept in files so that kill -9 loses little.
 
-Each of several processes computes the features of its own images. The moments
-are merged exactly, so neither the batch size nor the number of processes
-changes a distance by more than rounding errors.
+Moments are kept of them, or the features themselves. Each of several processes
+computes the features of its own images. The moments are merged exactly, so
+neither the batch size nor the number of processes changes a distance by more
+than rounding errors.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from imagen_jax import files
+from imagen_jax.evals.embeddings import Embeddings, join, join_hosts
 from imagen_jax.evals.features import Extractor
 from imagen_jax.evals.frechet import FeatureStats, merge, merge_hosts
 from imagen_jax.parallel.processes import from_first, shared_errors
@@ -29,6 +31,7 @@ CHUNK = 512  # images that are in memory at a time, and added to the moments
 KEEP_EVERY = 60.0  # seconds between two writes of the moments so far
 THREADS = 16  # that read images
 MOST_LEFT_OUT = 0.01  # the largest share of images that cannot be used
+Kept = FeatureStats | Embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +57,9 @@ def image_stats(
   *,
   batch_size: int,
   title: str,
-) -> FeatureStats | None:
-  """Returns the moments of images' features, from a file if they are known.
+  kind: type[Kept] = FeatureStats,
+) -> Kept | None:
+  """Returns what is kept of images' features, from a file if it is known.
 
   All processes call it. An interrupted call resumes from its files, which are
   at most a minute old.
@@ -63,12 +67,13 @@ def image_stats(
   Args:
     images: the images.
     extractor: computes the features.
-    folder: holds the files of moments. All processes see the same folder.
+    folder: holds the files. All processes see the same folder.
     batch_size: images whose features are computed at a time.
     title: the head of progress lines.
+    kind: what is kept of features, the same for all calls with an extractor.
 
   Returns:
-    The moments on the first process; None on all others.
+    The moments or embeddings on the first process; None on all others.
 
   Raises:
     ValueError: on all processes, if an image or the folder cannot be used.
@@ -80,14 +85,14 @@ def image_stats(
   whole = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
   first, known = jax.process_index() == 0, None
   if first:
-    known = _load(whole, name)
+    known = _load(whole, name, kind)
   if from_first(np.array(known is not None)):
     return known and known[0]
   here = f"{jax.process_index()}-of-{jax.process_count()}"
   part = whole.with_name(f"{whole.stem}.{here}.npz")
   with shared_errors():
-    own = _own_stats(images, extractor, part, name, batch_size, title)
-  found = merge_hosts(own)
+    own = _own_stats(images, extractor, part, name, batch_size, title, kind)
+  found = (merge_hosts if kind is FeatureStats else join_hosts)(own)
   with shared_errors():
     if first:
       _save(whole, name, found, images.count)
@@ -103,15 +108,16 @@ def _own_stats(
   name: str,
   batch_size: int,
   title: str,
-) -> FeatureStats:
-  """Computes the moments of this process's images, every n-th of all.
+  kind: type[Kept],
+) -> Kept:
+  """Computes what is kept of this process's images, every n-th of all.
 
   Raises:
     ValueError: an image cannot be used, or too many are left out.
   """
   processes = jax.process_count()
   own = range(jax.process_index(), images.count, processes)
-  kept = _load(part, name)
+  kept = _load(part, name, kind)
   stats, done = kept or (None, 0)
   progress = Progress(
     title, images.count, unit="image", quiet=jax.process_index() > 0
@@ -123,8 +129,9 @@ def _own_stats(
       # Chunks are the same whatever the batch size, and so are their sums.
       numbers = own[done : done + CHUNK]
       read = list(pool.map(images.read, numbers))
-      chunk = FeatureStats.of(*_features(read, extractor, batch_size))
-      stats = chunk if stats is None else merge([stats, chunk])
+      chunk = kind.of(*_features(read, extractor, batch_size))
+      add = merge if kind is FeatureStats else join
+      stats = chunk if stats is None else add([stats, chunk])
       done += len(numbers)
       progress.show(min(done * processes, images.count))
       if done - stats.count > MOST_LEFT_OUT * done:
@@ -137,7 +144,7 @@ def _own_stats(
         since = time.monotonic()
   if stats is None:  # fewer images than processes
     dim = extractor.compute(images.read(0)[None]).shape[1]
-    stats = FeatureStats(0, np.zeros(dim), np.zeros((dim, dim)))
+    stats = kind.of(np.zeros((0, dim)))
   return stats
 
 
@@ -163,29 +170,26 @@ def _features(
   return np.concatenate(found)[: len(read)], mask
 
 
-def _save(path: epath.Path, name: str, stats: FeatureStats, done: int) -> None:
-  """Writes moments, of the first `done` images, in float64."""
+def _save(path: epath.Path, name: str, stats: Kept, done: int) -> None:
+  """Writes what is kept of the first `done` images."""
   data = io.BytesIO()
-  np.savez(
-    data,
-    name=np.array(name),
-    done=done,
-    count=stats.count,
-    mean=stats.mean,
-    scatter=stats.scatter,
-  )
+  np.savez(data, name=np.array(name), done=done, **vars(stats))
   files.write(path, data.getvalue(), parents=True)
 
 
-def _load(path: epath.Path, name: str) -> tuple[FeatureStats, int] | None:
-  """Reads (moments, done); None if they are missing, damaged or of others."""
+def _load(
+  path: epath.Path, name: str, kind: type[Kept]
+) -> tuple[Kept, int] | None:
+  """Reads (kept, done); None if they are missing, damaged or of others."""
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
       if str(found["name"]) != name:
         return None
-      stats = FeatureStats(int(found["count"]), found["mean"], found["scatter"])
-      if stats.scatter.shape != (stats.dim, stats.dim):
-        return None
-      return stats, int(found["done"])
+      done = int(found["done"])
+      if kind is Embeddings:
+        kept = Embeddings(found["rows"])
+        return (kept, done) if kept.rows.shape[:1] == (done,) else None
+      kept = FeatureStats(int(found["count"]), found["mean"], found["scatter"])
+      return (kept, done) if kept.scatter.shape == (kept.dim,) * 2 else None
   except Exception:  # stores and damaged files raise many kinds
     return None

@@ -46,20 +46,24 @@ def tensors(path: epath.Path, stem: str = STEM) -> dict[str, Tensor]:
     ValueError: a file, which the sentence names, is missing, damaged or of
       another format.
   """
-  path = _found(path, stem)
+  path = find(path, stem)
   return _sharded(path) if path.suffix == ".json" else open_file(path)
 
 
 def metadata(path: epath.Path, stem: str = STEM) -> dict[str, str]:
   """Reads the metadata of the file, or first shard, that tensors would open."""
-  path = _found(path, stem)
+  path = find(path, stem)
   if path.suffix == ".json":
     path = path.parent / min(weight_map(path).values())
   return read_metadata(path)
 
 
-def _found(path: epath.Path, stem: str) -> epath.Path:
-  """Returns the safetensors file or the index of shards at a path."""
+def find(path: epath.Path, stem: str = STEM) -> epath.Path:
+  """Returns the safetensors file or the index of shards at a path.
+
+  Raises:
+    ValueError: there is none.
+  """
   if str(path).startswith("gs://"):
     raise ValueError(
       f"weights {path} cannot be read in parts, expected a copy of them on a "

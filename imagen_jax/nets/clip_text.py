@@ -1,9 +1,10 @@
 """The text tower of CLIP (Radford et al. 2021, arXiv 2103.00020).
 
-App. D.1 reads its penultimate layer. So the last layer, the final norm and the
-projection to the space of images are left out. Not in the paper: whether a norm
-follows the penultimate layer. None does here; the U-Nets' own LayerNorm follows
-every text encoder (Sec. 2.5).
+App. D.1 reads its penultimate layer. So ClipTextEncoder leaves out the last
+layer, the final norm and the projection to the space of images. Not in the
+paper: whether a norm follows the penultimate layer. None does here; the U-Nets'
+own LayerNorm follows every text encoder (Sec. 2.5). CLIP scores need the entire
+tower, which is ClipTextFeatures.
 """
 
 import flax.linen as nn
@@ -52,12 +53,16 @@ class ClipTextEncoder(nn.Module):
   @at_own_precision
   def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the penultimate layer's tokens, float32 [B, L, emb_dim]."""
+    return self._run(ids, mask, self.num_encoder_layers - 1)
+
+  def _run(self, ids: jax.Array, mask: jax.Array, count: int) -> jax.Array:
+    """Returns the tokens after the first `count` layers."""
     table = lambda rows, name: Table(rows, self.emb_dim, name=name)
     x = pin_batch(table(self.vocab_size, "token_embedder")(ids))
     x += table(self.max_length, "position_embedder")(jnp.arange(ids.shape[1]))
     layers = [
       ClipLayer(self.num_heads, self.mlp_dim, self.dtype, name=f"layers_{i}")
-      for i in range(self.num_encoder_layers - 1)
+      for i in range(count)
     ]
     step = lambda unit, x, _: (pin_batch(unit[0](x, mask)), None)
     x, _ = run_blocks(
@@ -66,22 +71,46 @@ class ClipTextEncoder(nn.Module):
     return x
 
 
+class ClipTextFeatures(ClipTextEncoder):
+  """Maps texts to the space that CLIP's images share."""
+
+  features: int = 768  # dimensions of the space
+
+  @nn.compact
+  @at_own_precision
+  def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns one vector for each text, float32 [B, features].
+
+    It is the last real token's, which ends the text and attends to all of it.
+    """
+    x = self._run(ids, mask, self.num_encoder_layers)
+    last = jnp.sum(mask, axis=1) - 1
+    x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+    return projection(self.features)(norm(1e-5, "final_norm")(x))
+
+
 class ClipLayer(nn.Module):
   """Computes x += attention(norm(x)), x += mlp(norm(x)), the sums in float32.
 
-  Fields are as in ClipTextEncoder.
+  Attributes:
+    num_heads: as in ClipTextEncoder.
+    mlp_dim: as in ClipTextEncoder.
+    dtype: as in ClipTextEncoder.
+    causal: whether a token attends only to itself and to earlier ones.
   """
 
   num_heads: int
   mlp_dim: int
   dtype: jnp.dtype
+  causal: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
     """Maps x [B, L, D] under mask [B, L] to [B, L, D]."""
     h = norm(1e-5, "attention_norm")(x)
-    attention = SelfAttention(self.num_heads, self.dtype, causal=True,
-                              name="attention")  # fmt: skip
+    attention = SelfAttention(
+      self.num_heads, self.dtype, causal=self.causal, name="attention"
+    )
     x += attention(h, mask)
     h = dense(self.mlp_dim, self.dtype, "wi")(norm(1e-5, "mlp_norm")(x))
     return x + dense(x.shape[-1], self.dtype, "wo")(quick_gelu(h))
@@ -90,3 +119,10 @@ class ClipLayer(nn.Module):
 def quick_gelu(x: jax.Array) -> jax.Array:
   """Computes x sigmoid(1.702 x), CLIP's approximation of GELU."""
   return x * nn.sigmoid(1.702 * x)
+
+
+def projection(features: int) -> nn.Dense:
+  """Returns the linear map, in float32, to the space of texts and images."""
+  return nn.Dense(
+    features, use_bias=False, dtype=jnp.float32, name="projection"
+  )

@@ -134,6 +134,12 @@ class Tokenizer:
       for row, real in zip(ids, mask, strict=True)
     ]
 
+  def count_cut(self, prompts: Sequence[str]) -> int:
+    """Counts the prompts that lose their end."""
+    room = self.length - len(self._pieces.special.empty)
+    normalised = (p.lower().strip() if self.lowercase else p for p in prompts)
+    return sum(len(self._pieces.encode(p)) > room for p in normalised)
+
   def _report_cut(self, prompt: str, pieces: list[int], room: int) -> None:
     """Warns that a prompt is cut."""
     if self._is_new(_CUT, prompt):

@@ -32,6 +32,19 @@ def test_curves_are_of_the_first_key():
   }
 
 
+def test_the_axis_is_the_clip_score_where_it_is_measured():
+  """Beside a judge, too, as in the paper's figures."""
+  of_clip = lambda score: {
+    "clip": {"model": "ViT-L/14", "score": score, "standard_error": 0.01}
+  }
+  lines = [line({"w": w}, 9 - w, 0.5) | of_clip(w / 10) for w in (1, 2)]
+  across, _, found = plots.curves(lines)
+  assert across == "CLIP score of ViT-L/14 (95 % interval)"
+  for point, w in zip(found[""], (1, 2), strict=True):
+    expected = (w, w / 10, 9 - w, w / 10 - 0.0196, w / 10 + 0.0196)
+    assert point == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("values", [(0.1, 0.3), ("none", "static")])
 def test_without_a_judge_the_axis_is_the_key(values):
   lines = [line({"key": v}, 3, metric="frechet_pixels") for v in values]

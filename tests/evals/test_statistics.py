@@ -6,6 +6,7 @@ import pytest
 from etils import epath
 
 from imagen_jax.evals import statistics
+from imagen_jax.evals.embeddings import Embeddings
 from imagen_jax.evals.features import Extractor
 from imagen_jax.evals.frechet import FeatureStats
 from imagen_jax.evals.statistics import ImageSet, image_stats
@@ -31,12 +32,14 @@ def stats(tmp_path, monkeypatch):
   monkeypatch.setattr(statistics, "CHUNK", 6)
   monkeypatch.setattr(statistics, "KEEP_EVERY", -1.0)
 
-  def stats(read=None, name=0, folder="a", extractor=SMALL, batch_size=4):
+  def stats(
+    read=None, name=0, folder="a", extractor=SMALL, batch_size=4, **more
+  ):
     read = images().__getitem__ if read is None else read
     made = ImageSet({"of": name}, COUNT, read)
     path = epath.Path(tmp_path / folder)
     return image_stats(
-      made, extractor, path, batch_size=batch_size, title="images"
+      made, extractor, path, batch_size=batch_size, title="images", **more
     )
 
   return stats
@@ -108,6 +111,27 @@ def test_a_damaged_file_is_made_again(stats, tmp_path, damage):
   path.write_bytes(data[:-50] if damage is None else damage)
   check_equal(first, stats())
   assert path.read_bytes()[:-50] == data[:-50]
+
+
+def test_embeddings_are_kept_in_order_and_resumed(stats, monkeypatch):
+  monkeypatch.setattr(statistics, "MOST_LEFT_OUT", 0.2)
+  left_out = lambda i: None if i in (0, 9) else images()[i]
+
+  def until(i):
+    if i > 13:
+      raise KeyboardInterrupt
+    return left_out(i)
+
+  with pytest.raises(KeyboardInterrupt):
+    stats(until, kind=Embeddings)
+  read = []
+  found = stats(lambda i: read.append(i) or left_out(i), kind=Embeddings)
+  assert sorted(read) == list(range(12, COUNT))
+  expected = features(images()).astype(np.float32)
+  expected[[0, 9]] = np.nan
+  np.testing.assert_array_equal(found.rows, expected)
+  again = stats(lambda i: 1 / 0, kind=Embeddings)
+  np.testing.assert_array_equal(again.rows, expected)
 
 
 def test_images_that_cannot_be_used_are_left_out(stats, monkeypatch):

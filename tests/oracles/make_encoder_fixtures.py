@@ -1,4 +1,4 @@
-"""Makes bert.safetensors and clip_text.safetensors with transformers.
+"""Makes bert, clip_text and clip_towers.safetensors with transformers.
 
   python tests/oracles/make_encoder_fixtures.py
 
@@ -32,7 +32,7 @@ def make_state(model, seed: int) -> dict[str, np.ndarray]:
   for name, value in sorted(model.state_dict().items()):
     draw = rng.randn(*value.shape) * (0.3 if value.ndim == 1 else 0.25)
     is_scale = "norm" in name.lower() and name.endswith("weight")
-    state[name] = (draw + is_scale).astype(np.float32)
+    state[name] = np.asarray(draw + is_scale, np.float32)
   return state
 
 
@@ -61,6 +61,58 @@ def make_fixture(model, layer: int) -> tuple[dict[str, np.ndarray], str]:
   return named | inputs | {"output": states[layer].numpy()}, config
 
 
+def make_towers() -> tuple[dict[str, np.ndarray], str]:
+  """The fixture of a full CLIP: both towers' projected features.
+
+  Images are 3 pixels wider than their patches, and the photo is not square, so
+  that what is cut off shows.
+  """
+  import torch
+  import transformers as tf
+
+  end = SIZES["vocab_size"] - 1
+  text = SIZES | dict(
+    max_position_embeddings=LENGTH,
+    bos_token_id=1, eos_token_id=end, pad_token_id=end,
+  )  # fmt: skip
+  image = dict(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+    intermediate_size=56, image_size=23, patch_size=5,
+  )  # fmt: skip
+  # The towers' own projection_dim is of no effect.
+  model = tf.CLIPModel(
+    tf.CLIPConfig(text_config=text, vision_config=image, projection_dim=16)
+  )
+  state, inputs = make_state(model, seed=2), make_inputs(seed=3)
+  last = inputs["mask"].sum(1) - 1
+  inputs["ids"] %= end
+  inputs["ids"][~inputs["mask"]] = end  # CLIP pads with the id of the end
+  inputs["ids"][np.arange(len(last)), last] = end
+  pixels = np.random.RandomState(4).randn(3, 23, 23, 3).astype(np.float32)
+  model.load_state_dict({n: torch.tensor(x) for n, x in state.items()})
+  with torch.no_grad():
+    # The model's own outputs are divided by their lengths.
+    texts = model.eval().text_model(
+      input_ids=torch.tensor(inputs["ids"]).long(),
+      attention_mask=torch.tensor(inputs["mask"]).long(),
+    )
+    images = model.vision_model(torch.tensor(pixels.transpose(0, 3, 1, 2)))
+    outputs = {
+      "texts": model.text_projection(texts.pooler_output),
+      "images": model.visual_projection(images.pooler_output),
+    }
+  named = {"state/" + name: value for name, value in state.items()}
+  photo = np.random.RandomState(5).randint(0, 256, (64, 47, 3)).astype(np.uint8)
+  # Version 5 has two kinds, of which the older one resizes with Pillow.
+  kind = getattr(tf, "CLIPImageProcessorPil", tf.CLIPImageProcessor)
+  prepare = kind(size={"shortest_edge": 23}, crop_size=23)
+  prepared = prepare(photo, return_tensors="np")["pixel_values"][0]
+  named |= inputs | {"pixels": pixels, "photo": photo}
+  named["prepared"] = np.ascontiguousarray(prepared.transpose(1, 2, 0))
+  named |= {name: value.numpy() for name, value in outputs.items()}
+  return named, json.dumps(model.config.to_dict())
+
+
 def make_fixtures() -> dict[str, tuple[dict[str, np.ndarray], str]]:
   """The fixtures by their files' names."""
   import transformers as tf
@@ -73,6 +125,7 @@ def make_fixtures() -> dict[str, tuple[dict[str, np.ndarray], str]]:
   return {
     "bert": make_fixture(tf.BertModel(bert), -1),
     "clip_text": make_fixture(tf.CLIPTextModel(clip), -2),
+    "clip_towers": make_towers(),
   }
 
 

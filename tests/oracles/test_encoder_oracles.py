@@ -15,9 +15,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 from ml_collections import ConfigDict
 
 from imagen_jax import build
+from imagen_jax.evals.clip_features import preprocess
 from imagen_jax.interop import bert, clip, published, t5
 from imagen_jax.nets.clip_text import ClipTextEncoder
 from imagen_jax.text.pieces import WordPieces
@@ -80,6 +82,64 @@ def test_real_weights_of_berts_layout():
   params = published.load_text(text)
   ours = jax.jit(text.embedder)(params, ids, mask).tokens
   np.testing.assert_allclose(ours[mask], states[mask], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  ("width", "patch", "size", "space", "name"),
+  [
+    (768, 32, 224, 512, "ViT-B/32"),
+    (1024, 14, 336, 768, "ViT-L/14@336px"),
+  ],
+)
+def test_clips_towers_as_transformers_saves_them(
+  tmp_path, width, patch, size, space, name
+):
+  """Of real widths and 2 layers; config.json leaves out what is default."""
+  import torch
+  import transformers
+
+  image = dict(
+    hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2,
+    num_attention_heads=width // 64, patch_size=patch, image_size=size,
+  )  # fmt: skip
+  torch.manual_seed(0)
+  model = transformers.CLIPModel(
+    transformers.CLIPConfig(
+      text_config={"num_hidden_layers": 2},
+      vision_config=image,
+      projection_dim=space,
+    )
+  ).eval()
+  model.save_pretrained(tmp_path)
+  rng = np.random.default_rng(0)
+  photos = rng.integers(0, 256, (2, 90, 70, 3)).astype(np.uint8)
+  kind = getattr(
+    transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor
+  )
+  prepare = kind(size={"shortest_edge": size}, crop_size=size)
+  pixels = prepare([*photos], return_tensors="pt")["pixel_values"]
+  ids = np.full((2, 77), 49407, np.int32)
+  ids[:, 0], ids[0, 1:5], ids[1, 1:76] = (
+    49406,
+    320,
+    rng.integers(49406, size=75),
+  )
+  mask = np.arange(77) < np.array([[6], [77]])
+  with torch.no_grad():
+    found = model(input_ids=torch.tensor(ids).long(), pixel_values=pixels)
+  where = epath.Path(tmp_path)
+  nets = clip.towers(where)
+  assert nets.name == name
+  params = clip.load_towers(where, nets.shapes)
+  images = nets.image.apply(
+    {"params": params["image"]}, preprocess(photos, size)
+  )
+  texts = nets.text.apply({"params": params["text"]}, ids, mask)
+  unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+  for ours, theirs in (
+    (images, found.image_embeds), (texts, found.text_embeds),
+  ):  # fmt: skip
+    np.testing.assert_allclose(unit(ours), theirs.numpy(), rtol=0, atol=2e-5)
 
 
 def test_clips_real_vocabulary(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -15,9 +16,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 from imagen_jax import build, sample
+from imagen_jax.cascade import filled
 from imagen_jax.cli import program
+from imagen_jax.imagen import Imagen
 from imagen_jax.interop import weights
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -278,3 +282,50 @@ def evaluate():
     return out.getvalue(), err.getvalue(), code
 
   return call
+
+
+@pytest.fixture
+def requests(monkeypatch):
+  """Makes nets give noise without being compiled; collects the requests."""
+  found = []
+
+  def noise(imagen, batches, keep_text):
+    del keep_text
+    request = batches.request
+    found.append(request)
+    parts = [imagen.names[i] for i in request.stages]
+    parts += ["text"] if imagen.reads_text else []
+    identities = {part: imagen._parts.identity(part) for part in parts}
+    settings = imagen._made_with(request, identities)
+    size = imagen.cascade.stages[request.stages[-1]].size
+    for batch in itertools.chain(*batches.rounds()):
+      rows = filled(batch, batches.size)
+      draw = lambda row: np.random.default_rng(row.index).uniform(
+        -1, 1, (size, size, 3)
+      )
+      made = np.stack([draw(rows[i]) for i in batches.held])
+      yield batch, {parts[-1]: made}, settings
+
+  monkeypatch.setattr(Imagen, "_batches", noise)
+  return found
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+  """A prepared dataset without scenes: 12 images that are not square."""
+  write_dataset = runpy.run_path(ROOT / "tests/data/datasets.py")[
+    "write_dataset"
+  ]
+  rng = np.random.default_rng(0)
+
+  def image():
+    file, size = io.BytesIO(), (20, 24, 3)
+    Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)).save(
+      file, "png"
+    )
+    return file.getvalue()
+
+  records = [
+    {"image": image(), "caption": f"photo {i}".encode()} for i in range(12)
+  ]
+  return write_dataset(tmp_path_factory.mktemp("photos"), records)

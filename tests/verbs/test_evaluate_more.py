@@ -1,10 +1,6 @@
 """The verb evaluate on any dataset, and its sweeps and suites."""
 
-import io
-import itertools
 import json
-import pathlib
-import runpy
 import subprocess
 import sys
 import time
@@ -13,20 +9,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from imagen_jax import files, jobs
-from imagen_jax.cascade import filled
 from imagen_jax.data.images import to_float
 from imagen_jax.data.source import load_source
 from imagen_jax.evals import features, lines
 from imagen_jax.evals.drawn import real_image
-from imagen_jax.imagen import Imagen
 from imagen_jax.interop import inception
 from imagen_jax.interop.weights import save_weights
-
-DATASETS = pathlib.Path(__file__).parents[1] / "data" / "datasets.py"
-write_dataset = runpy.run_path(str(DATASETS))["write_dataset"]
 
 
 class Tiny(nn.Module):
@@ -63,50 +53,6 @@ def test_inception_runs_on_all_devices(tiny_inception):
       ]
     )
     np.testing.assert_allclose(found, one, atol=1e-5)
-
-
-@pytest.fixture
-def requests(monkeypatch):
-  """Makes nets give noise without being compiled; collects the requests."""
-  found = []
-
-  def noise(imagen, batches, keep_text):
-    del keep_text
-    request = batches.request
-    found.append(request)
-    parts = [imagen.names[i] for i in request.stages]
-    parts += ["text"] if imagen.reads_text else []
-    identities = {part: imagen._parts.identity(part) for part in parts}
-    settings = imagen._made_with(request, identities)
-    size = imagen.cascade.stages[request.stages[-1]].size
-    for batch in itertools.chain(*batches.rounds()):
-      rows = filled(batch, batches.size)
-      draw = lambda row: np.random.default_rng(row.index).uniform(
-        -1, 1, (size, size, 3)
-      )
-      made = np.stack([draw(rows[i]) for i in batches.held])
-      yield batch, {parts[-1]: made}, settings
-
-  monkeypatch.setattr(Imagen, "_batches", noise)
-  return found
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-  """A prepared dataset without scenes: 12 images that are not square."""
-  rng = np.random.default_rng(0)
-
-  def image():
-    file, size = io.BytesIO(), (20, 24, 3)
-    Image.fromarray(rng.integers(0, 256, size).astype(np.uint8)).save(
-      file, "png"
-    )
-    return file.getvalue()
-
-  records = [
-    {"image": image(), "caption": f"photo {i}".encode()} for i in range(12)
-  ]
-  return write_dataset(tmp_path_factory.mktemp("photos"), records)
 
 
 def evaluated(call, *args, outdir):

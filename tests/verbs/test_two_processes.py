@@ -6,6 +6,7 @@ With a net like the real ones; faults/test_job_faults.py has a quick one.
 import json
 import os
 import pathlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from imagen_jax.interop.weights import save_weights
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
+write_clip = runpy.run_path(str(ROOT / "tests/evals/clip_folder.py"))[
+  "write_clip"
+]
 ENV = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
 STEPS = 4
 # Along fsdp, so that each of two devices has a half of the weights alone.
@@ -207,7 +211,8 @@ def test_two_evaluate(here, config, start_two, tmp_path):
   args += ["--config.text.length=40", "--dataset=captioned_shapes/tiny"]
   args += [f"--data_dir={here}/data", "--batch_size=2"]
   ended(start_alone([*args, f"--outdir={tmp_path}/one"]))
-  args += [f"--inception={inception}"]
+  folder = write_clip(tmp_path / "clip")
+  args += [f"--inception={inception}", f"--clip={folder}"]
   _, (silent, _) = ended(start_two([*args, f"--outdir={tmp_path}/two"]))
   check_silent(silent)
   folders = [tmp_path / name / "images" for name in ("one", "two")]
@@ -229,6 +234,8 @@ def test_two_evaluate(here, config, start_two, tmp_path):
     distances = two[metric]["distance"], again[metric]["distance"]
     np.testing.assert_allclose(*distances, rtol=1e-6)
     assert distances[0] > 0
+  for metric in ("clip", "cmmd"):
+    assert two[metric] == pytest.approx(again[metric], rel=1e-6), metric
   assert not list(tmp_path.glob("two/statistics/*-of-2*"))
 
 
