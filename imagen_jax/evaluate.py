@@ -33,7 +33,7 @@ from imagen_jax.evals.intervals import wilson
 from imagen_jax.evals.text_use import caption_losses
 from imagen_jax.imagen import Imagen
 from imagen_jax.interop import published, weights
-from imagen_jax.parallel import compile_cache
+from imagen_jax.parallel import compile_cache, compiler
 from imagen_jax.parallel.mesh import to_host
 from imagen_jax.parallel.processes import shared_errors
 from imagen_jax.progress import Progress, print_line
@@ -183,7 +183,7 @@ def text_use(
       global_batch=64,
       seed=seed,
     )
-    loss = jax.jit(caption_losses, static_argnums=0)
+    loss = compiler.jit(caption_losses, static_argnums=0)
     own, other = [], []
     for i in range(LOSS_BATCHES):
       batch = next(batches)

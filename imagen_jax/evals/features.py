@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.nets.inception import InceptionV3
+from imagen_jax.parallel import compiler
 
 INCEPTION_SIZE = 299  # pixels
 PIXEL_SIZE = 16  # pixels, of pixel_features
@@ -105,7 +106,7 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
   return small.reshape(len(images), -1) / 127.5 - 1
 
 
-@jax.jit
+@compiler.jit
 def _inception(params: Any, resized: jax.Array) -> dict[str, jax.Array]:
   """Applies the net to images [B, 299, 299, 3] in 0..255."""
   return InceptionV3().apply({"params": params}, (resized - 128) / 128)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.parallel import compiler
 from imagen_jax.parallel.mesh import (
   host_rows,
   local_rows,
@@ -96,7 +97,7 @@ class Unconditional:
     """Returns None, for Conditioning.text."""
 
 
-@functools.partial(jax.jit, static_argnames=("embedder", "rows"))
+@functools.partial(compiler.jit, static_argnames=("embedder", "rows"))
 def _embed(
   embedder: Embedder,
   params: Any,

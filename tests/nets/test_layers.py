@@ -122,9 +122,9 @@ def test_norms_have_float32_statistics(norm):
   out, _ = norm.init_with_output(jax.random.key(0), x)
   assert out.dtype == jnp.float32
   exact = np.asarray(x, np.float64)
-  if isinstance(norm, nn.GroupNorm):
+  if isinstance(norm, layers.GroupNorm):
     exact = exact.reshape(2, 4, 4, 2, 4)
-  axes = (1, 2, 4) if isinstance(norm, nn.GroupNorm) else (3,)
+  axes = (1, 2, 4) if isinstance(norm, layers.GroupNorm) else (3,)
   mean, var = exact.mean(axes, keepdims=True), exact.var(axes, keepdims=True)
   expected = ((exact - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
   np.testing.assert_allclose(out, expected, atol=2e-3)
@@ -145,6 +145,56 @@ def test_norms_of_values_far_from_zero(norm, groups):
   mean, var = exact.mean(axes, keepdims=True), exact.var(axes, keepdims=True)
   expected = ((exact - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
   np.testing.assert_allclose(out, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 8), (3, 5, 8), (8, 2, 2, 8)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_group_norm_and_its_gradient_are_flaxs(shape, dtype):
+  """The written-out gradient against a derived one, with modulation."""
+  x = jnp.asarray(3 + normal(*shape), dtype)
+  modulation = jnp.asarray(normal(2, shape[0], 8, seed=1))
+  params = {
+    "scale": jnp.asarray(normal(8, seed=2)),
+    "bias": jnp.asarray(normal(8, seed=3)),
+  }
+  weight = normal(*shape, seed=4)
+  theirs = nn.GroupNorm(
+    4, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False
+  )
+
+  def expected(params, x, modulation):
+    scale, shift = (
+      m.reshape(shape[0], *(1,) * (x.ndim - 2), 8) for m in modulation
+    )
+    y = theirs.apply({"params": params}, x) * (1 + scale) + shift
+    return (y * weight).sum(), y
+
+  def found(params, x, modulation):
+    y = layers.group_norm(4).apply({"params": params}, x, tuple(modulation))
+    return (y * weight).sum(), y
+
+  differ = lambda fn: jax.grad(fn, (0, 1, 2), has_aux=True)
+  pairs = zip(
+    *(
+      jax.tree.leaves(differ(fn)(params, x, modulation))
+      for fn in (found, expected)
+    ),
+    strict=True,
+  )
+  for ours, flaxs in pairs:
+    assert ours.dtype == flaxs.dtype
+    tolerance = 1e-5 if ours.dtype == jnp.float32 else 1e-2
+    np.testing.assert_allclose(
+      np.float32(ours), np.float32(flaxs), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_group_norm_of_groups_that_do_not_divide():
+  with pytest.raises(
+    ValueError,
+    match="^norm_groups is 3, expected a divisor of 8, the channels of a layer",
+  ):
+    layers.group_norm(3).init(jax.random.key(0), jnp.ones((1, 2, 8)))
 
 
 @pytest.mark.parametrize(
