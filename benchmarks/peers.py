@@ -5,8 +5,8 @@
 
 Peers are imagen-pytorch, diffusers, transformers and torch's DataLoader. They
 have an environment of their own, which the script makes in a cache folder.
-Every measurement is a process: ours and the peer's in turn, so that other load
-slows both, with equal numbers of threads. The medians of the rounds are
+Every measurement is a process. The two sides take turns, so that other load
+slows both, and have equal numbers of threads. The medians of the rounds are
 printed, and the ratio of the times. Parameters and operations of both are
 counted and printed. Nets are compared in float32, on a GPU in bfloat16.
 """
@@ -122,7 +122,7 @@ def side(
 def compare(row: str, python: str, args: argparse.Namespace) -> dict[str, Any]:
   """Measures both sides of a row in turn; returns their medians."""
   sides = {
-    "ours": (sys.executable, "peers_ours.py"),
+    "jax": (sys.executable, "peers_jax.py"),
     "peer": (python, "peers_torch.py"),
   }
   found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
@@ -138,7 +138,7 @@ def compare(row: str, python: str, args: argparse.Namespace) -> dict[str, Any]:
     }
     for name, one in found.items()
   }
-  pairs = zip(found["ours"], found["peer"], strict=True)
+  pairs = zip(found["jax"], found["peer"], strict=True)
   ratio = statistics.median(p["seconds"] / o["seconds"] for o, p in pairs)
   return {"row": row, "with": ROWS[row], "faster": ratio, **medians}
 
@@ -156,10 +156,10 @@ def line(found: dict[str, Any]) -> str:
     cells.append(
       " / ".join(
         form.format(found[name][key] / unit) if key in found[name] else "-"
-        for name in ("ours", "peer")
+        for name in ("jax", "peer")
       )
     )
-  rates = (found[n]["items"] / found[n]["seconds"] for n in ("ours", "peer"))
+  rates = (found[n]["items"] / found[n]["seconds"] for n in ("jax", "peer"))
   cells.append(" / ".join(f"{rate:.4g}" for rate in rates))
   cells.append(f"{found['faster']:.2f}")
   return f"| {' | '.join(cells)} |"
@@ -186,8 +186,8 @@ def main() -> None:
     )
   python = environment(args.env)
   print(
-    "Ours / the peer's: | work | 10^6 parameters | GFLOP | ms | first call, s"
-    " | peak, GB | items/s | times as fast |"
+    "imagen_jax / the peer: | work | 10^6 parameters | GFLOP | ms"
+    " | first call, s | peak, GB | items/s | times as fast |"
   )
   results = []
   for row in rows:

@@ -1,4 +1,4 @@
-"""Measures our side of a row of peers.py, in a process of its own."""
+"""Measures imagen_jax's side of a row of peers.py, in a process of its own."""
 
 import io
 import json
