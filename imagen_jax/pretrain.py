@@ -18,7 +18,7 @@ from imagen_jax.cli import command_line, program
 from imagen_jax.interop import t5
 from imagen_jax.interop.weights import save_weights
 from imagen_jax.nets.t5 import T5Encoder
-from imagen_jax.parallel import compile_cache
+from imagen_jax.parallel import compile_cache, compiler
 from imagen_jax.progress import Progress
 from imagen_jax.text.describe import Describer, describe_loss, pair
 from imagen_jax.training.optimizers import Adam
@@ -105,7 +105,7 @@ def main(args: flags.FlagValues) -> None:
   params = jax.jit(lambda: model.init(key, some, some == 0, some)["params"])()
   opt_state = optimizer.init(params)
 
-  @jax.jit
+  @compiler.jit
   def train_step(params, opt_state, batch):
     loss = lambda params: describe_loss(model, params, *batch)
     (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -30,6 +30,7 @@ from imagen_jax.diffusion.sampling import Sampling, SamplingArgs, guided, time
 from imagen_jax.diffusion.schedules import STEPS, CosineSchedule, Schedule
 from imagen_jax.diffusion.variational import variational_bound
 from imagen_jax.diffusion.weighting import Uniform, Weighting, independent_times
+from imagen_jax.parallel import compiler
 from imagen_jax.types import Conditioning, TextEmbedding
 
 CHANNELS = 3
@@ -429,7 +430,7 @@ class Stage:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("stage", "rows"), donate_argnames="carry"
+  compiler.jit, static_argnames=("stage", "rows"), donate_argnames="carry"
 )
 def run_stage(
   stage: Stage,

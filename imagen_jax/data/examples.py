@@ -292,6 +292,4 @@ def _square(
     raise ValueError(
       f"image is {len(image)} pixels narrow, expected at least {_LEAST_SIDE}"
     )
-  if len(image) == size:
-    return image
-  return images.to_uint8(images.resize(images.to_float(image), size))
+  return images.resize_bytes(image, size)

@@ -17,6 +17,7 @@ from imagen_jax.evals.features import (
 )
 from imagen_jax.nets.clip_image import ClipImageFeatures
 from imagen_jax.nets.clip_text import ClipTextFeatures
+from imagen_jax.parallel import compiler
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import Tokenizer
 
@@ -99,7 +100,7 @@ class ClipFeatures:
     return jax.device_put(self.load(), replicated)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compiler.jit, static_argnums=0)
 def _apply_net(net: Any, params: Any, *arrays: jax.Array) -> jax.Array:
   return net.apply({"params": params}, *arrays)
 

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from imagen_jax.nets.inception import InceptionV3
+from imagen_jax.parallel import compiler
 
 INCEPTION_SIZE = 299  # pixels
 PIXEL_SIZE = 16  # pixels, of pixel_features
@@ -157,7 +158,7 @@ def fill_rows(array: np.ndarray, multiple: int) -> np.ndarray:
   return np.concatenate([array, fill])
 
 
-@jax.jit
+@compiler.jit
 def _inception(params: Any, resized: jax.Array) -> dict[str, jax.Array]:
   """Applies the net to images [B, 299, 299, 3] in 0..255."""
   return InceptionV3().apply({"params": params}, (resized - 128) / 128)

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from imagen_jax.nets.bert import BertEncoder
 from imagen_jax.nets.clip_text import ClipTextEncoder
 from imagen_jax.nets.t5 import T5Encoder
+from imagen_jax.parallel import compiler
 from imagen_jax.parallel.mesh import (
   host_rows,
   local_rows,
@@ -144,7 +145,7 @@ class Stored:
     return text.replace(null=null)
 
 
-@functools.partial(jax.jit, static_argnames=("embedder", "rows"))
+@functools.partial(compiler.jit, static_argnames=("embedder", "rows"))
 def encode(
   embedder: Embedder,
   params: Any,

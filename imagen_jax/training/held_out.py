@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from imagen_jax.data.source import NoSplit
-from imagen_jax.parallel import mesh
+from imagen_jax.parallel import compiler, mesh
 from imagen_jax.training.job import Job
 from imagen_jax.training.metrics_window import mean_losses
 from imagen_jax.training.step import batch_loss, by_logsnr, encode_text
@@ -37,7 +37,8 @@ class HeldOut:
   def compile(self, params: Any) -> "HeldOut":
     """Returns the same with a compiled program, for weights like params."""
     text_params, batch = self.job.text_params, self._batch(0)
-    sums = self.sums.lower(params, text_params, batch, np.int32(0)).compile()
+    lowered = self.sums.lower(params, text_params, batch, np.int32(0))
+    sums = lowered.compile(compiler_options=compiler.options())
     return dataclasses.replace(self, sums=sums)
 
   def losses(self, params: Any) -> dict[str, float]:

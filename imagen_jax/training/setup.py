@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from imagen_jax.parallel import mesh
+from imagen_jax.parallel import compiler, mesh
 from imagen_jax.parallel.mesh import MeshShape
 from imagen_jax.parallel.sharding import Placement, placed
 from imagen_jax.stage import CHANNELS, Sampling, Stage
@@ -128,7 +128,8 @@ class Setup:
   ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Any]]:
     """Compiles the step, which donates the state it is given."""
     step = jax.jit(self.step, donate_argnums=0, out_shardings=self.outputs)
-    return step.lower(state, text_params, batch).compile()
+    lowered = step.lower(state, text_params, batch)
+    return lowered.compile(compiler_options=compiler.options())
 
 
 def set_up(run: Run, devices: Mesh) -> Setup:

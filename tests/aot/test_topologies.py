@@ -224,3 +224,25 @@ def test_programs_compile_for_tpus():
   assert limits == {
     kind: f"{topologies.CHIPS[kind].hbm_gib:.2f}" for kind in topologies.CHIPS
   }
+
+
+THRESHOLD = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from imagen_jax.aot.collectives import collectives
+from imagen_jax.diffusion.guidance import dynamic_threshold
+
+devices = np.asarray(tpu_slice("v5e-4").devices)
+rows = NamedSharding(Mesh(devices, ("data",)), PartitionSpec("data"))
+x = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32, sharding=rows)
+hlo = jax.jit(dynamic_threshold).lower(x).compile().as_text()
+print(json.dumps(["sort" in hlo, "while" in hlo, list(collectives(hlo))]))
+"""
+
+
+@pytest.mark.slow
+def test_dynamic_threshold_on_tpus_neither_sorts_nor_communicates():
+  pytest.importorskip("libtpu")
+  assert run(THRESHOLD) == [False, True, []]

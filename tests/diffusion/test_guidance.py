@@ -98,6 +98,43 @@ def test_dynamic_against_numpy_per_example_for_batch_three():
   assert np.max(np.abs(thresholded)) <= 1
 
 
+INF, NAN = np.inf, np.nan
+TINY = np.float32(1e-45)  # the least float32 above zero
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    [0.0] * 8,
+    [-0.0, 0.0, 1e-38, -1e-38],
+    [TINY, -2 * TINY, 3 * TINY, 0.0, 5 * TINY],
+    [-2.0, 2.0, 2.0, -2.0, 1.0, 1.0, 7.0],
+    [3.0],
+    [1.0, -INF, 2.0, INF, 0.5],
+    [1.0, NAN, 2.0],
+    [-NAN, INF, 2.0],
+    [3.4e38, -3.4e38, 1.0],
+    np.random.default_rng(0).normal(size=3 * 7 * 5).tolist(),
+    np.random.default_rng(1).integers(-4, 4, 200).tolist(),
+  ],
+  ids=str,
+)
+def test_percentile_is_jaxs(values):
+  """It equals a sort's, also on ties, infinities, NaN and denormals."""
+  x = jnp.array([values, values[::-1]], jnp.float32)
+  find = jax.jit(guidance.percentile_of_abs)
+  for p in (0.0, 0.5, 1.5, 25.0, 50.0, 66.7, 90.0, 99.5, 99.99, 100.0):
+    want = jnp.percentile(jnp.abs(x), p, axis=1, keepdims=True)
+    np.testing.assert_allclose(find(x, p), want, rtol=2e-7, atol=0, err_msg=p)
+
+
+def test_dynamic_threshold_does_not_sort():
+  x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+  text = jax.jit(guidance.dynamic_threshold).lower(x).as_text()
+  assert "while" in text
+  assert "sort" not in text
+
+
 def test_percentile_is_on_the_scale_of_a_hundred():
   x = jnp.arange(1.0, 1001.0)[None]
   assert guidance.dynamic_threshold(x, 100.0)[0, -1] == 1
