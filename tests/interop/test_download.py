@@ -3,12 +3,14 @@
 From a server on this machine that answers as the Hub does.
 """
 
+import hashlib
 import json
 import pathlib
 import re
 import runpy
 import shlex
 import sys
+import types
 
 import huggingface_hub
 import numpy as np
@@ -17,7 +19,7 @@ from absl import logging
 from huggingface_hub import constants
 from ml_collections import ConfigDict
 
-from imagen_jax import build, export
+from imagen_jax import build, export, metrics
 from imagen_jax.cli import command_line
 from imagen_jax.interop import download, published, t5
 
@@ -129,6 +131,22 @@ def test_a_whole_repository(server, text, state, at, write_shards):
   assert len(server.requests) == 5  # three shards, index and config
   moved = download.moved(f"hf://google/t5{at}", "else")
   assert moved == f"hf://else/t5{at.rstrip('/')}"
+
+
+def test_a_full_clip(server):
+  """As --clip of evaluate; pickles beside it are not fetched."""
+  helper = pathlib.Path(__file__).parents[1] / "evals" / "clip_folder.py"
+  (server.root / "openai").mkdir()
+  folder = runpy.run_path(str(helper))["write_clip"](
+    server.root / "openai/clip"
+  )
+  write(folder, ["pytorch_model.bin", "tf_model.h5"])
+  args = types.SimpleNamespace(clip="hf://openai/clip")
+  found = metrics.load_clip(args, ("clip",))
+  weights = (folder / "model.safetensors").read_bytes()
+  assert found.digest == hashlib.sha256(weights).hexdigest()
+  assert found.model == "ViT-32/5@23px" and found.tokenizer.length == 9
+  assert not any(name.endswith(("bin", "h5")) for name in server.requests)
 
 
 @pytest.mark.parametrize(
