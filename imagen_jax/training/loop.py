@@ -18,7 +18,6 @@ from imagen_jax.training.batches import fingerprints
 from imagen_jax.training.evaluation import (
   BEST,
   Best,
-  Evaluator,
   read_evaluator,
 )
 from imagen_jax.training.goodput import Goodput
@@ -96,7 +95,7 @@ def train(
       with contextlib.ExitStack() as stack:
         # 1. Set up: read the examples of sample grids, open checkpoints.
         samples, held_out = read_samples(job), read_held_out(job)
-        evaluator = read_evaluator(job)
+        best = open_best(job, stack)
         saved = stack.enter_context(open_checkpoints(job))
 
         # 2. Restore or initialise the state; the data continues at its step.
@@ -114,19 +113,10 @@ def train(
           # 3. Compile all programs.
           step_fn, batch = compile_step(job, state, feed, log)
           watchdog = stack.enter_context(open_watchdog(run, on_hang))
-          best = evaluator and open_best(evaluator, stack)
           outputs = Outputs(
-            job=job,
-            writer=writer,
-            log=log,
-            trace=trace,
-            saved=saved,
-            config=config,
-            samples=samples,
-            watchdog=watchdog,
-            held_out=held_out,
-            best=best,
-          ).compile(state)
+            job, writer, log, trace, saved, config, samples, watchdog,
+            held_out, best,
+          ).compile(state)  # fmt: skip
           log.write_goodput(step)
 
           # 4. Train, see train_steps.
@@ -171,9 +161,15 @@ def open_checkpoints(job: Job) -> Checkpoints:
   )
 
 
-def open_best(evaluator: Evaluator, stack: contextlib.ExitStack) -> Best:
-  """Opens the folder of the best checkpoint, which the exit stack closes."""
-  job = evaluator.job
+def open_best(job: Job, stack: contextlib.ExitStack) -> Best | None:
+  """Opens the folder of the best checkpoint, which the exit stack closes.
+
+  Returns:
+    None without train.evaluate_every.
+  """
+  evaluator = read_evaluator(job)
+  if evaluator is None:
+    return None
   saved = Checkpoints(f"{job.workdir}/{BEST}", keep=1, log=job.progress.log)
   saved.clean()  # of saves that kill -9 ended
   return Best(evaluator, stack.enter_context(saved))
