@@ -111,7 +111,7 @@ def train(
           feed = open_feed(job, step, log, stack)
 
           # 3. Compile all programs.
-          step_fn, batch = compile_step(job, state, feed, log)
+          update, batch = compile_step(job, state, feed, log)
           watchdog = stack.enter_context(open_watchdog(run, on_hang))
           outputs = Outputs(
             job, writer, log, trace, saved, config, samples, watchdog,
@@ -121,7 +121,7 @@ def train(
 
           # 4. Train, see train_steps.
           state, interrupted = train_steps(
-            job, state, step_fn, batch, feed, outputs
+            job, state, update, batch, feed, outputs
           )
           step = int(state.step)
           with log.clock.part("checkpoint"):
