@@ -113,16 +113,14 @@ def train(
           # 3. Compile all programs.
           update, batch = compile_step(job, state, feed, log)
           watchdog = stack.enter_context(open_watchdog(run, on_hang))
-          outputs = Outputs(
+          out = Outputs(
             job, writer, log, trace, saved, config, samples, watchdog,
             held_out, best,
           ).compile(state)  # fmt: skip
           log.write_goodput(step)
 
           # 4. Train, see train_steps.
-          state, interrupted = train_steps(
-            job, state, update, batch, feed, outputs
-          )
+          state, interrupted = train_steps(job, state, update, batch, feed, out)
           step = int(state.step)
           with log.clock.part("checkpoint"):
             saved.wait()  # until the newest checkpoint is saved
