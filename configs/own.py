@@ -6,14 +6,15 @@ r"""A base stage of moderate size for images of your own: text to 64x64 images.
 
 The net has the layout of App. F.1 in small, with 110M parameters. Its text
 encoder is T5 v1.1 base, which is downloaded from the Hugging Face Hub once
-(1 GB). Without a network, choose one of these:
+(1 GB). Without a network, copy the two files from a machine that has one, and
+pass their paths:
 
-- Copy the two files from a machine that has one, and pass their paths as
-  --config.text.weights=PATH --config.text.vocabulary=PATH.
-- --config=configs/own.py:shipped takes the encoder of the demo, which is part
-  of the package. It knows the demo's few words, and spells other words by
-  letters. It suits trials and captions of few words.
-- --config=configs/own.py:none trains a net without text.
+  --config.text.weights=PATH --config.text.vocabulary=PATH
+
+--config=configs/own.py:shipped takes the encoder of the demo, which is part of
+the package. It knows the demo's few words, and spells other words by letters.
+It suits trials and captions of few words. --config=configs/own.py:none trains a
+net without text.
 
 Not in the paper: all numbers here. They are for some 10,000 to 1,000,000 images
 on one GPU or eight TPU cores. For more images, use configs/base_64.py.

@@ -72,5 +72,7 @@ def test_parts_are_opened_by_their_own_settings(tmp_path):
     batches.check_splits(data, keys, captions=True)
 
 
-def test_examples_that_are_drawn_are_not_described():
-  assert batches.fingerprints(Data(name="captioned_shapes/endless")) == []
+def test_examples_that_are_drawn_follow_from_their_split():
+  data = Data(name="captioned_shapes/endless")
+  expected = ["captioned_shapes/endless, train: endless train"]
+  assert batches.fingerprints(data) == expected

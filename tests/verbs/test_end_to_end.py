@@ -46,7 +46,8 @@ def train(here, workdir, *args: str) -> list[str]:
   """Trains to the end; what it printed. On standard error that is nothing."""
   process = start_training(here, workdir, *args)
   out, err = process.communicate()
-  assert (process.returncode, err) == (0, "")
+  assert process.returncode == 0, err
+  assert err == ""
   return out.splitlines()
 
 
