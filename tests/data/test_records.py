@@ -188,3 +188,25 @@ def test_many_small_reads_of_a_bucket_are_in_flight(tmp_path, bucket):
     taken, pipeline.make_batches(local, **options, steps=4), strict=True
   ):
     np.testing.assert_array_equal(batch["tokens"], expected["tokens"])
+
+
+class Raw(records.Records):
+  """Records of given bytes."""
+
+  def __init__(self, *data: bytes):
+    self._data, self._split_bytes = data, []
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def _bytes(self, index: int) -> bytes:
+    return self._data[index]
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_features():
+  """In which protobuf writes a map differs from process to process."""
+  a, b = b"image: 123", b"caption: 45"
+  first = Raw(a + b, b"c").fingerprint()
+  assert Raw(b + a, b"c").fingerprint() == first
+  assert Raw(a + b, b"d").fingerprint() != first
+  assert Raw(b"c", a + b).fingerprint() != first
