@@ -142,7 +142,7 @@ def relink(text: str, source: pathlib.Path, page: pathlib.Path) -> str:
     file = pathlib.Path(os.path.normpath(source.parent / path))
     file = file / "README.md" if file.is_dir() else file
     there = homes.get(file, file)
-    if there.suffix in (".md", ".png", ".svg") and (
+    if there.suffix in (".md", ".png", ".gif", ".svg") and (
       there.is_relative_to(docs) or there.suffix != ".md"
     ):
       return f"{label}({os.path.relpath(there, page.parent)}{hash_}{anchor})"

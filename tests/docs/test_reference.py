@@ -200,6 +200,7 @@ def test_docstrings_become_restructured_text(docs, lines, expected):
     ("[a](launch/)", "[a](launch.md)"),
     ("[a](FAULTS.md)", "[a](faults.md)"),
     ("![a](docs/shapes.png)", "![a](../shapes.png)"),
+    ("![a](docs/shapes.gif)", "![a](../shapes.gif)"),
     ("[a](setup.py)", "`setup.py`"),
     ("[a](https://x.y/z.md)", "[a](https://x.y/z.md)"),
     ("[a](#b)", "[a](#b)"),
