@@ -148,7 +148,8 @@ def folder(tmp_path, monkeypatch):
   monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-  monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' eight devices
+  for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):  # the tests have eight
+    monkeypatch.delenv(name, raising=False)
   monkeypatch.chdir(tmp_path)
   return tmp_path
 
