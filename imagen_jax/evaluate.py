@@ -33,9 +33,7 @@ from imagen_jax import build, files, imagen, jobs, metrics, suite, sweep
 from imagen_jax.cli import command_line, program
 from imagen_jax.data.captions import check_template
 from imagen_jax.evals import drawn, lines, points
-from imagen_jax.evals.features import (
-  RESIZES,
-)
+from imagen_jax.evals.features import RESIZES
 from imagen_jax.evals.statistics import ImageSet
 from imagen_jax.imagen import Imagen
 from imagen_jax.parallel.processes import shared_errors

@@ -50,8 +50,8 @@ def clip_score(
       f" {list(np.shape(text_features))}, expected both [images, d] with 2"
       " images or more"
     )
-  images = _directions(image_features, "image")
-  texts = _directions(text_features, "text")
+  images = directions(image_features, "image features of row {} are")
+  texts = directions(text_features, "text features of row {} are")
   own, count = np.sum(images * texts, axis=1), len(images)
   # The sum over all pairs is that of the sums: no matrix of N x N is needed.
   others = images.sum(0) @ texts.sum(0) - own.sum()
@@ -63,14 +63,21 @@ def clip_score(
   )
 
 
-def _directions(features: np.ndarray, what: str) -> np.ndarray:
-  """Divides rows by their lengths, in float64."""
+def directions(features: np.ndarray, bad_row: str) -> np.ndarray:
+  """Divides rows by their lengths, in float64.
+
+  Args:
+    features: [n, d].
+    bad_row: how an error's sentence begins, with {} for the row's number.
+
+  Raises:
+    ValueError: a row is zero or not finite.
+  """
   x = np.asarray(features, np.float64)
   length = np.linalg.norm(x, axis=1, keepdims=True)
   bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
   if bad.size:
     raise ValueError(
-      f"{what} features of row {bad[0]} are zero or not finite, expected a"
-      " direction"
+      f"{bad_row.format(bad[0])} zero or not finite, expected a direction"
     )
   return x / length

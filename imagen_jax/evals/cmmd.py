@@ -6,6 +6,8 @@ ViT-L/14 at 336 pixels. The tower is the caller's.
 
 import numpy as np
 
+from imagen_jax.evals.clip_score import directions
+
 SIGMA = 10.0  # the width of the kernel
 SCALE = 1000.0  # by which values are multiplied to be readable
 _ROWS = 1024  # of a block of the kernel's matrix
@@ -33,7 +35,8 @@ def cmmd(first: np.ndarray, second: np.ndarray) -> float:
       f"embeddings are {list(shapes[0])} and {list(shapes[1])}, expected"
       " [images, d] with one d"
     )
-  x, y = _unit(first, "first"), _unit(second, "second")
+  x = directions(first, "row {} of the first embeddings is")
+  y = directions(second, "row {} of the second embeddings is")
   return SCALE * (_mean(x, x) + _mean(y, y) - 2 * _mean(x, y))
 
 
@@ -47,16 +50,3 @@ def _mean(x: np.ndarray, y: np.ndarray) -> float:
     products = x[start : start + _ROWS] @ y.T
     total += np.exp((products - 1) / SIGMA**2).sum()
   return total / (len(x) * len(y))
-
-
-def _unit(embeddings: np.ndarray, what: str) -> np.ndarray:
-  """Divides rows by their lengths, in float64."""
-  x = np.asarray(embeddings, np.float64)
-  length = np.linalg.norm(x, axis=1, keepdims=True)
-  bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
-  if bad.size:
-    raise ValueError(
-      f"row {bad[0]} of the {what} embeddings is zero or not finite, expected a"
-      " direction"
-    )
-  return x / length

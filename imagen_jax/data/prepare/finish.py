@@ -193,9 +193,9 @@ def _tile(data: bytes) -> np.ndarray:
   """Draws a record's image above its first caption."""
   feature = tf_example_pb2.Example.FromString(data).features.feature
   image = images.decode(feature["image"].bytes_list.value[0], _SIDE)
-  image = images.to_float(images.central_square(image))
+  image = images.resize_bytes(images.central_square(image), _SIDE)
   caption = feature["caption"].bytes_list.value[0].decode()[:200]
-  return png.captioned(images.to_uint8(images.resize(image, _SIDE)), caption)
+  return png.captioned(image, caption)
 
 
 def _summary(totals: dict[str, int], kinds: collections.Counter) -> list[str]:
