@@ -55,7 +55,7 @@ if args[:1] == ["-m"]:
   if verb in ("train", "embed") and "data.name" not in " ".join(args):
     args.append("--config.data.name=captioned_shapes/tiny")
   if "own.py" in " ".join(args):
-    net = {{"embed_dim": 16, "text_width": 32, "num_res_blocks": 1}}
+    net = {{"embed_dim": 32, "text_width": 32, "num_res_blocks": 1}}
     args += [f"--config.stage.net.{{key}}={{net[key]}}" for key in net]
 os.execv("{python}", ["{python}", *args])
 """
